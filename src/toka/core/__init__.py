@@ -1,0 +1,1 @@
+"""Values that every room shares: frozen, pure, free of I/O."""

@@ -1,0 +1,126 @@
+"""The capability names that Toka knows, as data.
+
+A *primitive* is what policies, tools and the sandbox understand. An *alias* is another spelling of one. A *preset*
+stands for primitives with arguments. Every other name grants nothing, and validation says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from toka.core.capability import Capability
+
+FILESYSTEM_READ: Final = "filesystem-read"
+FILESYSTEM_WRITE: Final = "filesystem-write"
+COMMAND_EXECUTION: Final = "command-execution"
+NETWORK_ACCESS: Final = "network-access"
+GIT_ACCESS: Final = "git-access"
+
+PRIMITIVES: Final[Mapping[str, tuple[str, ...]]] = {
+    FILESYSTEM_READ: ("paths",),
+    FILESYSTEM_WRITE: ("paths",),
+    COMMAND_EXECUTION: ("programs",),
+    NETWORK_ACCESS: ("hosts", "ports"),
+    GIT_ACCESS: (),
+}
+"""Each primitive with the arguments it takes."""
+
+ALIASES: Final[Mapping[str, str]] = {
+    "file-system-read": FILESYSTEM_READ,
+    "file-system-write": FILESYSTEM_WRITE,
+    "file-read": FILESYSTEM_READ,
+    "file-write": FILESYSTEM_WRITE,
+    "network": NETWORK_ACCESS,
+    "network-access-limited": NETWORK_ACCESS,
+    "git": GIT_ACCESS,
+    "git-operations": GIT_ACCESS,
+    "shell-execution": COMMAND_EXECUTION,
+}
+
+NEEDS_ARGUMENTS: Final = frozenset({"network-access-limited"})
+"""Names that grant nothing until their arguments say what: limited to which hosts?"""
+
+COREUTILS: Final = (
+    "basename", "cat", "chmod", "comm", "cp", "cut", "date", "diff", "dirname", "du", "echo", "env", "expr", "false",
+    "find", "grep", "head", "ln", "ls", "mkdir", "mktemp", "mv", "nl", "od", "paste", "printf", "pwd", "readlink",
+    "realpath", "rm", "rmdir", "sed", "seq", "sha256sum", "sleep", "sort", "split", "stat", "tail", "tee", "test",
+    "timeout", "touch", "tr", "true", "uniq", "wc", "which", "xargs", "yes",
+)  # fmt: skip
+
+PRESETS: Final[Mapping[str, tuple[Capability, ...]]] = {
+    "cargo-execution": (Capability(COMMAND_EXECUTION, programs=("cargo", "rustc", "rustdoc", "cc", "ld")),),
+    "cargo-test-execution": (Capability(COMMAND_EXECUTION, programs=("cargo", "rustc", "rustdoc", "cc", "ld")),),
+    "python-execution": (Capability(COMMAND_EXECUTION, programs=("python3",)),),
+    "node-execution": (Capability(COMMAND_EXECUTION, programs=("node", "npm", "npx")),),
+    "make-execution": (Capability(COMMAND_EXECUTION, programs=("make", "sh", *COREUTILS)),),
+    "script-execution": (Capability(COMMAND_EXECUTION, programs=("bash", "sh", *COREUTILS)),),
+    "database-access": (Capability(COMMAND_EXECUTION, programs=("sqlite3", "psql")),),
+    "github-api-access": (Capability(NETWORK_ACCESS, hosts=("api.github.com",), ports=("443",)),),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What one declared name stands for.
+
+    Attributes:
+        capabilities: the primitives it grants; empty when it grants nothing.
+        note: why it grants nothing or less than one may think; empty when there is nothing to say.
+    """
+
+    capabilities: tuple[Capability, ...]
+    note: str = ""
+
+
+def resolve(
+    name: str,
+    arguments: Mapping[str, Sequence[str]],
+    custom: Mapping[str, tuple[Capability, ...]] | None = None,
+) -> Resolution:
+    """Turns a declared name with its arguments into primitives.
+
+    Args:
+        name: as written in the spec.
+        arguments: `paths`, `hosts`, `programs`, `ports`; a missing key restricts nothing.
+        custom: further presets, from settings; they cannot redefine a known name.
+
+    Raises:
+        CapabilityError: an argument is malformed.
+    """
+    target = ALIASES.get(name, name)
+    if target in PRIMITIVES:
+        if name in NEEDS_ARGUMENTS and not arguments:
+            return Resolution((), f"{name} grants nothing until it says which hosts: {name}: {{hosts: [...]}}")
+        taken = PRIMITIVES[target]
+        wrong = [a for a in arguments if a not in taken]
+        if wrong:
+            accepted = f"it takes {', '.join(taken)}" if taken else "it takes none"
+            return Resolution((), f"{name} does not take {', '.join(wrong)}; {accepted}, so it grants nothing")
+        capability = Capability(target, **{k: tuple(v) for k, v in arguments.items()})
+        if target == FILESYSTEM_WRITE:
+            return Resolution((capability, Capability(FILESYSTEM_READ, paths=capability.paths)))
+        if target == NETWORK_ACCESS and capability.hosts is None:
+            return Resolution((capability,), f"{name} without hosts means any public host on port 443")
+        return Resolution((capability,))
+    preset = PRESETS.get(name) or (custom or {}).get(name)
+    if preset is None:
+        return Resolution((), f"nobody defines {name}; it grants nothing")
+    return _narrowed(name, preset, arguments)
+
+
+def _narrowed(name: str, preset: tuple[Capability, ...], arguments: Mapping[str, Sequence[str]]) -> Resolution:
+    """A preset may be narrowed by arguments, never widened."""
+    out: list[Capability] = []
+    for capability in preset:
+        mine = {k: tuple(v) for k, v in arguments.items() if k in PRIMITIVES[capability.name]}
+        narrowed = capability.intersect(Capability(capability.name, **mine))
+        if narrowed is not None:
+            out.append(narrowed)
+    return Resolution(tuple(out), "" if out else f"the arguments of {name} leave nothing of it")
+
+
+def known_names() -> tuple[str, ...]:
+    """All names that grant something, sorted: for did-you-mean and for the reference."""
+    return tuple(sorted({*PRIMITIVES, *ALIASES, *PRESETS}))

@@ -1,0 +1,118 @@
+"""The SQLite file: where it lies, its tables, how a connection is opened."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from toka.errors import JournalError
+
+FILE: Final = "journal.db"
+SCHEMA: Final = 1
+
+_DDL: Final = """
+CREATE TABLE streams(
+  id INTEGER PRIMARY KEY, run TEXT NOT NULL, name TEXT NOT NULL,
+  epoch INTEGER NOT NULL, head_seq INTEGER NOT NULL, head BLOB NOT NULL, UNIQUE(run, name));
+CREATE TABLE events(
+  id INTEGER PRIMARY KEY, stream INTEGER NOT NULL REFERENCES streams(id),
+  seq INTEGER NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL, hash BLOB NOT NULL);
+CREATE UNIQUE INDEX events_by_stream ON events(stream, seq);
+CREATE TABLE leases(
+  run TEXT PRIMARY KEY, token INTEGER NOT NULL, host TEXT NOT NULL, boot TEXT NOT NULL, pidns TEXT NOT NULL,
+  pid INTEGER NOT NULL, started INTEGER NOT NULL, taken REAL NOT NULL, until REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE commands(
+  id INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL, verb TEXT NOT NULL, agent TEXT NOT NULL,
+  arguments TEXT NOT NULL, author TEXT NOT NULL, reason TEXT NOT NULL, at REAL NOT NULL);
+CREATE INDEX commands_by_run ON commands(run, id);
+CREATE TABLE blobs(digest TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
+"""
+
+
+def prepare(state: Path) -> Path:
+    """Makes the state directory (0700) and the database file (0600) when they are missing; returns the file.
+
+    Raises:
+        JournalError: the directory or the file cannot be made or written.
+    """
+    path = state / FILE
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.exists():
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        if not os.access(path, os.R_OK | os.W_OK) or not os.access(state, os.W_OK | os.X_OK):
+            raise PermissionError(13, "Permission denied", str(path))
+    except OSError as e:
+        raise JournalError(
+            f"cannot use the state directory {state}: {e.strerror or e}",
+            hint="choose another with --state DIR or TOKA_STATE, or mend its permissions",
+        ) from e
+    connection = connect(path)
+    try:
+        _migrate(connection, path)
+    finally:
+        connection.close()
+    return path
+
+
+def connect(path: Path, *, readonly: bool = False, anywhere: bool = False) -> sqlite3.Connection:
+    """Opens a connection in autocommit mode.
+
+    Args:
+        path: the database file.
+        readonly: refuse writes.
+        anywhere: the connection is used from another thread than this one, by one thread at a time.
+
+    Raises:
+        JournalError: the file is not a usable database.
+    """
+    try:
+        connection = sqlite3.connect(path, isolation_level=None, timeout=10, check_same_thread=not anywhere)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        if readonly:
+            connection.execute("PRAGMA query_only=ON")
+    except sqlite3.Error as e:
+        raise failure(e, path) from e
+    return connection
+
+
+def failure(error: sqlite3.Error, path: Path) -> JournalError:
+    """What went wrong with the database, in the words of whoever has to mend it."""
+    text = str(error)
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+        hint = "free some space on that disk; nothing recorded is lost, and the run can be resumed"
+    elif code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        hint = "another process holds the database; try again"
+    elif code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+        hint = "mend the permissions of the file and its directory, or choose another with --state DIR"
+    elif code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        hint = "the file is damaged or is no journal; restore it from a backup or choose another --state DIR"
+    else:
+        hint = None
+    return JournalError(f"journal {path}: {text}", hint=hint)
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == SCHEMA:
+            return
+        if version > SCHEMA:
+            raise JournalError(
+                f"journal {path} was written by a newer Toka (form {version}, this one knows {SCHEMA})",
+                hint="use that version, or choose another --state DIR",
+            )
+        connection.execute("BEGIN IMMEDIATE")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            for statement in _DDL.split(";\n"):
+                if statement.strip():
+                    connection.execute(statement)
+            connection.execute(f"PRAGMA user_version={SCHEMA}")
+        connection.execute("COMMIT")
+    except sqlite3.Error as e:
+        raise failure(e, path) from e
