@@ -17,6 +17,8 @@ HOST: Final = re.compile(
     r"(?=.{1,253}$)(?:\*\.)?[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*"
 )
 """A plain ASCII host name, lower case, possibly `*.` in front (fullmatch)."""
+NUMERIC: Final = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
+"""A host whose last label is a number: resolvers read it as an IPv4 address (fullmatch)."""
 PROGRAM: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 """A program's file name, no path (fullmatch)."""
 
@@ -112,7 +114,7 @@ class Capability:
             object.__setattr__(self, "paths", _reduced(map(normal_path, self.paths), _path_in))
         if self.hosts is not None:
             hosts = [h.lower() for h in self.hosts]
-            if bad := next((h for h in hosts if not HOST.fullmatch(h) or re.fullmatch(r"[0-9.]+", h)), None):
+            if bad := next((h for h in hosts if not HOST.fullmatch(h) or NUMERIC.fullmatch(h)), None):
                 raise CapabilityError(
                     f"{bad!r} is not a host name; write names such as api.example.org or *.example.org"
                 )

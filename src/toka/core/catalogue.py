@@ -40,7 +40,7 @@ ALIASES: Final[Mapping[str, str]] = {
 }
 
 NEEDS_ARGUMENTS: Final = frozenset({"network-access-limited"})
-"""Names that grant nothing until their arguments say what: limited to which hosts?"""
+"""Names that grant nothing until `hosts` says what they are limited to."""
 
 COREUTILS: Final = (
     "basename", "cat", "chmod", "comm", "cp", "cut", "date", "diff", "dirname", "du", "echo", "env", "expr", "false",
@@ -91,7 +91,7 @@ def resolve(
     """
     target = ALIASES.get(name, name)
     if target in PRIMITIVES:
-        if name in NEEDS_ARGUMENTS and not arguments:
+        if name in NEEDS_ARGUMENTS and "hosts" not in arguments:
             return Resolution((), f"{name} grants nothing until it says which hosts: {name}: {{hosts: [...]}}")
         taken = PRIMITIVES[target]
         wrong = [a for a in arguments if a not in taken]
@@ -99,10 +99,13 @@ def resolve(
             accepted = f"it takes {', '.join(taken)}" if taken else "it takes none"
             return Resolution((), f"{name} does not take {', '.join(wrong)}; {accepted}, so it grants nothing")
         capability = Capability(target, **{k: tuple(v) for k, v in arguments.items()})
+        if capability.empty:
+            return Resolution((), f"the arguments of {name} leave nothing of it")
         if target == FILESYSTEM_WRITE:
             return Resolution((capability, Capability(FILESYSTEM_READ, paths=capability.paths)))
         if target == NETWORK_ACCESS and capability.hosts is None:
-            return Resolution((capability,), f"{name} without hosts means any public host on port 443")
+            ports = ", ".join(capability.ports or ("443",))
+            return Resolution((capability,), f"{name} without hosts means any public host on port {ports}")
         return Resolution((capability,))
     preset = PRESETS.get(name) or (custom or {}).get(name)
     if preset is None:
@@ -111,7 +114,11 @@ def resolve(
 
 
 def _narrowed(name: str, preset: tuple[Capability, ...], arguments: Mapping[str, Sequence[str]]) -> Resolution:
-    """A preset may be narrowed by arguments, never widened."""
+    """A preset may be narrowed by arguments, never widened; an argument that narrows no part of it is not ignored."""
+    taken = {a for capability in preset for a in PRIMITIVES[capability.name]}
+    wrong = [a for a in arguments if a not in taken]
+    if wrong:
+        return Resolution((), f"{name} does not take {', '.join(wrong)}, so it grants nothing")
     out: list[Capability] = []
     for capability in preset:
         mine = {k: tuple(v) for k, v in arguments.items() if k in PRIMITIVES[capability.name]}

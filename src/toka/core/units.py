@@ -17,11 +17,12 @@ MONEY_FORMS: Final = "US dollars: $2.50, $1, 0.40"
 RATE_FORMS: Final = "bits per second: 100Mbps, 10Kbps, 1Gbps, 800bps"
 COUNT_FORMS: Final = "a whole number, or one with k or M: 20000, 200k, 1.5M"
 
-_NUMBER = r"(?P<number>[0-9]{1,15}(?:\.[0-9]{1,9})?)"
+_NUMBER = r"(?P<number>[0-9]{1,18}(?:\.[0-9]{1,9})?)"
 _BYTES = re.compile(_NUMBER + r" ?(?P<unit>B|KB|MB|GB|TB)?")
 _CPU = re.compile(_NUMBER + r" ?(?P<unit>%)?")
 _DURATION = re.compile(
-    r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?"
+    r"(?:([0-9]+(?:\.[0-9]+)?)d)?(?:([0-9]+(?:\.[0-9]+)?)h)?(?:([0-9]+(?:\.[0-9]+)?)m(?!s))?"
+    r"(?:([0-9]+(?:\.[0-9]+)?)s)?(?:([0-9]+)ms)?"
 )
 _MONEY = re.compile(r"\$?" + _NUMBER)
 _RATE = re.compile(_NUMBER + r" ?(?P<unit>bps|Kbps|Mbps|Gbps)")
@@ -30,6 +31,9 @@ _COUNT = re.compile(_NUMBER + r"(?P<unit>k|M)?")
 _BYTE_SIZE = {"B": 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3, "TB": 1024**4}
 _RATE_SIZE = {"bps": 1, "Kbps": 10**3, "Mbps": 10**6, "Gbps": 10**9}
 _COUNT_SIZE = {None: 1, "k": 1000, "M": 1_000_000}
+_LONGEST = 100 * 365 * 86_400.0
+_MOST_CORES = 100_000.0
+_MOST_DOLLARS = 1e9
 _SECONDS = (86_400.0, 3_600.0, 60.0, 1.0, 0.001)
 
 
@@ -48,7 +52,7 @@ def parse_bytes(value: str | int) -> int:
     match = _BYTES.fullmatch(value) if isinstance(value, str) else None
     if match is None or ("." in match["number"] and match["unit"] in (None, "B")):
         raise UnitError(value, "a size", BYTE_FORMS)
-    return round(float(match["number"]) * _BYTE_SIZE[match["unit"] or "B"])
+    return _times(match["number"], _BYTE_SIZE[match["unit"] or "B"])
 
 
 def format_bytes(size: int) -> str:
@@ -60,21 +64,22 @@ def format_bytes(size: int) -> str:
 
 
 def parse_cpu(value: str | float) -> float:
-    """Cores: "75%" -> 0.75, "0.5" -> 0.5. Zero is no limit anybody can live with and is refused. Raises UnitError."""
+    """Cores, exact to 1e-9: "75%" -> 0.75, "0.5" -> 0.5. Zero cores are refused. Raises UnitError."""
     if isinstance(value, str):
         match = _CPU.fullmatch(value)
         cores = float(match["number"]) / (100 if match["unit"] else 1) if match else 0.0
     else:
-        cores = 0.0 if isinstance(value, bool) else float(value)
-    if not (math.isfinite(cores) and cores > 0):
+        cores = 0.0 if isinstance(value, bool) else _float(value)
+    cores = round(cores, 9) if math.isfinite(cores) else 0.0
+    if not 0 < cores <= _MOST_CORES:
         raise UnitError(value, "a CPU limit", CPU_FORMS)
     return cores
 
 
 def format_cpu(cores: float) -> str:
-    """Percent of one core where that is exact, else cores: 0.75 -> 75%."""
-    percent = f"{cores * 100:.9f}".rstrip("0").rstrip(".")
-    return percent + "%" if float(percent) / 100 == cores and float(percent) > 0 else f"{cores:.17g}"
+    """Percent of one core where that is a whole number, else cores: 0.75 -> 75%, 0.125 -> 0.125."""
+    percent = round(cores * 100)
+    return f"{percent}%" if percent / 100 == cores else f"{cores:.9f}".rstrip("0").rstrip(".")
 
 
 def parse_duration(value: str | float) -> float:
@@ -83,9 +88,9 @@ def parse_duration(value: str | float) -> float:
     if match is None or len(str(value)) > 60:
         raise UnitError(value, "a duration", DURATION_FORMS)
     total = math.fsum(float(part) * unit for part, unit in zip(match.groups(), _SECONDS, strict=True) if part)
-    if total <= 0:
-        raise UnitError(value, "a duration above zero", DURATION_FORMS)
-    return total
+    if not 0 < total <= _LONGEST:
+        raise UnitError(value, "a duration above zero and below a century", DURATION_FORMS)
+    return round(total, 9)
 
 
 def format_duration(seconds: float) -> str:
@@ -100,15 +105,15 @@ def format_duration(seconds: float) -> str:
 
 
 def parse_money(value: str | float) -> float:
-    """US dollars. Raises UnitError."""
+    """US dollars, exact to 1e-9. Raises UnitError."""
     if isinstance(value, str):
         match = _MONEY.fullmatch(value)
         amount = float(match["number"]) if match else -1.0
     else:
-        amount = -1.0 if isinstance(value, bool) else float(value)
-    if not (math.isfinite(amount) and amount >= 0):
+        amount = -1.0 if isinstance(value, bool) else _float(value)
+    if not 0 <= amount <= _MOST_DOLLARS:
         raise UnitError(value, "an amount of money", MONEY_FORMS)
-    return amount
+    return round(amount, 9)
 
 
 def format_money(usd: float) -> str:
@@ -120,7 +125,7 @@ def format_money(usd: float) -> str:
 def parse_rate(value: str | float) -> int:
     """Bits per second; the prefixes are decimal, as networks count. Raises UnitError."""
     match = _RATE.fullmatch(value) if isinstance(value, str) else None
-    rate = round(float(match["number"]) * _RATE_SIZE[match["unit"]]) if match else 0
+    rate = _times(match["number"], _RATE_SIZE[match["unit"]]) if match else 0
     if rate <= 0:
         raise UnitError(value, "a bandwidth", RATE_FORMS)
     return rate
@@ -142,4 +147,17 @@ def parse_count(value: str | int) -> int:
     count = float(match["number"]) * _COUNT_SIZE[match["unit"]] if match else 0.5
     if match is None or abs(count - round(count)) > 1e-6:
         raise UnitError(value, "a count", COUNT_FORMS)
-    return round(count)
+    return _times(match["number"], _COUNT_SIZE[match["unit"]])
+
+
+def _times(number: str, size: int) -> int:
+    """Whole numbers exactly, others rounded."""
+    return round(float(number) * size) if "." in number else int(number) * size
+
+
+def _float(value: float) -> float:
+    """As a float; infinite when a whole number is beyond one."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf

@@ -1,7 +1,7 @@
 """One frozen class per kind of event, and their stored form.
 
-Fields are JSON values, so the stored form is the fields by name; those at their default are left out. The form is
-versioned: a reader ignores fields it does not know and keeps kinds it does not know as `Unknown`, so that the journal of
+Fields are JSON values, so the stored form is the fields by name; those at their default are left out. The form has a
+version: a reader ignores fields it does not know and keeps kinds it does not know as `Unknown`, so that the journal of
 every released version can be read for ever.
 """
 
@@ -141,6 +141,7 @@ class TaskStateChanged:
         reason: why; for a failure, the error.
         report: what the agent reported at the end: status, summary, artifacts, metrics.
         title: the task's description, on its first event.
+        why: the cause as a word for programs: exit, timeout, limit, malformed ...
     """
 
     KIND: ClassVar[str] = "task_state"
@@ -150,6 +151,7 @@ class TaskStateChanged:
     reason: str = ""
     report: JSON | None = None
     title: str = ""
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,7 @@ class StepIntent:
         evidence: what a probe needs after a crash, for a checkable act.
         reserved: what was reserved in the budgets: tokens, USD.
         again: how often this step was started before.
+        lost: usage and cost charged for the start before, whose answer was lost: [five token counts, USD or None].
     """
 
     KIND: ClassVar[str] = "step_intent"
@@ -180,6 +183,7 @@ class StepIntent:
     evidence: JSON | None = None
     reserved: list[float] | None = None
     again: int = 0
+    lost: list[Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,13 +216,15 @@ class StepFailed:
     Attributes:
         error: the cause as a word: timeout, rate_limit, malformed ...
         message: for people.
-        usage: tokens charged all the same.
+        retryable: whether trying again may help.
+        usage, cost_usd: what was charged all the same.
     """
 
     KIND: ClassVar[str] = "step_failed"
     step: str
     error: str
     message: str
+    retryable: bool = True
     usage: list[int] | None = None
     cost_usd: float | None = None
 

@@ -43,6 +43,7 @@ class TaskState:
         status: where it stands.
         attempt: the current try, from 1; 0 before the first.
         reason: of the last change; for a failed task its error.
+        why: the cause as a word for programs.
         report: what the agent reported at the end.
         in_flight: steps with an intent and no end: step key -> what.
         question: of a step in doubt: what a person must answer; empty otherwise.
@@ -56,10 +57,11 @@ class TaskState:
     status: TaskStatus = TaskStatus.QUEUED
     attempt: int = 0
     reason: str = ""
+    why: str = ""
     report: JSON | None = None
     in_flight: Mapping[str, str] = field(default_factory=dict[str, str])
     question: str = ""
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     tool_calls: int = 0
     denied: int = 0
 
@@ -90,6 +92,8 @@ class AgentState:
         usage: tokens of its model calls, tasks and repairs together.
         cost_usd: None when a call of unknown price was made.
         started_at, ended_at: wall-clock seconds; None before that.
+        active_s: seconds it was being executed, without the time between a crash and its resumption.
+        stint_at: when the current executor started it; None before that.
         changed_at: when its last event was written.
     """
 
@@ -100,12 +104,14 @@ class AgentState:
     holds: Mapping[str, str] = field(default_factory=dict[str, str])
     tasks: Mapping[str, TaskState] = field(default_factory=dict[str, TaskState])
     objectives: Mapping[int, ObjectiveState] = field(default_factory=dict[int, ObjectiveState])
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     cost_usd: float | None = 0.0
     tool_calls: int = 0
     denied: int = 0
     started_at: float | None = None
     ended_at: float | None = None
+    active_s: float = 0.0
+    stint_at: float | None = None
     changed_at: float = 0.0
 
     @property
@@ -222,12 +228,16 @@ def _agent_state(state: AgentState, record: Record) -> AgentState:
     event = record.event
     assert isinstance(event, AgentStateChanged)
     status = AgentStatus(event.state)
-    started = state.started_at
-    if started is None and status is AgentStatus.STARTING:
-        started = record.at
+    started, active, stint = state.started_at, state.active_s, state.stint_at
+    if status is AgentStatus.STARTING:
+        started = record.at if started is None else started
+        active += max(0.0, state.changed_at - stint) if stint is not None else 0.0
+        stint = record.at
     return replace(
         state,
         status=status,
+        active_s=active,
+        stint_at=stint,
         reason=event.reason,
         why=event.why,
         started_at=started,
@@ -247,6 +257,7 @@ def _task_state(state: AgentState, record: Record) -> AgentState:
         status=status,
         attempt=event.attempt or old.attempt,
         reason=event.reason,
+        why=event.why,
         report=event.report if event.report is not None else old.report,
         question=old.question if status is TaskStatus.NEEDS_ATTENTION else "",
     )
@@ -258,8 +269,14 @@ def _intent(state: AgentState, record: Record) -> AgentState:
     assert isinstance(event, StepIntent)
     task = _task_of(state, event.step)
     counted = 1 if "/tool/" in event.step and not event.again else 0
-    new = replace(task, in_flight={**task.in_flight, event.step: event.what}, tool_calls=task.tool_calls + counted)
-    return _with_task(state, record, new, tool_calls=state.tool_calls + counted)
+    flying = {**task.in_flight, event.step: event.what}
+    if event.lost is None:
+        new = replace(task, in_flight=flying, tool_calls=task.tool_calls + counted)
+        return _with_task(state, record, new, tool_calls=state.tool_calls + counted)
+    usage, price = Usage.from_json(event.lost), event.lost[5]
+    cost = None if state.cost_usd is None or price is None else state.cost_usd + price
+    new = replace(task, in_flight=flying, usage=task.usage + usage)
+    return _with_task(state, record, new, usage=state.usage + usage, cost_usd=cost)
 
 
 def _ended_step(state: AgentState, record: Record) -> AgentState:

@@ -1,0 +1,131 @@
+"""Composition root: the only place that builds concrete classes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import secrets
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from toka.config.settings import Settings, load_settings
+from toka.core.clock import Clock, SystemClock
+from toka.journal.journal import Journal
+from toka.journal.sqlite import SqliteJournal, SqliteReader
+from toka.llm.gateway import LlmGateway
+from toka.llm.model import Model
+from toka.llm.pricing import Price, PriceList
+from toka.llm.registry import ModelRegistry
+from toka.llm.resolve import AUTO, resolve_auto
+from toka.runtime.context import Runtime
+from toka.sandbox.host import Sandbox
+from toka.sandbox.policy import SandboxPolicy
+from toka.tools.tool import Tool
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a caller brings instead of the real thing: tests bring fakes, programs their own models and tools.
+
+    Attributes:
+        journal: made in the running loop; None is SQLite in the state directory. Closed with the runtime.
+        clock: None is the machine's.
+        random: uniform in [0, 1); None is the operating system's.
+        models: by model string; they go before all others.
+        tools: beyond the built-in ones.
+    """
+
+    journal: Callable[[Path, Clock], Journal] | None = None
+    clock: Clock | None = None
+    random: Callable[[], float] | None = None
+    models: Mapping[str, Model] = field(default_factory=dict[str, Model])
+    tools: tuple[Tool, ...] = ()
+
+
+def read_settings(
+    flags: Mapping[str, object] | None = None,
+    *,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """The settings of this process: flags, then TOKA_*, then the files. Raises ConfigError."""
+    return load_settings(cwd or Path.cwd(), os.environ if environment is None else environment, flags)
+
+
+def open_reader(settings: Settings) -> SqliteReader:
+    """The journal for reading. Raises JournalError."""
+    return SqliteReader(settings.state, SystemClock())
+
+
+@asynccontextmanager
+async def open_runtime(
+    settings: Settings | None = None, parts: Parts | None = None, *, environment: Mapping[str, str] | None = None
+) -> AsyncGenerator[Runtime]:
+    """Opens the runtime of a process; on leaving, agents still running are left resumable and everything is closed.
+
+    Args:
+        settings: None reads them as the command line does.
+        parts: what to use instead of the real parts.
+        environment: API keys and addresses; None is the process's.
+
+    Raises:
+        ConfigError: the settings are wrong.
+        JournalError: the state directory cannot be used.
+    """
+    environ = dict(os.environ if environment is None else environment)
+    settings = settings or read_settings(environment=environ)
+    for name, secret in settings.keys.items():
+        environ.setdefault(name, secret.reveal(environ))
+    parts = parts or Parts()
+    clock = parts.clock or SystemClock()
+    jitter = parts.random or random.SystemRandom().random
+    journal = parts.journal(settings.state, clock) if parts.journal else SqliteJournal(settings.state, clock)
+    registry = ModelRegistry(environ, clock, settings.base_url, parts.models)
+    gateway = LlmGateway(registry, clock, jitter, prices=_prices(settings, clock))
+    background: set[asyncio.Task[Any]] = set()
+
+    async def resolve(model: str | None) -> str:
+        chosen = model or settings.model
+        found = await resolve_auto(environ, settings.base_url) if chosen == AUTO else chosen
+        registry(found)
+        return found
+
+    async def start_sandbox(workspace: Path, policy: SandboxPolicy) -> Sandbox:
+        return await Sandbox.start(workspace, policy, clock=clock)
+
+    def spawn(body: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(body)
+        background.add(task)
+        task.add_done_callback(background.discard)
+        return task
+
+    try:
+        yield Runtime(
+            state=settings.state,
+            journal=journal,
+            clock=clock,
+            random=jitter,
+            randbelow=secrets.randbelow,
+            gateway=gateway,
+            resolve_model=resolve,
+            start_sandbox=start_sandbox,
+            tools=parts.tools,
+            execution=settings.execution,
+            capabilities=settings.capabilities,
+            spawn=spawn,
+        )
+    finally:
+        for task in list(background):
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        await gateway.aclose()
+        await journal.aclose()
+
+
+def _prices(settings: Settings, clock: Clock) -> PriceList:
+    overrides = {model: Price(p.input, p.output, p.cache_read, p.cache_write) for model, p in settings.pricing.items()}
+    return PriceList(clock.now, overrides)

@@ -1,0 +1,1 @@
+"""What the user wrote: specs and settings, read, checked and frozen."""

@@ -1,0 +1,371 @@
+"""AgentConfig: one agent as its spec declares it, validated and frozen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Self, cast
+
+from pydantic import Field, JsonValue, PrivateAttr, SkipValidation, ValidationError
+
+from toka.config import rules
+from toka.config.diagnostics import Finding, Position, in_order, summary
+from toka.config.dialect import CAPABILITY_LIST, canonical
+from toka.config.faults import place_of, report
+from toka.config.fields import Part, Priority, Prose
+from toka.config.load import is_directory, read_source, spec_files
+from toka.config.nodes import MapNode, plain
+from toka.config.parts import (
+    AgentSpec,
+    CapabilityRequest,
+    Check,
+    Dependencies,
+    Dependency,
+    Metadata,
+    Metric,
+    ModelName,
+    Objective,
+    Reporting,
+    Risk,
+    RiskMitigation,
+    Security,
+    Skills,
+)
+from toka.config.source import MAX_BYTES, Source, screen
+from toka.config.tasks import TaskEntry, Tasks, TaskSpec, resolve_tasks
+from toka.config.yaml import read_nodes
+from toka.core.capability import Capability, Grant
+from toka.core.catalogue import resolve
+from toka.core.ids import AgentName
+from toka.core.limits import Limits
+from toka.errors import ConfigError
+
+__all__ = [
+    "AgentConfig",
+    "AgentSpec",
+    "CapabilityRequest",
+    "Check",
+    "Dependencies",
+    "Dependency",
+    "GrantNote",
+    "Metadata",
+    "Metric",
+    "Objective",
+    "Priority",
+    "Reporting",
+    "Risk",
+    "RiskMitigation",
+    "Security",
+    "Skills",
+    "TaskEntry",
+    "TaskSpec",
+    "Tasks",
+]
+
+RECORD_VERSION: Final = 1
+"""The version of `AgentConfig.to_json`."""
+Texts = dict[str, tuple[Prose, ...]]
+Presets = Mapping[str, tuple[Capability, ...]]
+"""Capabilities that the settings define: what each name stands for."""
+
+
+@dataclass(frozen=True, slots=True)
+class GrantNote:
+    """Something to know about one requested capability.
+
+    Attributes:
+        request: what was asked.
+        text: one sentence.
+        empty: True when the request grants nothing; else it grants more than its name says.
+    """
+
+    request: CapabilityRequest
+    text: str
+    empty: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a spec came from.
+
+    Attributes:
+        source: its text, empty when it was rebuilt from a record, and the findings about it.
+        path: its file; None for text.
+    """
+
+    source: Source
+    path: Path | None
+
+
+class AgentConfig(Part):
+    """One agent: who it is, what it must achieve, what it may touch and how much it may use.
+
+    Two configurations are equal when their specs are, wherever they were read from.
+    """
+
+    metadata: Metadata = Field(description="Who made this spec and when.")
+    spec: AgentSpec = Field(description="What the agent is.")
+    model: ModelName | None = Field(default=None, description="PROVIDER:MODEL or auto. Else the settings decide.")
+    capabilities: Skills = Field(default=Skills(), description="What the agent is good at; grants nothing.")
+    objectives: tuple[Objective, ...] = Field(default=(), max_length=1_000, description="What it must achieve.")
+    tasks: Tasks = Field(default=Tasks(), description="What it does, in order.")
+    dependencies: Dependencies = Field(default=Dependencies(), description="Which agents must be done before.")
+    reporting: Reporting = Field(default=Reporting(), description="How and where it reports.")
+    security: Security = Field(default=Security(), description="What it may touch and use.")
+    behavioral_directives: Texts = Field(default={}, description="Instructions for the agent, by topic.")
+    risk_mitigation: RiskMitigation = Field(
+        default=RiskMitigation(), description="What may go wrong; the agent reads it."
+    )
+    success_criteria: Texts = Field(default={}, description="Prose criteria by phase: claimed, never verified.")
+    extensions: dict[str, Annotated[JsonValue, SkipValidation]] = Field(
+        default={}, description="Sections that Toka does not know, in order; they are shown to the agent."
+    )
+
+    _origin: Origin = PrivateAttr()
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Keeps where the spec came from, which the loaders pass as validation context."""
+        self._origin = context if isinstance(context, Origin) else Origin(Source("<python>"), None)
+
+    @classmethod
+    def load_from_file(cls, path: str | Path) -> Self:
+        """Reads one spec.
+
+        Args:
+            path: a YAML file; relative paths are kept as they are in messages.
+
+        Raises:
+            ConfigError: it cannot be read or is wrong; all findings are in the error.
+        """
+        path = Path(path)
+        source = read_source(path)
+        return cls._or_raise(cls._from_source(source, path), source)
+
+    @classmethod
+    def load_directory(cls, path: str | Path) -> tuple[Self, ...]:
+        """Reads all specs of a directory and below (see `load.spec_files`), sorted by name.
+
+        Raises:
+            ConfigError: there are none, or any is wrong; the error holds the findings of all files.
+        """
+        files, notes = spec_files(Path(path))
+        configs, findings = cls.read(files)
+        findings = (*notes.findings, *findings)
+        if any(f.severity == "error" for f in findings):
+            raise ConfigError(summary(findings), findings)
+        return tuple(sorted(configs, key=lambda c: c.name))
+
+    @classmethod
+    def read(cls, paths: Iterable[str | Path]) -> tuple[tuple[Self, ...], tuple[Finding, ...]]:
+        """Reads files and directories without raising; a file that is named twice is read once.
+
+        Returns:
+            The specs that could be read, in the order of the files, and what was found in all of them.
+        """
+        configs: list[Self] = []
+        findings: list[Finding] = []
+        seen: set[Path] = set()
+        for given in map(Path, paths):
+            files, notes = spec_files(given) if is_directory(given) else ((given,), Source(""))
+            findings += notes.findings
+            for file in files:
+                if (absolute := file.absolute()) in seen:
+                    continue
+                seen.add(absolute)
+                source = read_source(file)
+                config = cls._from_source(source, file)
+                findings += in_order(source.findings)
+                configs += [config] if config else []
+        return tuple(configs), tuple(findings)
+
+    @classmethod
+    def parse(cls, text: str, file: str = "<text>") -> Self:
+        """Reads a spec from text, YAML or JSON. `file` is its name in messages.
+
+        Raises:
+            ConfigError: the spec is wrong.
+        """
+        source = Source(file, text)
+        if len(text) > MAX_BYTES:
+            source.text = ""
+            source.add("TK1004", "the text is larger than 1 MB", (1, 1, 1))
+        screen(source)
+        return cls._or_raise(cls._from_source(source, None), source)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`: no file is needed. Positions are unknown then.
+
+        Raises:
+            ConfigError: the data is no record of a spec.
+        """
+        file = data.get("source")
+        spec: object = data.get("spec")
+        source = Source(file if isinstance(file, str) else "<record>")
+        if data.get("version") != RECORD_VERSION or not isinstance(spec, dict):
+            source.add("TK2002", f"this is no record of a spec, version {RECORD_VERSION}")
+            raise ConfigError(summary(source.findings), source.findings)
+        origin = Origin(source, Path(file) if isinstance(file, str) else None)
+        return cls._or_raise(cls._validated(cast("dict[str, Any]", spec), None, origin), source)
+
+    def to_json(self) -> dict[str, Any]:
+        """The spec in canonical form as plain data, with its version and the path it was read from."""
+        path = None if self._origin.path is None else self._origin.source.file
+        return {"version": RECORD_VERSION, "source": path, "spec": self._canonical()}
+
+    @property
+    def name(self) -> AgentName:
+        """What dependencies and records call it."""
+        return AgentName(self.metadata.name)
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return self.spec.name or self.metadata.name
+
+    @property
+    def domain(self) -> str:
+        """Its field."""
+        return self.spec.domain
+
+    @property
+    def priority(self) -> Priority:
+        """Among agents that could start: the lowest goes first."""
+        return self.spec.priority
+
+    @property
+    def limits(self) -> Limits:
+        """What it may use at most."""
+        return self.security.resource_limits.limits
+
+    @property
+    def source(self) -> Path | None:
+        """The file it was read from; None for text."""
+        return self._origin.path
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Warnings and notes about this spec alone. `check` adds what only shows among several."""
+        return tuple(self._origin.source.findings)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, of the canonical spec as JSON with sorted keys: the same for every spelling of it."""
+        text = json.dumps(self._canonical(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def task_list(self, enabled: Collection[str] = ()) -> tuple[TaskSpec, ...]:
+        """The default tasks, then those of the enabled conditional groups, in the order of the spec.
+
+        Args:
+            enabled: names of conditional groups; others are left out, unknown names are ignored.
+        """
+        return resolve_tasks(self.tasks, enabled)
+
+    def grant(self, custom: Presets | None = None) -> Grant:
+        """What the requested capabilities stand for. Names that nobody defines grant nothing.
+
+        Args:
+            custom: capabilities that the settings define; None = only the known ones.
+        """
+        found = (resolve(r.name, r.arguments, custom) for r in self.security.capabilities_required)
+        return Grant(tuple(c for resolution in found for c in resolution.capabilities))
+
+    def grant_notes(self, custom: Presets | None = None) -> tuple[GrantNote, ...]:
+        """What to know about the requested capabilities: which grant nothing, which more than they seem to."""
+        out: list[GrantNote] = []
+        for request in self.security.capabilities_required:
+            resolution = resolve(request.name, request.arguments, custom)
+            if resolution.note:
+                empty = all(c.empty for c in resolution.capabilities)
+                out.append(GrantNote(request, resolution.note, empty))
+        return tuple(out)
+
+    def position(self, *path: str | int) -> Position:
+        """Where a part of the canonical spec stands: `position("security", "capabilities_required", 2)`.
+
+        Returns:
+            The place of a single value, the key of a mapping or list; of what is absent, the nearest part around it.
+            Line and column are 0 when the spec was rebuilt from a record.
+        """
+        line, column, _ = place_of(self._nodes(), path)
+        return Position(self._origin.source.file, line, column)
+
+    def report(self, problem: rules.Problem, *more: rules.Problem) -> tuple[Finding, ...]:
+        """Problems of this spec as findings, with their places and source lines."""
+        source = Source(self._origin.source.file, self._origin.source.text)
+        nodes = self._nodes()
+        for one in (problem, *more):
+            one.add_to(source, nodes)
+        return tuple(source.findings)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the specs say the same."""
+        return isinstance(other, AgentConfig) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        """Of the digest."""
+        return hash(self.digest)
+
+    def _canonical(self) -> dict[str, Any]:
+        """What `from_json` reads; what equals its default is left out, so that later versions keep the digest."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+    def _nodes(self) -> MapNode | None:
+        """The canonical nodes, read again: keeping them would cost ten times the memory of the spec."""
+        source = Source(self._origin.source.file, self._origin.source.text)
+        root = read_nodes(source) if source.text else None
+        return canonical(root, source) if root else None
+
+    @classmethod
+    def _or_raise(cls, config: Self | None, source: Source) -> Self:
+        if config is None:
+            findings = in_order(source.findings)
+            raise ConfigError(summary(findings), findings)
+        return config
+
+    @classmethod
+    def _from_source(cls, source: Source, path: Path | None) -> Self | None:
+        """A spec; None when the source has errors, which it holds."""
+        nodes = None if source.broken else read_nodes(source)
+        root = canonical(nodes, source) if nodes else None
+        return cls._validated(_data(root), root, Origin(source, path)) if root else None
+
+    @classmethod
+    def _validated(cls, data: dict[str, Any], root: MapNode | None, origin: Origin) -> Self | None:
+        """Builds the models and applies the rules; None when there are errors, which the source then holds."""
+        if root is not None:
+            _mark_requests(data, root, origin.source.file)
+        try:
+            config = cls.model_validate(data, context=origin)
+        except ValidationError as error:
+            report(error, root, origin.source)
+            return None
+        for problem in _problems(config):
+            problem.add_to(origin.source, root)
+        return None if origin.source.broken else config
+
+
+def _problems(config: AgentConfig) -> Iterable[rules.Problem]:
+    yield from rules.model_problems(config.model)
+    yield from rules.task_problems(config.tasks, config.limits.wall_s)
+    yield from rules.security_problems(config.security)
+    yield from rules.reporting_problems(config.reporting)
+
+
+def _data(root: MapNode) -> dict[str, Any]:
+    """Canonical nodes as data. Numbers stay as written in known sections and become numbers in extensions."""
+    return {name: plain(node, numbers=name == "extensions") for name, node in root.entries.items()}
+
+
+def _mark_requests(data: dict[str, Any], root: MapNode, file: str) -> None:
+    """Tells each requested capability where it stands. What is not shaped as it should be is left to the models."""
+    security: object = data.get("security")
+    requests: object = cast("dict[str, object]", security).get(CAPABILITY_LIST) if isinstance(security, dict) else None
+    for index, request in enumerate(cast("list[object]", requests) if isinstance(requests, list) else ()):
+        if isinstance(request, dict):
+            line, column, _ = place_of(root, ("security", CAPABILITY_LIST, index))
+            cast("dict[str, object]", request)["position"] = Position(file, line, column)

@@ -1,0 +1,134 @@
+"""Every simple setting as data: its key, what it may be, its default and what it means.
+
+One table drives reading, `toka config show`, the reference in the manual, and the tests that hold the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, cast
+from urllib.parse import urlsplit
+
+from toka.core import units
+
+LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+Read = Callable[[object], Any]
+"""A value as written -> the value used. Raises ValueError with what is accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One setting.
+
+    Attributes:
+        key: as it stands in toka.toml, with its table in front: `execution.task_timeout`.
+        field: the attribute of `Settings` or, in the table `execution`, of `ExecutionConfig`.
+        read: checks and converts a value.
+        default: the value used when nobody sets one.
+        help: one sentence.
+        personal: True when a `toka.toml` in the working directory may not set it: whoever wrote the files there would
+            decide where keys are sent or whether agents are confined.
+    """
+
+    key: str
+    field: str
+    read: Read
+    default: Any
+    help: str
+    personal: bool = False
+
+    @property
+    def variable(self) -> str:
+        """The environment variable: `TOKA_TASK_TIMEOUT`."""
+        return "TOKA_" + self.key.rpartition(".")[2].upper()
+
+
+def _whole(low: int, high: int) -> Read:
+    def read(value: object) -> int:
+        number = units.parse_count(cast(Any, value))
+        if not low <= number <= high:
+            raise ValueError(f"{number} is not between {low} and {high}")
+        return number
+
+    return read
+
+
+def _seconds(value: object) -> float:
+    return units.parse_duration(cast(Any, value))
+
+
+def _optional_seconds(value: object) -> float | None:
+    """A duration, or the word `none` for no bound."""
+    return None if value == "none" else _seconds(value)
+
+
+def _size(value: object) -> int:
+    size = units.parse_bytes(cast(Any, value))
+    if not 1024 <= size <= 1024**3:
+        raise ValueError(f"{size} bytes is not between 1KB and 1GB")
+    return size
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value or not value.isprintable() or len(value) > 1_000:
+        raise ValueError("write one line of text")
+    return value
+
+
+def _flag(value: object) -> bool:
+    words = {"true": True, "1": True, "false": False, "0": False}
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value in words:
+        return words[value]
+    raise ValueError("write true or false")
+
+
+def _url(value: object) -> str:
+    url = _text(value)
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
+        raise ValueError("write http://HOST or https://HOST, without a user or password in it")
+    if parts.scheme == "http" and parts.hostname not in LOOPBACK:
+        raise ValueError("write https:// for a server that is not on this machine")
+    return url
+
+
+OPTIONS: Final = (
+    Option("model", "model", _text, "auto", "Which model answers: PROVIDER:MODEL, or auto."),
+    Option("base_url", "base_url", _url, None, "A server that speaks the provider's protocol.", personal=True),
+    Option("state", "state", _text, None, "Where runs are recorded; default: toka in $XDG_STATE_HOME.", personal=True),
+    Option(
+        "allow_unsandboxed", "allow_unsandboxed", _flag, False,
+        "Whether `sandbox: false` in a spec is honoured.", personal=True,
+    ),
+    Option("execution.max_concurrent_agents", "max_concurrent_agents", _whole(1, 10_000), 8, "Agents at one time."),
+    Option("execution.max_concurrent_tasks", "max_concurrent_tasks", _whole(1, 100), 1, "Tasks of one agent at once."),
+    Option("execution.task_retries", "task_retries", _whole(0, 100), 2, "How often a failed task is tried again."),
+    Option("execution.task_timeout", "task_timeout_s", _optional_seconds, 1800.0, "How long a task may take."),
+    Option("execution.agent_timeout", "agent_timeout_s", _optional_seconds, None, "How long an agent may run."),
+    Option("execution.model_timeout", "model_timeout_s", _seconds, 120.0, "How long a model call may take in all."),
+    Option("execution.command_timeout", "command_timeout_s", _seconds, 600.0, "How long a command or check may take."),
+    Option("execution.repair_rounds", "repair_rounds", _whole(0, 20), 2, "How often failing checks are repaired."),
+    Option("execution.grace", "grace_s", _seconds, 10.0, "How long a stop waits before it kills."),
+    Option("execution.pause_timeout", "pause_timeout_s", _seconds, 30.0, "How long a pause waits for a model call."),
+    Option("execution.retry_base", "retry_base_s", _seconds, 1.0, "The first wait before a retry; it doubles."),
+    Option("execution.retry_cap", "retry_cap_s", _seconds, 60.0, "The longest wait before a retry."),
+    Option("execution.max_turns", "max_turns", _whole(1, 10_000), 50, "Model calls in one attempt of a task."),
+    Option("execution.max_output_tokens", "max_output_tokens", _whole(16, 1_000_000), 8192, "Tokens of one reply."),
+    Option("execution.max_restarts", "max_restarts", _whole(0, 1_000), 5, "Restarts in a row without a new step."),
+    Option("execution.output_bytes", "output_bytes", _size, 1024**2, "Output that is kept of one command."),
+)  # fmt: skip
+"""Every setting that is one value. Tables with names of their own are read by `settings`."""
+
+TABLES: Final[dict[str, str]] = {
+    "execution": "Concurrency, retries and timeouts.",
+    "keys": "API keys by the name of their variable, each a reference: ${env:NAME} or ${file:/path}.",
+    "limits": "[limits.run] and [limits.day]: limits around all agents, with the keys of a spec's resource_limits.",
+    "pricing": '[pricing."PROVIDER:MODEL"]: input, output, cache_read and cache_write in dollars per million tokens.',
+    "capabilities": "[capabilities.NAME]: the capabilities that a name of your own stands for.",
+    "channels": "[channels.NAME]: where reports to a channel also go: file or webhook.",
+    "policy": "Reserved for rules over grants.",
+}
+"""The tables of toka.toml and what they hold."""

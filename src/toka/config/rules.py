@@ -1,0 +1,121 @@
+"""Rules that one spec must keep and that the shape of its sections cannot say (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from toka.config.codes import Severity
+from toka.config.diagnostics import did_you_mean, one_of, quoted
+from toka.config.faults import place_of
+from toka.config.graph import cycle_text, find_cycles
+from toka.config.nodes import Node
+from toka.config.parts import Reporting, Security
+from toka.config.source import Source
+from toka.config.tasks import Tasks, TaskSpec, resolve_tasks
+from toka.core.capability import Capability, CapabilityError
+from toka.core.units import format_duration
+
+FREQUENCIES: Final = ("real-time", "hourly", "daily", "weekly", "on-milestone", "on-completion")
+METRIC_TYPES: Final = ("gauge", "counter", "histogram")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What a rule found, by the path in the canonical spec. `severity` None = the code's own."""
+
+    code: str
+    message: str
+    path: tuple[str | int, ...]
+    label: str = ""
+    help: str | None = None
+    severity: Severity | None = None
+
+    def add_to(self, source: Source, root: Node | None) -> None:
+        """Records this as a finding of the source. `root` gives the place; None = unknown."""
+        at = place_of(root, self.path)
+        source.add(self.code, self.message, at, label=self.label, help=self.help, severity=self.severity)
+
+
+def task_problems(tasks: Tasks, limit_s: float | None) -> Iterator[Problem]:
+    """Tasks that are missing, share an id, wait for nothing that exists or for themselves, or outlast their agent.
+
+    Args:
+        tasks: the section.
+        limit_s: seconds the agent may run; None = no limit of its own.
+    """
+    specs = resolve_tasks(tasks, None)
+    paths = _task_paths(tasks)
+    if not tasks.default:
+        yield Problem("TK2009", "the agent has no task that is always done", ("tasks",))
+    groups: dict[str, str | None] = {}
+    for spec, path in zip(specs, paths, strict=True):
+        if spec.id in groups:
+            help_text = "ids that are not given are task-N by place, GROUP-N in a group"
+            yield Problem("TK2007", f"two tasks have the id {quoted(spec.id)}", (*path, "id"), help=help_text)
+        groups.setdefault(spec.id, spec.group)
+    for spec, path in zip(specs, paths, strict=True):
+        yield from _edge_problems(spec, path, groups)
+        if limit_s is not None and spec.timeout_s is not None and spec.timeout_s > limit_s:
+            message = f"the task may take {format_duration(spec.timeout_s)}, its agent {format_duration(limit_s)}"
+            yield Problem("TK5002", message, (*path, "timeout"))
+    by_id = dict(zip((s.id for s in specs), paths, strict=True))
+    for cycle in find_cycles({s.id: s.depends_on for s in specs}):
+        yield Problem("TK3005", f"circular tasks: {cycle_text(cycle)}", (*by_id[cycle[0]], "depends_on"))
+
+
+def _edge_problems(spec: TaskSpec, path: tuple[str | int, ...], groups: dict[str, str | None]) -> Iterator[Problem]:
+    for index, target in enumerate(spec.depends_on):
+        place = (*path, "depends_on", index)
+        if target not in groups:
+            message = f"task {quoted(spec.id)} depends on {quoted(target)}, which does not exist"
+            yield Problem("TK3004", message, place, help=did_you_mean(target, groups))
+        elif groups[target] not in (None, spec.group):
+            message = f"task {quoted(target)} exists only when the group {quoted(groups[target] or '')} is enabled"
+            yield Problem("TK3007", message, place)
+
+
+def _task_paths(tasks: Tasks) -> list[tuple[str | int, ...]]:
+    """The path of each task, in the order of `resolve_tasks`."""
+    out: list[tuple[str | int, ...]] = [("tasks", "default", n) for n in range(len(tasks.default))]
+    for group, entries in tasks.conditional.items():
+        out += [("tasks", "conditional", group, n) for n in range(len(entries))]
+    return out
+
+
+def security_problems(security: Security) -> Iterator[Problem]:
+    """Arguments of capabilities that are malformed, and a sandbox that is not asked for."""
+    for index, request in enumerate(security.capabilities_required):
+        for argument, items in request.arguments.items():
+            for place, item in enumerate(items):
+                try:
+                    Capability(request.name, **{argument: (item,)})
+                except CapabilityError as error:
+                    path = ("security", "capabilities_required", index, "arguments", argument, place)
+                    yield Problem("TK4003", str(error), path)
+    if not security.sandbox:
+        message = "the agent asks to run without a sandbox; it gets one unless the settings allow that"
+        yield Problem("TK4005", message, ("security", "sandbox"))
+
+
+def reporting_problems(reporting: Reporting) -> Iterator[Problem]:
+    """Words of `reporting` that drive nothing."""
+    if reporting.frequency is not None and reporting.frequency not in FREQUENCIES:
+        yield _unknown("frequency", reporting.frequency, FREQUENCIES, ("reporting", "frequency"))
+    for index, metric in enumerate(reporting.metrics):
+        if metric.type not in METRIC_TYPES:
+            yield _unknown("metric type", metric.type, METRIC_TYPES, ("reporting", "metrics", index, "type"))
+
+
+def model_problems(model: str | None) -> Iterator[Problem]:
+    """A model name that cannot be one."""
+    if model is not None and (not model.isprintable() or model != model.strip() or not model):
+        yield Problem(
+            "TK6001", f"{quoted(model)} is no model name", ("model",), label="expected PROVIDER:MODEL or auto"
+        )
+
+
+def _unknown(kind: str, word: str, words: tuple[str, ...], path: tuple[str | int, ...]) -> Problem:
+    message = f"unknown {kind} {quoted(word)}; it has no effect"
+    return Problem("TK2004", message, path, f"expected {one_of(words)}", did_you_mean(word, words), "warning")

@@ -1,0 +1,217 @@
+"""The tables of toka.toml whose keys are names of one's own: keys, limits, pricing, capabilities, channels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar, cast
+
+from pydantic import ValidationError
+
+from toka.config.diagnostics import did_you_mean, one_of, quoted
+from toka.config.dialect import keys_of
+from toka.config.options import OPTIONS, TABLES
+from toka.config.parts import ResourceLimits
+from toka.config.secret import Secret, parse_secret
+from toka.config.toml import TomlFile
+from toka.core.capability import Capability, CapabilityError
+from toka.core.catalogue import known_names, resolve
+from toka.core.ids import NAME
+from toka.core.limits import Limits
+
+T = TypeVar("T")
+PRICES: Final = ("input", "output", "cache_read", "cache_write")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPrice:
+    """US dollars per million tokens; None for the cache = as `input`."""
+
+    input: float
+    output: float
+    cache_read: float | None = None
+    cache_write: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelSink:
+    """Where reports to a channel also go.
+
+    Attributes:
+        file: a path to append to, relative to the working directory; None = none.
+        webhook: an https address, or a reference to one; None = none.
+    """
+
+    file: str | None = None
+    webhook: str | Secret | None = None
+
+
+@dataclass(slots=True)
+class Tables:
+    """What was read, the file of higher precedence first for each name."""
+
+    keys: dict[str, Secret] = field(default_factory=dict[str, Secret])
+    run_limits: Limits = field(default_factory=Limits)
+    day_limits: Limits = field(default_factory=Limits)
+    pricing: dict[str, ModelPrice] = field(default_factory=dict[str, ModelPrice])
+    capabilities: dict[str, tuple[Capability, ...]] = field(default_factory=dict[str, "tuple[Capability, ...]"])
+    channels: dict[str, ChannelSink] = field(default_factory=dict[str, ChannelSink])
+    policy: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+class _Wrong(Exception):
+    """A value that is not accepted: what is wrong, and what to write instead."""
+
+    def __init__(self, message: str, hint: str | None = None, code: str = "TK2011") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.code = code
+
+
+def read_tables(files: list[TomlFile], origins: dict[str, str]) -> Tables:
+    """Reads the tables of all files, the first file going before the next, and reports what nobody knows.
+
+    Args:
+        files: in order of precedence; what is wrong becomes findings of their sources.
+        origins: gets the file of each name that is set.
+    """
+    out = Tables()
+    limits: dict[str, Limits] = {}
+    for file in files:
+        _each(file, "keys", _key, out.keys, origins)
+        _each(file, "limits", _limits, limits, origins)
+        _each(file, "pricing", _price, out.pricing, origins)
+        _each(file, "capabilities", _capability, out.capabilities, origins)
+        _each(file, "channels", _channel, out.channels, origins)
+        out.policy = {**file.table("policy"), **out.policy}
+        _left_over(file)
+    out.run_limits = limits.get("run", Limits())
+    out.day_limits = limits.get("day", Limits())
+    return out
+
+
+def _each(
+    file: TomlFile, table: str, read: Callable[[str, object], T], into: dict[str, T], origins: dict[str, str]
+) -> None:
+    entries = file.table(table)
+    if table == "keys" and entries and not file.trusted:
+        message = "keys cannot be set by a toka.toml in the working directory"
+        file.source.add("TK2011", message, help="put them into your own config.toml")
+        return
+    for name, value in entries.items():
+        try:
+            found = read(name, value)
+        except _Wrong as wrong:
+            file.source.add(wrong.code, f"{table}.{name}: {wrong.message}", help=wrong.hint)
+            continue
+        if name not in into:
+            into[name] = found
+            origins[f"{table}.{name}"] = file.source.file
+
+
+def _left_over(file: TomlFile) -> None:
+    """Reports what no setting took."""
+    known = [option.key for option in OPTIONS]
+    for name, value in file.data.items():
+        if name == "execution" and isinstance(value, dict):
+            inner = [key.removeprefix("execution.") for key in known if key.startswith("execution.")]
+            for key in cast("dict[str, object]", value):
+                file.source.add(
+                    "TK2010", f"unknown setting {quoted('execution.' + key)}", help=did_you_mean(key, inner)
+                )
+        else:
+            names = [*TABLES, *(key for key in known if "." not in key)]
+            file.source.add("TK2010", f"unknown setting {quoted(name)}", help=did_you_mean(name, names))
+
+
+def _key(name: str, value: object) -> Secret:
+    secret = parse_secret(value)
+    if secret is None:
+        raise _Wrong("a secret is written as a reference", f"write ${{env:{name}}} or ${{file:/path}}", "TK2012")
+    return secret
+
+
+def _limits(name: str, value: object) -> Limits:
+    if name not in ("run", "day"):
+        raise _Wrong("unknown scope", "write [limits.run] or [limits.day]")
+    table = _table(value, keys_of(ResourceLimits))
+    try:
+        return ResourceLimits.model_validate(table).limits
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise _Wrong(f"{first['loc'][0]}: {first['msg']}") from None
+
+
+def _price(name: str, value: object) -> ModelPrice:
+    table = _table(value, PRICES)
+    prices = dict(_prices(table))
+    if "input" not in prices or "output" not in prices:
+        raise _Wrong("a price needs input and output", "dollars per million tokens")
+    if ":" not in name:
+        raise _Wrong("a model is written PROVIDER:MODEL")
+    return ModelPrice(prices["input"], prices["output"], prices.get("cache_read"), prices.get("cache_write"))
+
+
+def _prices(table: dict[str, object]) -> Iterator[tuple[str, float]]:
+    for key, value in table.items():
+        number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else -1.0
+        if not (math.isfinite(number) and number >= 0):
+            raise _Wrong(f"{key} is a number of dollars per million tokens")
+        yield key, number
+
+
+def _capability(name: str, value: object) -> tuple[Capability, ...]:
+    """`[capabilities.NAME]` with a known capability per key, or a list of bare names."""
+    if not NAME.fullmatch(name):
+        raise _Wrong("this cannot be a name")
+    if name in known_names():
+        raise _Wrong("a known capability cannot be redefined", "choose another name")
+    table = value
+    if isinstance(value, list):
+        table = {str(item): cast("dict[str, object]", {}) for item in cast("list[object]", value)}
+    if not isinstance(table, dict) or not table:
+        raise _Wrong("this is a table of capabilities", "write such as filesystem-read = {paths = ['docs']}")
+    out: list[Capability] = []
+    for inner, arguments in cast("dict[str, object]", table).items():
+        try:
+            found = resolve(inner, _arguments(arguments))
+        except CapabilityError as error:
+            raise _Wrong(f"{inner}: {error}") from None
+        if not found.capabilities:
+            raise _Wrong(found.note, did_you_mean(inner, known_names()))
+        out += found.capabilities
+    return tuple(out)
+
+
+def _arguments(value: object) -> dict[str, tuple[str, ...]]:
+    out: dict[str, tuple[str, ...]] = {}
+    for key, items in _table(value, None).items():
+        listed = cast("list[object]", items) if isinstance(items, list) else [items]
+        if not all(isinstance(item, (str, int)) for item in listed):
+            raise _Wrong(f"{key} is a list of texts")
+        out[key] = tuple(str(item) for item in listed)
+    return out
+
+
+def _channel(name: str, value: object) -> ChannelSink:
+    table = _table(value, ("file", "webhook"))
+    file, webhook = table.get("file"), table.get("webhook")
+    if not isinstance(file, str | None) or not isinstance(webhook, str | None) or not (file or webhook):
+        raise _Wrong("a channel goes to a file or a webhook", f'write [channels.{name}] file = "report.jsonl"')
+    address = parse_secret(webhook) or webhook
+    if isinstance(address, str) and not address.startswith("https://"):
+        raise _Wrong("a webhook is an https address, or a reference to one")
+    return ChannelSink(file, address)
+
+
+def _table(value: object, known: tuple[str, ...] | None) -> dict[str, object]:
+    """A table with known keys only (None: any)."""
+    if not isinstance(value, dict):
+        raise _Wrong("this is a table")
+    table = cast("dict[str, object]", value)
+    unknown = next((key for key in table if known is not None and key not in known), None)
+    if known is not None and unknown is not None:
+        raise _Wrong(f"unknown key {quoted(unknown)}", did_you_mean(unknown, known) or f"known: {one_of(known)}")
+    return table

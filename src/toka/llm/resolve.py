@@ -1,0 +1,267 @@
+"""Model strings: which server and model `provider:name` means, and what `auto` means on this machine.
+
+| string | what answers |
+| --- | --- |
+| `openai:NAME` | OpenAI (Chat Completions), or the server at the base URL when one is set |
+| `anthropic:NAME` | Anthropic |
+| `server:NAME` | any server with the OpenAI protocol; needs a base URL |
+| `ollama:NAME` | Ollama, at OLLAMA_HOST or 127.0.0.1:11434 |
+| `llama-server:NAME` | llama.cpp's server, at the base URL or 127.0.0.1:8080 |
+| `scripted:FILE` | a script (`toka.llm.scripted`) |
+| `auto` | see `resolve_auto` |
+
+The environment is a mapping that is passed in. Nothing here imports an SDK.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, cast
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
+
+from toka.errors import ModelUnavailable, UsageError
+
+AUTO: Final = "auto"
+SCRIPTED: Final = "scripted"
+ANTHROPIC_DEFAULT: Final = "claude-sonnet-5-5"
+"""The model that `auto` takes when ANTHROPIC_API_KEY is set."""
+OPENAI_DEFAULT: Final = "gpt-6.1-terra"
+"""The model that `auto` takes when OPENAI_API_KEY is set."""
+OLLAMA_ADDRESS: Final = "http://127.0.0.1:11434"
+LLAMA_SERVER_ADDRESS: Final = "http://127.0.0.1:8080"
+PROBE_S: Final = 1.0
+"""How long a local server may take to list its models, in seconds."""
+PROBE_BYTES: Final = 4 * 1024 * 1024
+HINT: Final = (
+    "set ANTHROPIC_API_KEY or OPENAI_API_KEY, start Ollama or llama-server, or name a server with --base-url"
+    " (TOKA_BASE_URL); `--model scripted:FILE` needs no model"
+)
+
+Wire = Literal["openai", "anthropic", "scripted"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Provider:
+    """What is known about a prefix: its protocol, its key's variable, whether a base URL of the settings is for it."""
+
+    wire: Wire
+    key: str = ""
+    base_url: bool = False
+
+
+PROVIDERS: Final[Mapping[str, _Provider]] = {
+    "openai": _Provider("openai", "OPENAI_API_KEY", base_url=True),
+    "anthropic": _Provider("anthropic", "ANTHROPIC_API_KEY"),
+    "server": _Provider("openai", "TOKA_API_KEY", base_url=True),
+    "ollama": _Provider("openai", "OLLAMA_API_KEY"),
+    "llama-server": _Provider("openai", "LLAMA_API_KEY", base_url=True),
+    SCRIPTED: _Provider("scripted"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a model string leads.
+
+    Attributes:
+        provider: the prefix.
+        name: the model's name at the provider; of `scripted` the file.
+        wire: the protocol.
+        base_url: the server; None: the provider's own. With the OpenAI protocol up to and including `/v1`.
+        key: the API key; None: none is set, and the server needs none. Not part of `repr`.
+    """
+
+    provider: str
+    name: str
+    wire: Wire
+    base_url: str | None
+    key: str | None
+
+    def __repr__(self) -> str:
+        """Without the key."""
+        return f"Endpoint({self.provider}:{self.name}, base_url={self.base_url}, key={'set' if self.key else 'none'})"
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A model string in words, for `toka models` and the plan.
+
+    Attributes:
+        model: the string.
+        provider: its prefix.
+        name: the model's name.
+        server: host and port, or the provider's own; of a script the file.
+        ready: whether what it needs is set (nothing is contacted).
+        note: what is missing, or empty.
+    """
+
+    model: str
+    provider: str
+    name: str
+    server: str
+    ready: bool
+    note: str
+
+
+def endpoint_of(model: str, environment: Mapping[str, str], base_url: str | None = None) -> Endpoint:
+    """Where a model string other than `auto` leads.
+
+    Args:
+        model: `provider:name`.
+        environment: keys and addresses.
+        base_url: the server of the settings, environment or command line; None: TOKA_BASE_URL, else the provider's own.
+
+    Raises:
+        UsageError: no such provider, no name, or a base URL that is not one.
+        ModelUnavailable: what the provider needs is not set.
+    """
+    provider, name = _split(model)
+    known = PROVIDERS[provider]
+    if known.wire == "scripted":
+        return Endpoint(provider, name, "scripted", None, None)
+    url = base_url or environment.get("TOKA_BASE_URL") or None if known.base_url else None
+    url = url or _own_url(provider, environment)
+    key = environment.get(known.key) or None
+    if provider == "server" and url is None:
+        raise ModelUnavailable(f"{model} needs the address of a server", hint="set --base-url or TOKA_BASE_URL")
+    if provider in ("openai", "anthropic") and url is None and key is None:
+        raise ModelUnavailable(f"{model} needs a key", tried=(f"{known.key}: not set",), hint=f"set {known.key}")
+    return Endpoint(provider, name, known.wire, None if url is None else checked_url(url), key)
+
+
+def describe(model: str, environment: Mapping[str, str], base_url: str | None = None) -> Description:
+    """A model string in words; contacts nobody.
+
+    Raises:
+        UsageError: no such provider.
+    """
+    if model == AUTO:
+        return Description(model, AUTO, "", "", ready=True, note="chosen when a run starts")
+    provider, name = _split(model)
+    try:
+        endpoint = endpoint_of(model, environment, base_url)
+    except ModelUnavailable as e:
+        return Description(model, provider, name, "", ready=False, note=e.hint or e.message)
+    server = name if endpoint.wire == "scripted" else urlsplit(endpoint.base_url or "").netloc or provider
+    return Description(model, provider, name, server, ready=True, note="")
+
+
+Probe = Callable[[str, str | None], Awaitable[list[str] | str]]
+"""(base URL, key) -> names of its models, or why there are none."""
+
+
+async def resolve_auto(environment: Mapping[str, str], base_url: str | None = None, probe: Probe | None = None) -> str:
+    """The model string that `auto` means now.
+
+    In this order: the first model of the server at the base URL (then nothing else is tried); Anthropic or OpenAI, when
+    their key is set; the first model of Ollama; the first model of llama-server.
+
+    Args:
+        environment: keys and addresses.
+        base_url: see `endpoint_of`.
+        probe: lists a server's models; None: asks it, within `PROBE_S` seconds.
+
+    Raises:
+        ModelUnavailable: there is none; `tried` says what was tried, in order.
+        UsageError: the base URL is not one.
+    """
+    probe = probe or list_models
+    url = base_url or environment.get("TOKA_BASE_URL") or None
+    if url is not None:
+        found = await probe(checked_url(url), environment.get("TOKA_API_KEY") or environment.get("OPENAI_API_KEY"))
+        if isinstance(found, list) and found:
+            return f"server:{found[0]}"
+        raise _none((f"{url}: {found if isinstance(found, str) else 'lists no model'}",))
+    if environment.get("ANTHROPIC_API_KEY"):
+        return f"anthropic:{ANTHROPIC_DEFAULT}"
+    if environment.get("OPENAI_API_KEY"):
+        return f"openai:{OPENAI_DEFAULT}"
+    tried = ["ANTHROPIC_API_KEY: not set", "OPENAI_API_KEY: not set"]
+    for provider, title in (("ollama", "Ollama"), ("llama-server", "llama-server")):
+        address = checked_url(_own_url(provider, environment) or "")
+        found = await probe(address, environment.get(PROVIDERS[provider].key) or None)
+        if isinstance(found, list) and found:
+            return f"{provider}:{found[0]}"
+        tried.append(f"{title} at {address}: {found if isinstance(found, str) else 'lists no model'}")
+    raise _none(tuple(tried))
+
+
+async def list_models(base_url: str, key: str | None) -> list[str] | str:
+    """The names of a server's models in its order (GET `base_url`/models), or why there are none. Never raises."""
+    return await asyncio.to_thread(_list_models, base_url, key)
+
+
+class _NoRedirects(HTTPRedirectHandler):
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        """A key never travels to another host."""
+
+
+def _list_models(base_url: str, key: str | None) -> list[str] | str:
+    headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    opener = build_opener(ProxyHandler({}), _NoRedirects())
+    try:
+        with opener.open(Request(f"{base_url}/models", headers=headers), timeout=PROBE_S) as reply:
+            data: Any = json.loads(reply.read(PROBE_BYTES))
+    except HTTPError as e:
+        return f"answers {e.code}"
+    except URLError as e:
+        return str(getattr(e.reason, "strerror", None) or e.reason).lower()
+    except (OSError, ValueError) as e:
+        return "no answer in time" if isinstance(e, TimeoutError) else "the answer is not a list of models"
+    entries: Any = cast("dict[str, Any]", data).get("data") if isinstance(data, dict) else None
+    if not isinstance(entries, list):
+        return "the answer is not a list of models"
+    names = [cast("dict[str, Any]", e).get("id") for e in cast("list[Any]", entries) if isinstance(e, dict)]
+    return [name for name in names if isinstance(name, str) and name]
+
+
+def checked_url(url: str) -> str:
+    """A base URL without a slash at its end; `/v1` is added when it has no path.
+
+    Raises:
+        UsageError: it is not an http(s) address, or holds a user name, a query or a fragment.
+    """
+    parts = urlsplit(url.strip())
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query or parts.fragment:
+        raise UsageError(f"{url!r} is not the address of a model server", hint="write https://host:port/v1")
+    path = parts.path.rstrip("/")
+    return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
+
+
+def _split(model: str) -> tuple[str, str]:
+    provider, colon, name = model.partition(":")
+    if provider in PROVIDERS and name:
+        return provider, name
+    known = ", ".join(f"{p}:NAME" for p in PROVIDERS)
+    if provider in PROVIDERS:
+        raise UsageError(f"model {model!r} lacks a name after {provider!r}", hint=f"write {provider}:NAME")
+    near = difflib.get_close_matches(provider.lower(), [*PROVIDERS, AUTO], n=1)
+    hint = f"known: {AUTO}, {known}"
+    if near:
+        meant = near[0] if near[0] == AUTO or not colon else f"{near[0]}:{name}"
+        hint = f"did you mean {meant!r}? {hint}"
+    raise UsageError(f"model {model!r}: there is no provider {provider!r}", hint=hint)
+
+
+def _own_url(provider: str, environment: Mapping[str, str]) -> str | None:
+    """The address of a provider that runs on this machine; None for the others."""
+    if provider == "ollama":
+        host = environment.get("OLLAMA_HOST", "").strip()
+        if not host:
+            return OLLAMA_ADDRESS
+        host = host if "://" in host else f"http://{host}"
+        parts = urlsplit(host)
+        name = "127.0.0.1" if parts.hostname in ("0.0.0.0", None) else parts.hostname
+        return f"{parts.scheme}://{name}:{parts.port or 11434}"
+    return LLAMA_SERVER_ADDRESS if provider == "llama-server" else None
+
+
+def _none(tried: tuple[str, ...]) -> ModelUnavailable:
+    lines = "".join(f"\n  {line}" for line in tried)
+    return ModelUnavailable(f"no model found; tried:{lines}", tried=tried, hint=HINT)

@@ -1,0 +1,158 @@
+"""OrchestrationEngine: turns specs into runs, and picks interrupted runs up again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import toka
+from toka.config.agent import AgentConfig
+from toka.config.settings import ExecutionConfig
+from toka.core.ids import AgentName, RunId, new_run_id
+from toka.core.limits import Limits
+from toka.errors import ConfigError, JournalError, UsageError
+from toka.events.event import ExecutorAttached, RunCreated, RunStateChanged
+from toka.events.lifecycle import RunStatus
+from toka.journal.holder import this_holder
+from toka.journal.recorder import Recorder
+from toka.llm.gateway import LlmGateway
+from toka.orchestration.integration import RuntimeIntegration
+from toka.orchestration.plan import make_plan
+from toka.orchestration.request import RunRequest
+from toka.orchestration.result import RunResult
+from toka.orchestration.session import RunSession
+from toka.runtime.context import RunContext, Runtime
+from toka.runtime.resource import ResourceManager
+
+
+class OrchestrationEngine:
+    """A session over many agents: the process's door to running teams."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def create_runtime_integration(self, runtime: Runtime, llm_gateway: LlmGateway | None = None) -> RuntimeIntegration:
+        """Connects agents one by one to the runtime; see RuntimeIntegration. None: the runtime's own gateway."""
+        return RuntimeIntegration(self.start, runtime, llm_gateway)
+
+    async def start(self, request: RunRequest, gateway: LlmGateway | None = None) -> RunSession:
+        """Makes a run; its first records are durable when this returns. Nothing runs before `RunSession.run`.
+
+        Raises:
+            ConfigError: dependencies are missing or circular, or there are no agents.
+            UsageError: the workspace is no directory, or an enabled group exists nowhere.
+            JournalError: the record cannot be written.
+        """
+        configs = _unique(request.configs)
+        _check_groups(request.configs, request.enabled)
+        if not request.workspace.is_dir():
+            raise UsageError(
+                f"workspace {request.workspace} is not a directory", hint="choose one with --workspace DIR"
+            )
+        plan = make_plan(request.configs, enabled=request.enabled, capabilities=self._runtime.capabilities)
+        runtime = self._runtime
+        run = new_run_id(runtime.clock.now(), runtime.randbelow)
+        specs = json.dumps([c.to_json() for c in configs.values()], ensure_ascii=False, separators=(",", ":"))
+        lease = await runtime.journal.acquire(run)
+        recorder = Recorder(runtime.journal, lease)
+        created = RunCreated(
+            agents=list(configs),
+            specs=await recorder.put_blob(specs.encode()),
+            workspace=str(request.workspace.resolve()),
+            enabled=list(request.enabled),
+            model=request.model,
+            options={**request.options, "execution": asdict(runtime.execution)},
+            toka=toka.__version__,
+        )
+        me = this_holder()
+        await recorder.record(
+            "", created, ExecutorAttached(me.host, me.pid, lease.token), RunStateChanged(RunStatus.RUNNING.value)
+        )
+        context = self._context(run, created, recorder, runtime.execution, gateway)
+        return RunSession(context, plan, configs)
+
+    async def resume(self, run: RunId, *, author: str = "", reason: str = "") -> RunSession:
+        """Takes a run over that no live process executes; its holds of a person and of health are lifted.
+
+        Raises:
+            RunBusy: a live process executes it.
+            UsageError: it has ended.
+            JournalError: its record cannot be read or written.
+        """
+        runtime = self._runtime
+        lease = await runtime.journal.acquire(run)
+        recorder = Recorder(runtime.journal, lease)
+        created = recorder.state.created
+        if created is None or recorder.state.ended:
+            await recorder.close()
+            if created is None:
+                raise JournalError(
+                    f"run {run} has no first record", hint="it was killed before it began; start it again"
+                )
+            raise UsageError(f"run {run} has ended: {recorder.state.status.value}")
+        specs = json.loads(recorder.blob(created.specs))
+        configs = _unique([AgentConfig.from_json(s) for s in specs])
+        plan = make_plan(configs.values(), enabled=created.enabled, capabilities=runtime.capabilities)
+        me = this_holder()
+        attached = ExecutorAttached(me.host, me.pid, lease.token)
+        await recorder.record("", attached, RunStateChanged(RunStatus.RUNNING.value, "resumed"))
+        context = self._context(run, created, recorder, _execution(created.options.get("execution")), None)
+        session = RunSession(context, plan, configs)
+        await session.lift_holds(author, reason)
+        return session
+
+    async def run(self, request: RunRequest) -> RunResult:
+        """Makes a run and executes it to its end: `start`, then `RunSession.run`."""
+        session = await self.start(request)
+        try:
+            return await session.run()
+        finally:
+            await session.context.recorder.close()
+
+    def _context(
+        self,
+        run: RunId,
+        created: RunCreated,
+        recorder: Recorder,
+        execution: ExecutionConfig,
+        gateway: LlmGateway | None,
+    ) -> RunContext:
+        return RunContext(
+            id=run,
+            workspace=Path(created.workspace),
+            runtime=self._runtime,
+            recorder=recorder,
+            resources=ResourceManager(Limits()),
+            execution=execution,
+            enabled=tuple(created.enabled),
+            model=created.model,
+            gateway=gateway or self._runtime.gateway,
+        )
+
+
+def _execution(recorded: dict[str, Any] | None) -> ExecutionConfig:
+    """The settings a run was made with; what an older version did not know has its default."""
+    known = {f.name for f in fields(ExecutionConfig)}
+    return ExecutionConfig(**{k: v for k, v in (recorded or {}).items() if k in known})
+
+
+def _unique(configs: Sequence[AgentConfig]) -> dict[AgentName, AgentConfig]:
+    if not configs:
+        raise ConfigError("there is no agent to run", hint="name a spec file, or a directory that holds some")
+    out: dict[AgentName, AgentConfig] = {}
+    for config in configs:
+        if config.name in out:
+            raise ConfigError(f"two agents are called {config.name}", hint="rename one: metadata.name")
+        out[config.name] = config
+    return out
+
+
+def _check_groups(configs: Sequence[AgentConfig], enabled: Collection[str]) -> None:
+    known = {group for config in configs for group in config.tasks.conditional}
+    for group in enabled:
+        if group not in known:
+            offered = f"there are: {', '.join(sorted(known))}" if known else "no spec has conditional tasks"
+            raise UsageError(f"no spec has a conditional group {group!r}", hint=offered)

@@ -1,0 +1,150 @@
+"""One run of a team in this process: starts what may start, notes what ended, applies what people ask for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Final
+
+from toka.config.agent import AgentConfig
+from toka.core.ids import AgentName
+from toka.errors import NotFound
+from toka.events.event import CommandApplied, HoldLifted, RunStateChanged
+from toka.events.lifecycle import RunStatus
+from toka.events.state import AgentState
+from toka.journal.journal import Command
+from toka.orchestration.plan import Plan
+from toka.orchestration.result import RunResult, verdict
+from toka.orchestration.schedule import Blocked, recovered
+from toka.runtime.context import RunContext
+from toka.runtime.control import Closing
+from toka.runtime.executor import agent_report
+from toka.runtime.process import AgentExecution, AgentProcessManager
+from toka.runtime.progress import ProgressReporter
+
+POLL_S: Final = 0.25
+"""How often requests of other processes are looked for, in seconds."""
+SHUTDOWN_S: Final = 10.0
+"""How long steps in flight may take to reach their end when the process shuts down, in seconds."""
+
+
+class RunSession:
+    """A run that this process executes. Use `run` once; `shutdown` may be called from anywhere in the loop."""
+
+    def __init__(self, context: RunContext, plan: Plan, configs: Mapping[AgentName, AgentConfig]) -> None:
+        self.context = context
+        self.plan = plan
+        self.manager = AgentProcessManager(context)
+        self.reporter = ProgressReporter(context.recorder, configs, context.runtime.clock)
+        self._configs = configs
+        self._ended: asyncio.Queue[AgentExecution] = asyncio.Queue()
+        self._running: set[AgentName] = set()
+        self._closing = False
+        self._applied = max(context.recorder.state.commands, default=0)
+
+    async def run(self) -> RunResult:
+        """Executes the team to its end.
+
+        Returns:
+            COMPLETED, FAILED or STOPPED, recorded; WAITING, recorded, when only a person can let it go on; INTERRUPTED,
+            not recorded, after `shutdown`.
+
+        Raises:
+            JournalError: the record could not be written any more; the run can be resumed.
+        """
+        recorder = self.context.recorder
+        inbox = asyncio.create_task(self._watch())
+        try:
+            await self._execute()
+            if self._closing:
+                reason = "the process was asked to end; nothing recorded is lost"
+                return RunResult(self.context.id, RunStatus.INTERRUPTED, recorder.state, reason)
+            status, reason = verdict(recorder.state)
+            await recorder.record("", RunStateChanged(status.value, reason))
+            return RunResult(self.context.id, status, recorder.state, reason)
+        finally:
+            inbox.cancel()
+            await asyncio.gather(inbox, return_exceptions=True)
+            await self.manager.shutdown(0.0)
+            self.reporter.close()
+
+    async def shutdown(self, grace_s: float = SHUTDOWN_S) -> None:
+        """Starts nothing more and leaves every agent resumable; `run` returns INTERRUPTED. Idempotent."""
+        self._closing = True
+        await self.manager.shutdown(grace_s)
+
+    async def lift_holds(self, author: str, reason: str) -> None:
+        """What `resume` does to a run that nobody executes: holds of a person and of health are lifted."""
+        state = self.context.recorder.state
+        for hold in ("person", "health"):
+            if hold in state.holds:
+                await self.context.recorder.record("", HoldLifted(hold, reason, author))
+            for agent in state.agents.values():
+                if hold in agent.holds and not agent.ended:
+                    await self.context.recorder.record(agent.name, HoldLifted(hold, reason, author))
+
+    async def _execute(self) -> None:
+        schedule, blocked = recovered(self.plan.graph, self.context.recorder.state.agents)
+        await self._skip(blocked)
+        limit = self.context.execution.max_concurrent_agents
+        while True:
+            while not self._closing and len(self._running) < limit and (name := schedule.next()) is not None:
+                self._start(name)
+            if not self._running:
+                return
+            execution = await self._ended.get()
+            self._running.discard(execution.name)
+            error = execution.outcome.exception()
+            if isinstance(error, Closing):
+                continue
+            if error is not None:
+                raise error
+            state = self.manager.state(execution.name)
+            if state.ended:
+                await self._skip(schedule.ended(state))
+
+    def _start(self, name: AgentName) -> None:
+        self._running.add(name)
+        execution = self.manager.launch(self._configs[name], self._results(name))
+        execution.outcome.add_done_callback(lambda _: self._ended.put_nowait(execution))
+
+    def _results(self, name: AgentName) -> dict[str, tuple[str, str]]:
+        """What the agents that `name` comes after reported."""
+        out: dict[str, tuple[str, str]] = {}
+        for edge in self.plan.graph.before[name]:
+            state: AgentState = self.manager.state(edge.on)
+            out[edge.on] = (state.status.value.lower(), agent_report(state.tasks) or state.reason)
+        return out
+
+    async def _skip(self, blocked: list[Blocked]) -> None:
+        for each in blocked:
+            await self.manager.skip(each.agent, each.reason, each.why)
+
+    async def _watch(self) -> None:
+        """Applies requests in order, each once, and lets the reporter notice that time passes."""
+        while True:
+            for command in self.context.runtime.journal.commands(self.context.id, self._applied):
+                await self._apply(command)
+            self.reporter.tick()
+            await self.context.runtime.clock.sleep(POLL_S)
+
+    async def _apply(self, command: Command) -> None:
+        self._applied = command.id
+        event = CommandApplied(
+            command.id, command.verb, command.agent, dict(command.arguments), command.author, command.reason
+        )
+        await self.context.recorder.record("", event)
+        names = [AgentName(command.agent)] if command.agent else sorted(self._running)
+        for name in names:
+            try:
+                match command.verb:
+                    case "resume":
+                        await self.manager.resume(name, command.reason, command.author)
+                    case "pause":
+                        await self.manager.pause(name, command.reason, command.author)
+                    case "stop":
+                        await self.manager.stop(name, command.reason, command.author)
+                    case _:
+                        pass  # a verb of a newer Toka: recorded as seen, without effect
+            except NotFound:
+                continue  # the agent is not running; nothing to do

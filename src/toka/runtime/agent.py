@@ -1,0 +1,70 @@
+"""From a spec to an agent that can be executed: its grant compiled, its steps read, its model resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from toka.config.agent import AgentConfig
+from toka.events.state import AgentState
+from toka.llm.prompts import system_prompt
+from toka.runtime.brief import brief
+from toka.runtime.capability import CapabilityValidator
+from toka.runtime.context import AgentContext, RunContext
+from toka.runtime.hands import LazyHands
+from toka.runtime.step import Steps
+from toka.sandbox.policy import compile_policy
+from toka.tools.builtin import tools_for
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedAgent:
+    """An agent ready to be executed, and what must be closed after it."""
+
+    context: AgentContext
+    hands: LazyHands
+
+    async def close(self) -> None:
+        """Ends the agent's sandbox. Safe to call twice."""
+        await self.hands.close()
+
+
+async def prepare(
+    run: RunContext, config: AgentConfig, gate: Callable[[], Awaitable[None]], *, resumed: bool
+) -> PreparedAgent:
+    """Builds an agent's context.
+
+    Args:
+        run: its run.
+        config: its spec.
+        gate: awaited before each of its steps.
+        resumed: an earlier execution left records to go on from.
+
+    Raises:
+        ModelUnavailable: a task of it needs a model and there is none.
+    """
+    recorder, runtime = run.recorder, run.runtime
+    state = recorder.state.agents.get(config.name) or AgentState(config.name)
+    grant = config.grant(runtime.capabilities)
+    needs_model = any(task.run is None for task in config.task_list(run.enabled))
+    model = await runtime.resolve_model(run.model or config.model) if needs_model else None
+    tools = {t.name: t for t in (*tools_for(grant), *runtime.tools)}
+    policy = compile_policy(grant, config.limits)
+    hands = LazyHands(config.name, run.workspace, policy, runtime.start_sandbox, recorder)
+    history = recorder.history(config.name) if resumed else ()
+    scope = run.resources.agent(
+        config.name, config.limits, used=state.usage, cost_usd=state.cost_usd, tool_calls=state.tool_calls
+    )
+    context = AgentContext(
+        run=run,
+        name=config.name,
+        config=config,
+        validator=CapabilityValidator(grant),
+        steps=Steps(run.id, config.name, recorder, runtime.clock, gate, history),
+        scope=scope,
+        hands=hands,
+        tools=tools,
+        model=model,
+        system=system_prompt(brief(config, grant, tools.values())) if needs_model else "",
+    )
+    return PreparedAgent(context, hands)

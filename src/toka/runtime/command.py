@@ -1,0 +1,76 @@
+"""Commands that a person wrote into a spec: `run:` tasks and `check:`s. They work in the agent's sandbox."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from toka.core.effect import Effect
+from toka.core.ids import StepKey
+from toka.runtime.context import AgentContext
+from toka.runtime.step import Act, Result
+from toka.sandbox.host import CommandResult, shell
+
+UNBOUNDED_S = 365 * 86_400.0
+"""The deadline of a command that has none, in seconds."""
+KEPT_CHARACTERS = 20_000
+"""Of a command's output, in the record."""
+TAIL_CHARACTERS = 2_000
+"""Of a command's output, in reports and evidence."""
+
+
+async def run_line(agent: AgentContext, key: StepKey, line: str, effect: Effect, timeout_s: float | None) -> Result:
+    """Runs a command line as a journaled step.
+
+    The result's value is {"exit": int or None, "ended", "output", "dropped", "wall_s", "cpu_s", "max_rss_bytes"}; it is
+    `failed` unless the command ended by itself with 0.
+
+    Raises:
+        StepFailure, InDoubt: see Steps.run.
+        SandboxUnavailable, SandboxError: the sandbox cannot be had.
+    """
+
+    async def do() -> Result:
+        sandbox = await agent.hands.sandbox()
+        environment = {"TOKA_IDEMPOTENCY_KEY": agent.steps.key(key), "TOKA_AGENT": agent.name, "TOKA_RUN": agent.run.id}
+        ended = await sandbox.run(
+            shell(line),
+            env=environment,
+            timeout_s=timeout_s or UNBOUNDED_S,
+            output_limit=agent.run.execution.output_bytes,
+        )
+        return Result(described(ended), failed=not (ended.ended == "exited" and ended.exit_code == 0))
+
+    return await agent.steps.run(Act(key, effect, line, rule="written by a person"), do)
+
+
+def described(ended: CommandResult) -> dict[str, Any]:
+    """A command's end as a JSON value."""
+    text = ended.output.decode("utf-8", "replace")
+    over = max(0, len(text) - KEPT_CHARACTERS)
+    return {
+        "exit": ended.exit_code,
+        "ended": ended.ended,
+        "output": text[-KEPT_CHARACTERS:],
+        "dropped": ended.dropped + over,
+        "wall_s": round(ended.wall_s, 3),
+        "cpu_s": round(ended.cpu_s, 3),
+        "max_rss_bytes": ended.max_rss_bytes,
+    }
+
+
+def verdict(value: dict[str, Any], line: str, timeout_s: float | None) -> str:
+    """How a command ended, in words: `make test` exited with 2."""
+    match value["ended"]:
+        case "exited":
+            return f"`{line}` exited with {value['exit']}"
+        case "timeout":
+            return f"`{line}` was killed after {timeout_s or UNBOUNDED_S:g} s"
+        case "flood":
+            return f"`{line}` was killed: it wrote too much output"
+        case _:
+            return f"`{line}` was lost with its sandbox ({value['ended']})"
+
+
+def tail(value: dict[str, Any]) -> str:
+    """The end of a command's output."""
+    return str(value["output"])[-TAIL_CHARACTERS:]

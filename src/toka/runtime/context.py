@@ -1,0 +1,127 @@
+"""What the runtime works with: frozen bundles of ports. `app.py` fills them; nothing in here does anything."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from toka.config.agent import AgentConfig
+from toka.config.settings import ExecutionConfig
+from toka.core.capability import Capability
+from toka.core.clock import Clock
+from toka.core.ids import AgentName, RunId
+from toka.journal.journal import Journal
+from toka.journal.recorder import Recorder
+from toka.llm.gateway import LlmGateway
+from toka.runtime.capability import CapabilityValidator
+from toka.runtime.resource import ResourceManager, Scope
+from toka.runtime.step import Steps
+from toka.sandbox.host import Sandbox
+from toka.sandbox.policy import SandboxPolicy
+from toka.tools.tool import Tool
+
+StartSandbox = Callable[[Path, SandboxPolicy], Awaitable[Sandbox]]
+"""Starts a sandbox over a workspace. Raises SandboxUnavailable."""
+
+ResolveModel = Callable[[str | None], Awaitable[str]]
+"""A model string as written (None: the default) -> the one to call. Raises ModelUnavailable, UsageError."""
+
+
+class Hands(Protocol):
+    """An agent's sandbox, started when it is first needed."""
+
+    async def sandbox(self) -> Sandbox:
+        """The running sandbox. Raises SandboxUnavailable, SandboxError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """The ports of one process.
+
+    Attributes:
+        state: the state directory; None when the journal is not on disk.
+        journal: the record.
+        clock: all time.
+        random: uniform in [0, 1), for jitter.
+        randbelow: a random integer in [0, n), for ids.
+        gateway: all model calls.
+        resolve_model: which model a spec's `model` means.
+        start_sandbox: where hands work.
+        tools: tools beyond the built-in ones; every agent has them, and each call is checked against its grant.
+        execution: concurrency, retries, timeouts.
+        capabilities: presets that settings define.
+        spawn: starts a coroutine that may run until the runtime closes, and no longer.
+    """
+
+    state: Path | None
+    journal: Journal
+    clock: Clock
+    random: Callable[[], float]
+    randbelow: Callable[[int], int]
+    gateway: LlmGateway
+    resolve_model: ResolveModel
+    start_sandbox: StartSandbox
+    tools: tuple[Tool, ...]
+    execution: ExecutionConfig
+    capabilities: Mapping[str, tuple[Capability, ...]]
+    spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """One run in this process.
+
+    Attributes:
+        id: the run.
+        workspace: the directory its agents work on, absolute.
+        runtime: the process's ports.
+        recorder: the run's only writer.
+        resources: its limits.
+        execution: settings of this run (the runtime's, as they were when the run was made).
+        enabled: conditional task groups that are switched on.
+        model: what was asked for on the command line; None leaves it to each spec.
+        gateway: the runtime's, or the caller's own.
+    """
+
+    id: RunId
+    workspace: Path
+    runtime: Runtime
+    recorder: Recorder
+    resources: ResourceManager
+    execution: ExecutionConfig
+    enabled: tuple[str, ...]
+    model: str | None
+    gateway: LlmGateway
+
+
+@dataclass(frozen=True, slots=True)
+class AgentContext:
+    """One agent of a run, while it is being executed.
+
+    Attributes:
+        run: its run.
+        name: its name.
+        config: its spec.
+        validator: decides tool calls under its grant.
+        steps: its journaled steps.
+        scope: its limits.
+        hands: its sandbox.
+        tools: those its grant gives, by name, in the order shown to the model.
+        model: the model string to call; None when no task of it needs one.
+        system: its system prompt; empty when no task needs a model.
+    """
+
+    run: RunContext
+    name: AgentName
+    config: AgentConfig
+    validator: CapabilityValidator
+    steps: Steps
+    scope: Scope
+    hands: Hands
+    tools: Mapping[str, Tool]
+    model: str | None
+    system: str

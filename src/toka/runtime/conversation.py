@@ -1,0 +1,196 @@
+"""One attempt at a task with a model: ask, run the calls, ask again, until a report ends it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+from toka.core.effect import Effect
+from toka.core.ids import StepKey, TaskId
+from toka.core.message import Message, ToolCall, ToolSpec, Usage
+from toka.errors import LimitExceeded, ModelError, ModelRefused, ModelUnavailable
+from toka.llm.failure import failure_of
+from toka.llm.model import ModelRequest
+from toka.llm.prompts import REPORT_TOOL, bad_arguments, nudge_to_report
+from toka.runtime.context import AgentContext
+from toka.runtime.resource import CallMeter, Scope
+from toka.runtime.step import Act, Result, StepFailure
+from toka.runtime.toolcall import answer_call, used_up
+from toka.tools.tool import validate
+
+NUDGES: Final = 2
+"""Replies without a tool call that are answered with a reminder before the attempt fails."""
+INVALID_IN_A_ROW: Final = 2
+"""Malformed calls in a row that fail the attempt: one error to learn from, no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How the agent says a task ended.
+
+    Attributes:
+        status: succeeded, failed or blocked.
+        data: the whole report as a JSON value: status, summary, artifacts, metrics.
+    """
+
+    status: str
+    data: dict[str, Any]
+
+    @property
+    def summary(self) -> str:
+        """The agent's own sentence."""
+        return str(self.data.get("summary", ""))
+
+
+class Conversation:
+    """The model and tool loop of one attempt. Replays what is recorded and goes on from there."""
+
+    def __init__(
+        self, agent: AgentContext, task: TaskId, attempt: int, scope: Scope, tools: tuple[ToolSpec, ...]
+    ) -> None:
+        self._agent = agent
+        self._task = task
+        self._attempt = attempt
+        self._scope = scope
+        self._tools = tools
+        self._messages: list[Message] = []
+        self._nudges = 0
+        self._invalid = 0
+        self._earlier_calls = agent.steps.model_calls(task, attempt)
+
+    async def run(self, opening: list[Message]) -> Report:
+        """Talks until the agent reports.
+
+        Args:
+            opening: system prompt and task, unless an earlier process recorded what it sent.
+
+        Raises:
+            StepFailure: the attempt failed: no report, malformed calls, a model's failure, a limit.
+            InDoubt, JournalError: see Steps.run.
+        """
+        news = opening
+        for turn in range(1, self._agent.run.execution.max_turns + 1):
+            reply = await self._ask(turn, news)
+            news = []
+            for index, call in enumerate(reply.calls):
+                if call.name == REPORT_TOOL.name and (report := await self._report(turn, index, call)):
+                    return report
+                if call.name != REPORT_TOOL.name:
+                    await self._call(turn, index, call)
+            if not reply.calls:
+                news = self._nudge()
+        raise StepFailure("turns", f"no report after {self._agent.run.execution.max_turns} turns")
+
+    async def _ask(self, turn: int, news: list[Message]) -> Message:
+        """One model call: a step whose intent holds the messages that are new since the last one."""
+        agent, steps = self._agent, self._agent.steps
+        key = StepKey(self._task, self._attempt, turn, "model")
+        recorded = steps.recorded_messages(key)
+        if recorded is not None:
+            news = [Message.from_json(m) for m in recorded]
+        self._messages += news
+        request = ModelRequest(
+            model=agent.model or "",
+            messages=tuple(self._messages),
+            tools=self._tools,
+            max_tokens=agent.run.execution.max_output_tokens,
+            agent=agent.name,
+            task=self._task,
+            call=self._earlier_calls + turn,
+            key=steps.key(key),
+            timeout_s=agent.run.execution.model_timeout_s,
+        )
+
+        async def do() -> Result:
+            return await self._request(request)
+
+        act = Act(
+            key,
+            Effect.IDEMPOTENT,
+            request.model,
+            messages=[m.to_json() for m in news],
+            reserved=self._reservation(request),
+            lost=self._charge_lost(key),
+        )
+        result = await steps.run(act, do)
+        reply = Message.from_json(result.value)
+        self._messages.append(reply)
+        if result.value.get("finish") == "refused":
+            raise StepFailure("refused", f"the model declined: {reply.text[:500]}", retryable=False)
+        return reply
+
+    async def _request(self, request: ModelRequest) -> Result:
+        meter = CallMeter(self._scope)
+        try:
+            reply = await self._agent.run.gateway.complete(request, meter)
+        except LimitExceeded as e:
+            raise used_up(e) from e
+        except (ModelUnavailable, ModelError) as e:
+            failure = failure_of(e)
+            kind = failure.kind if failure else "model"
+            retryable = e.retryable and not isinstance(e, ModelRefused)
+            charged = meter.usage if meter.usage.calls else None
+            raise StepFailure(kind, e.message, retryable=retryable, usage=charged, cost_usd=meter.cost_usd) from e
+        value = reply.message.to_json()
+        if reply.finish not in ("stop", "tool_calls"):
+            value["finish"] = reply.finish
+        return Result(value, usage=meter.usage, cost_usd=meter.cost_usd, model=reply.model)
+
+    def _reservation(self, request: ModelRequest) -> list[float]:
+        estimate = self._agent.run.gateway.estimate(request)
+        return [estimate.input_tokens, estimate.max_tokens, *([] if estimate.cost_usd is None else [estimate.cost_usd])]
+
+    def _charge_lost(self, key: StepKey) -> tuple[Usage, float | None] | None:
+        """A call that was in flight when its process died may have been paid for: it is charged at its reservation."""
+        intent = self._agent.steps.unanswered(key)
+        if intent is None or not intent.reserved:
+            return None
+        usage = Usage(int(intent.reserved[0]), int(intent.reserved[1]), calls=1)
+        cost = intent.reserved[2] if len(intent.reserved) > 2 else None
+        self._scope.charge(usage, cost)
+        return usage, cost
+
+    async def _call(self, turn: int, index: int, call: ToolCall) -> None:
+        key = StepKey(self._task, self._attempt, turn, "tool", index)
+        try:
+            answer = await answer_call(self._agent, key, call)
+        except LimitExceeded as e:
+            raise used_up(e) from e
+        self._messages.append(answer.message)
+        self._count_invalid(answer.invalid, call.name)
+
+    async def _report(self, turn: int, index: int, call: ToolCall) -> Report | None:
+        """The report, or None after a malformed one was answered."""
+        arguments = validate(REPORT_TOOL, call.arguments)
+        if not isinstance(arguments, str):
+            return Report(str(arguments["status"]), arguments)
+        key = StepKey(self._task, self._attempt, turn, "tool", index)
+        text = bad_arguments(REPORT_TOOL.name, arguments)
+        await self._agent.steps.answer(key, {"text": text, "invalid": True})
+        self._messages.append(Message("tool", text, call_id=call.id, name=call.name, failed=True))
+        self._count_invalid(True, call.name)
+        return None
+
+    def _count_invalid(self, invalid: bool, name: str) -> None:  # noqa: FBT001 - what an answer says of itself
+        self._invalid = self._invalid + 1 if invalid else 0
+        if self._invalid >= INVALID_IN_A_ROW:
+            raise StepFailure("malformed", f"{self._invalid} malformed tool calls in a row, the last one of {name!r}")
+
+    def _nudge(self) -> list[Message]:
+        self._nudges += 1
+        if self._nudges > NUDGES:
+            raise StepFailure("no_report", f"{self._nudges} replies without a tool call or a report")
+        return [Message("user", nudge_to_report())]
+
+
+def opening_messages(system: str, prompt: str) -> list[Message]:
+    """How an attempt begins."""
+    return [Message("system", system), Message("user", prompt)]
+
+
+def report_text(report: dict[str, Any]) -> str:
+    """A report as the next task or agent is told it: the summary, then artifacts and metrics where there are any."""
+    extra = {k: report[k] for k in ("artifacts", "metrics") if report.get(k)}
+    summary = str(report.get("summary", ""))
+    return f"{summary}\n{json.dumps(extra, ensure_ascii=False)}" if extra else summary

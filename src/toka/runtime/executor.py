@@ -1,0 +1,144 @@
+"""AgentExecutor: interprets one agent's configuration: its tasks in order, then its objectives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from toka.config.agent import TaskSpec
+from toka.core.ids import TaskId
+from toka.events.lifecycle import AgentStatus, TaskStatus
+from toka.llm.prompts import task_prompt
+from toka.runtime.context import AgentContext
+from toka.runtime.conversation import report_text
+from toka.runtime.objective import ObjectiveVerifier
+from toka.runtime.task import TaskExecutor, TaskOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class AgentOutcome:
+    """How an agent's execution ended.
+
+    Attributes:
+        status: COMPLETED, FAILED, or WAITING when a person must answer.
+        reason: the error or the question; empty when completed.
+        why: the cause as a word: task_failed, check_failed, timeout, limit, in_doubt ...
+    """
+
+    status: AgentStatus
+    reason: str = ""
+    why: str = ""
+
+
+class AgentExecutor:
+    """Executes one agent once. What an earlier process finished is taken from the record."""
+
+    def __init__(self, agent: AgentContext, results: Mapping[str, tuple[str, str]] | None = None) -> None:
+        """Prepares an execution.
+
+        Args:
+            agent: the agent.
+            results: what the agents it depends on reported: name -> (status, text).
+        """
+        self._agent = agent
+        self._results = dict(results or {})
+        self._list = agent.config.task_list(agent.run.enabled)
+        self._tasks = TaskExecutor(agent)
+        self._outcomes: dict[TaskId, TaskOutcome] = {}
+
+    @property
+    def task_count(self) -> int:
+        """How many tasks there are, without repairs."""
+        return len(self._list)
+
+    async def run(self) -> AgentOutcome:
+        """Executes all tasks, then verifies the objectives. A failed task ends it: the tasks left are skipped.
+
+        Raises:
+            JournalError: the record cannot be written.
+        """
+        bad = await self._run_tasks()
+        if bad is not None:
+            return await self._give_up(bad)
+        verifier = ObjectiveVerifier(self._agent, self._tasks, can_repair=self._agent.model is not None)
+        outcome = await verifier.verify()
+        if outcome.status is TaskStatus.SUCCEEDED:
+            return AgentOutcome(AgentStatus.COMPLETED)
+        return _ended(outcome)
+
+    async def cancelled(self, status: TaskStatus, reason: str) -> None:
+        """Records the end of an execution that was cancelled: what ran has `status`, what did not is skipped."""
+        await self._tasks.cancel_open(status, reason)
+        for task in self._list:
+            await self._tasks.skip(task, reason)
+
+    async def _run_tasks(self) -> TaskSpec | None:
+        """Runs tasks as their dependencies allow; returns the first that did not succeed."""
+        limit = self._agent.run.execution.max_concurrent_tasks
+        waiting = sorted(enumerate(self._list), key=lambda item: (item[1].priority, item[0]))
+        queue = [task for _, task in waiting]
+        running: dict[asyncio.Task[TaskOutcome], TaskSpec] = {}
+        bad: TaskSpec | None = None
+        try:
+            while queue or running:
+                while bad is None and len(running) < limit and (task := self._next(queue)) is not None:
+                    queue.remove(task)
+                    if limit == 1:
+                        bad = self._note(task, await self._run_task(task))
+                    else:
+                        running[asyncio.create_task(self._run_task(task))] = task
+                if not running:
+                    break
+                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for finished in done:
+                    spec = running.pop(finished)
+                    bad = self._note(spec, finished.result()) or bad
+        finally:
+            for left in running:
+                left.cancel()
+            if running:
+                await asyncio.gather(*running, return_exceptions=True)
+        return bad
+
+    def _next(self, queue: list[TaskSpec]) -> TaskSpec | None:
+        """The most urgent task whose dependencies have succeeded."""
+        return next((t for t in queue if all(d in self._outcomes for d in t.depends_on)), None)
+
+    def _note(self, task: TaskSpec, outcome: TaskOutcome) -> TaskSpec | None:
+        self._outcomes[task.id] = outcome
+        return None if outcome.status is TaskStatus.SUCCEEDED else task
+
+    async def _run_task(self, task: TaskSpec) -> TaskOutcome:
+        return await self._tasks.run(task, lambda: self._prompt(task))
+
+    def _prompt(self, task: TaskSpec) -> str:
+        number = self._list.index(task) + 1
+        previous = [
+            (t.description, self._outcomes[t.id].status.lower(), report_text(self._outcomes[t.id].report or {}))
+            for t in self._list
+            if t.id in self._outcomes
+        ]
+        others = [(name, status, text) for name, (status, text) in sorted(self._results.items())]
+        return task_prompt(task.description, number, len(self._list), previous, others)
+
+    async def _give_up(self, bad: TaskSpec) -> AgentOutcome:
+        outcome = self._outcomes[bad.id]
+        if outcome.status is not TaskStatus.NEEDS_ATTENTION:
+            for task in self._list:
+                if task.id not in self._outcomes:
+                    await self._tasks.skip(task, f"task {bad.id} did not succeed")
+        ended = _ended(outcome)
+        return AgentOutcome(ended.status, f"task {bad.id}: {ended.reason}", ended.why or "task_failed")
+
+
+def _ended(outcome: TaskOutcome) -> AgentOutcome:
+    waits = outcome.status is TaskStatus.NEEDS_ATTENTION
+    return AgentOutcome(AgentStatus.WAITING if waits else AgentStatus.FAILED, outcome.reason, outcome.why)
+
+
+def agent_report(tasks: Mapping[str, Any]) -> str:
+    """What an agent's tasks reported, for the agents that depend on it: one paragraph a task."""
+    parts = [f"{t.title or t.id}: {report_text(t.report)}" for t in tasks.values() if t.report]
+    return "\n".join(parts)

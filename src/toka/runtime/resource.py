@@ -1,0 +1,150 @@
+"""ResourceManager: what may be used, what was used, and which scope ran out.
+
+Scopes nest: a task's use counts in its agent and in the run. Before an act everything it can use at worst is reserved
+in all scopes or in none; afterwards the reservation is replaced by what was used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from toka.core.limits import UNITS, Limits
+from toka.core.message import Usage
+from toka.errors import LimitExceeded
+from toka.llm.model import Estimate
+
+_HINT: Final = {
+    "tokens": "raise security.resource_limits.max_tokens",
+    "cost_usd": "raise security.resource_limits.max_cost",
+    "model_calls": "raise security.resource_limits.max_model_calls",
+    "tool_calls": "raise security.resource_limits.max_tool_calls",
+}
+
+
+@dataclass(slots=True)
+class Scope:
+    """One bearer of limits: the run, an agent or a task.
+
+    Attributes:
+        name: as messages give it: "run", "agent fixer", "task fix-sum".
+        limits: what this scope may use.
+        parent: the scope around it; None for the outermost.
+        tokens, cost_usd, model_calls, tool_calls: used so far.
+        open_tokens, open_cost: reserved and not settled.
+    """
+
+    name: str
+    limits: Limits
+    parent: Scope | None = None
+    tokens: int = 0
+    cost_usd: float = 0.0
+    model_calls: int = 0
+    tool_calls: int = 0
+    open_tokens: int = 0
+    open_cost: float = 0.0
+
+    def reserve_call(self, estimate: Estimate) -> None:
+        """Reserves one model call at its worst case, in all scopes or in none.
+
+        Raises:
+            LimitExceeded: it does not fit into a scope; innermost first.
+        """
+        tokens, cost = estimate.input_tokens + estimate.max_tokens, estimate.cost_usd or 0.0
+        for scope in self._outwards():
+            scope.check("model_calls", scope.model_calls + 1)
+            scope.check("tokens", scope.tokens + scope.open_tokens + tokens)
+            scope.check("cost_usd", scope.cost_usd + scope.open_cost + cost)
+        for scope in self._outwards():
+            scope.open_tokens += tokens
+            scope.open_cost += cost
+            scope.model_calls += 1
+
+    def settle_call(self, estimate: Estimate, usage: Usage, cost: float | None) -> None:
+        """Replaces a reservation by what was used."""
+        tokens, reserved = estimate.input_tokens + estimate.max_tokens, estimate.cost_usd or 0.0
+        for scope in self._outwards():
+            scope.open_tokens -= tokens
+            scope.open_cost -= reserved
+            scope.tokens += usage.tokens
+            scope.cost_usd += cost or 0.0
+
+    def count_tool_call(self) -> None:
+        """Counts one tool call in all scopes.
+
+        Raises:
+            LimitExceeded: a scope allows no more.
+        """
+        for scope in self._outwards():
+            scope.check("tool_calls", scope.tool_calls + 1)
+        for scope in self._outwards():
+            scope.tool_calls += 1
+
+    def charge(self, usage: Usage, cost: float | None) -> None:
+        """Counts a use that was not reserved by this process: an attempt whose answer was lost in a crash."""
+        for scope in self._outwards():
+            scope.tokens += usage.tokens
+            scope.cost_usd += cost or 0.0
+            scope.model_calls += usage.calls
+
+    def check(self, kind: str, used: float) -> None:
+        """Raises LimitExceeded when `used` of a kind is above this scope's own limit."""
+        limit = getattr(self.limits, kind)
+        if limit is not None and used > limit:
+            raise LimitExceeded(self.name, limit, used, UNITS[kind], hint=_HINT[kind])
+
+    def _outwards(self) -> list[Scope]:
+        out: list[Scope] = []
+        scope: Scope | None = self
+        while scope is not None:
+            out.append(scope)
+            scope = scope.parent
+        return out
+
+
+@dataclass(slots=True)
+class CallMeter:
+    """Meter of one model call: charges its attempts to a scope and adds them up for the record.
+
+    Attributes:
+        usage: all attempts together.
+        cost_usd: None when an attempt of unknown price was made.
+    """
+
+    scope: Scope
+    usage: Usage = field(default_factory=Usage)
+    cost_usd: float | None = 0.0
+    _open: dict[int, Estimate] = field(default_factory=dict[int, Estimate])
+
+    def reserve(self, attempt: int, estimate: Estimate, /) -> None:
+        """See Meter."""
+        self.scope.reserve_call(estimate)
+        self._open[attempt] = estimate
+
+    def settle(self, attempt: int, usage: Usage, cost_usd: float | None, error: str | None, /) -> None:  # noqa: ARG002
+        """See Meter."""
+        self.scope.settle_call(self._open.pop(attempt), usage, cost_usd)
+        self.usage = self.usage + usage
+        self.cost_usd = None if cost_usd is None or self.cost_usd is None else self.cost_usd + cost_usd
+
+
+class ResourceManager:
+    """The scopes of one run."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        """`limits` bound the run as a whole; None sets none."""
+        self.run = Scope("run", limits or Limits())
+
+    def agent(self, name: str, limits: Limits, *, used: Usage, cost_usd: float | None, tool_calls: int) -> Scope:
+        """An agent's scope, starting from what the record says it used already."""
+        scope = Scope(f"agent {name}", limits, self.run)
+        for each in (scope, self.run):
+            each.tokens += used.tokens
+            each.cost_usd += cost_usd or 0.0
+            each.model_calls += used.calls
+            each.tool_calls += tool_calls
+        return scope
+
+    def task(self, agent: Scope, task: str) -> Scope:
+        """A task's scope inside its agent's."""
+        return Scope(f"task {task}", Limits(), agent)

@@ -1,0 +1,296 @@
+"""One journaled step. Recorded? Its result is returned. Else intent, act, result, each durable before the next.
+
+A recorded step never runs again. A step in flight at a crash runs again only if its effect class says that this is
+safe; otherwise a person is asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final, Literal, cast
+
+from toka.core.clock import Clock
+from toka.core.effect import Effect
+from toka.core.ids import AgentName, RunId, StepKey, idempotency_key
+from toka.core.message import Usage
+from toka.events.event import Record, StepDenied, StepDone, StepFailed, StepInDoubt, StepIntent
+from toka.journal.recorder import Recorder
+
+INLINE_BYTES: Final = 16_384
+"""Results above this size go to a blob."""
+INLINE_ARGUMENTS: Final = 2_048
+"""Arguments above this size are recorded cut."""
+
+
+class StepFailure(Exception):
+    """An act could not be carried through. Recorded; a replay raises it again.
+
+    Attributes:
+        error: the cause as a word.
+        message: for people.
+        retryable: whether trying again may help.
+        usage, cost_usd: what was charged all the same.
+    """
+
+    def __init__(
+        self,
+        error: str,
+        message: str,
+        *,
+        retryable: bool = True,
+        usage: Usage | None = None,
+        cost_usd: float | None = 0.0,
+    ) -> None:
+        super().__init__(message)
+        self.error = error
+        self.message = message
+        self.retryable = retryable
+        self.usage = usage
+        self.cost_usd = cost_usd
+
+
+class InDoubt(Exception):
+    """Whether an act happened is unknown, and it must not happen twice. `question` is for a person."""
+
+    def __init__(self, step: str, question: str) -> None:
+        super().__init__(question)
+        self.step = step
+        self.question = question
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """What is about to be done.
+
+    Attributes:
+        key: which step it is.
+        effect: what a crash in flight means.
+        what: tool, model or command line, for the record.
+        arguments: a JSON value for the record; cut when large.
+        rule: the policy rule that allows it.
+        messages: added to the conversation since the last recorded step.
+        reserved: what was reserved for it: [tokens, USD].
+        lost: what the start before is charged with, when its answer was lost: usage and cost.
+        evidence: what `probe` will need.
+        probe: of a checkable act: did it happen? Called with the evidence of the recorded intent.
+    """
+
+    key: StepKey
+    effect: Effect
+    what: str
+    arguments: Any = None
+    rule: str = ""
+    messages: list[dict[str, Any]] | None = None
+    reserved: list[float] | None = None
+    lost: tuple[Usage, float | None] | None = None
+    evidence: Callable[[], Awaitable[dict[str, Any]]] | None = None
+    probe: Callable[[dict[str, Any]], Awaitable[tuple[Literal["happened", "not-happened", "unknown"], Any]]] | None = (
+        None
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How an act ended.
+
+    Attributes:
+        value: a JSON value: what the caller goes on with, now or in a replay.
+        failed: the act ended, but its answer is an error.
+        usage, cost_usd, model: of a model call.
+    """
+
+    value: Any
+    failed: bool = False
+    usage: Usage | None = None
+    cost_usd: float | None = None
+    model: str = ""
+
+
+class Steps:
+    """The steps of one agent.
+
+    Before each act the gate is awaited: it returns when nothing holds the agent, so a held agent starts no step.
+    """
+
+    def __init__(
+        self,
+        run: RunId,
+        agent: AgentName,
+        recorder: Recorder,
+        clock: Clock,
+        gate: Callable[[], Awaitable[None]] | None = None,
+        history: Iterable[Record] = (),
+    ) -> None:
+        """Reads what `history`, the records of the agent's stream, says of earlier steps."""
+        self._run = run
+        self._agent = agent
+        self._recorder = recorder
+        self._clock = clock
+        self._gate = gate
+        self._intents: dict[str, StepIntent] = {}
+        self._ends: dict[str, StepDone | StepFailed | StepDenied] = {}
+        self._started: dict[str, int] = {}
+        self._open: dict[str, StepIntent] = {}
+        self._turns: dict[tuple[str, int], int] = {}
+        for record in history:
+            event = record.event
+            if isinstance(event, StepIntent):
+                self._intents[event.step] = event
+                self._count(StepKey.parse(event.step))
+                self._started[event.step] = self._started.get(event.step, 0) + 1
+            elif isinstance(event, StepDone | StepFailed | StepDenied):
+                self._ends[event.step] = event
+
+    def key(self, step: StepKey) -> str:
+        """The step's idempotency key."""
+        return idempotency_key(self._run, self._agent, step)
+
+    def recorded_messages(self, step: StepKey) -> list[dict[str, Any]] | None:
+        """The messages an earlier process recorded with this step's intent; None when it recorded none."""
+        intent = self._intents.get(step.text)
+        return intent.messages if intent else None
+
+    def unanswered(self, step: StepKey) -> StepIntent | None:
+        """The intent of a step that an earlier process started and did not end; None when there is none."""
+        return None if step.text in self._ends else self._intents.get(step.text)
+
+    def model_calls(self, task: str, before: int) -> int:
+        """How many model calls the attempts of a task before number `before` made."""
+        return sum(turns for (t, attempt), turns in self._turns.items() if t == task and attempt < before)
+
+    def recorded(self, step: StepKey) -> Result | None:
+        """The recorded end of a step; None when it has none. Raises StepFailure for a recorded failure."""
+        end = self._ends.get(step.text)
+        if end is None:
+            return None
+        if isinstance(end, StepFailed):
+            raise StepFailure(end.error, end.message, retryable=end.retryable)
+        if isinstance(end, StepDenied):
+            return Result({"text": end.reason, "denied": end.rule}, failed=True)
+        usage = Usage.from_json(end.usage) if end.usage else None
+        return Result(self._loaded(end.result), end.failed, usage, end.cost_usd, end.model)
+
+    async def run(self, act: Act, do: Callable[[], Awaitable[Result]]) -> Result:
+        """Runs a step, or returns what is recorded of it.
+
+        Raises:
+            StepFailure: `do` raised it, now or in an earlier process.
+            InDoubt: an earlier process died in it, and whether it happened is unknown.
+            JournalError: the record cannot be written; `do` was not called, or its result is not recorded.
+        """
+        text = act.key.text
+        if (known := self.recorded(act.key)) is not None:
+            return known
+        started = self._started.get(text, 0)
+        if started:
+            known = await self._after_crash(act, self._intents[text])
+            if known is not None:
+                return known
+        if self._gate is not None:
+            await self._gate()
+        intent = StepIntent(
+            text,
+            self.key(act.key),
+            act.effect.value,
+            act.what,
+            cut(act.arguments),
+            act.rule,
+            act.messages,
+            await act.evidence() if act.evidence else None,
+            act.reserved,
+            started,
+            [*act.lost[0].to_json(), act.lost[1]] if act.lost else None,
+        )
+        await self._recorder.record(self._agent, intent)
+        self._open[text] = intent
+        self._count(act.key)
+        began = self._clock.monotonic()
+        try:
+            result = await do()
+        except StepFailure as failure:
+            del self._open[text]
+            usage = failure.usage.to_json() if failure.usage else None
+            await self._recorder.record(
+                self._agent,
+                StepFailed(text, failure.error, failure.message, failure.retryable, usage, failure.cost_usd),
+            )
+            raise
+        wall = round(self._clock.monotonic() - began, 4)
+        del self._open[text]
+        await self._record_done(text, result, wall)
+        return result
+
+    async def deny(self, step: StepKey, what: str, rule: str, reason: str, arguments: Any) -> Result:
+        """Records that a call was refused; returns what the model is told."""
+        if (known := self.recorded(step)) is not None:
+            return known
+        await self._recorder.record(self._agent, StepDenied(step.text, what, rule, reason, cut(arguments)))
+        return Result({"text": reason, "denied": rule}, failed=True)
+
+    async def answer(self, step: StepKey, value: Any) -> Result:
+        """Records an answer that needed no act, such as the error for a malformed call."""
+        if (known := self.recorded(step)) is not None:
+            return known
+        result = Result(value, failed=True)
+        await self._record_done(step.text, result, 0.0)
+        return result
+
+    async def abandon(self, error: str, message: str) -> None:
+        """Records a failure for every step that was cancelled in flight; their acts have ended by now."""
+        for text in list(self._open):
+            del self._open[text]
+            await self._recorder.record(self._agent, StepFailed(text, error, message))
+
+    async def _after_crash(self, act: Act, intent: StepIntent) -> Result | None:
+        """What to do about a step whose process died in it: None runs it again."""
+        effect = Effect(intent.effect)
+        if effect in (Effect.PURE, Effect.IDEMPOTENT):
+            return None
+        if effect is Effect.CHECKABLE and act.probe is not None and intent.evidence is not None:
+            verdict, value = await act.probe(intent.evidence)
+            if verdict == "not-happened":
+                return None
+            if verdict == "happened":
+                result = Result(value)
+                await self._record_done(act.key.text, result, 0.0)
+                return result
+        question = f"{intent.what} was started and Toka was killed before its end. Did it happen?"
+        await self._recorder.record(self._agent, StepInDoubt(act.key.text, question))
+        raise InDoubt(act.key.text, question)
+
+    def _count(self, step: StepKey) -> None:
+        if step.kind == "model":
+            self._turns[step.task, step.attempt] = step.turn
+
+    async def _record_done(self, text: str, result: Result, wall: float) -> None:
+        usage = result.usage.to_json() if result.usage else None
+        value = await self._stored(result.value)
+        await self._recorder.record(
+            self._agent, StepDone(text, value, usage, result.cost_usd, result.model, wall, result.failed)
+        )
+
+    async def _stored(self, value: Any) -> Any:
+        if value is None:
+            return None
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        if len(text) <= INLINE_BYTES:
+            return value
+        return {"blob": await self._recorder.put_blob(text.encode("utf-8", "surrogatepass"))}
+
+    def _loaded(self, value: Any) -> Any:
+        if not isinstance(value, dict) or "blob" not in value:
+            return cast(Any, value)
+        digest: str = cast(dict[str, Any], value)["blob"]
+        return json.loads(self._recorder.blob(digest).decode("utf-8", "surrogatepass"))
+
+
+def cut(arguments: Any) -> Any:
+    """Arguments for the record: as they are, or the beginning of their text when they are large."""
+    if arguments is None:
+        return None
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    if len(text) <= INLINE_ARGUMENTS:
+        return arguments
+    return {"cut": text[: INLINE_ARGUMENTS // 2], "characters": len(text)}

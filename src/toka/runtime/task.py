@@ -1,0 +1,187 @@
+"""TaskExecutor: one task from its first attempt to its end: attempts, retries, timeouts, the report."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from toka.config.agent import TaskSpec
+from toka.core.effect import Effect
+from toka.core.ids import StepKey, TaskId
+from toka.core.message import ToolSpec
+from toka.errors import SandboxError
+from toka.events.event import TaskStateChanged
+from toka.events.lifecycle import TASK_ENDS, TaskStatus
+from toka.events.state import TaskState
+from toka.llm.prompts import REPORT_TOOL, retry_note
+from toka.runtime.command import run_line, tail, verdict
+from toka.runtime.context import AgentContext
+from toka.runtime.conversation import Conversation, opening_messages
+from toka.runtime.step import InDoubt, StepFailure
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOutcome:
+    """How a task ended, or that it waits for a person.
+
+    Attributes:
+        status: an end, or NEEDS_ATTENTION.
+        report: what was reported; None when nothing was.
+        reason: the error, or the question for a person; empty on success.
+        why: the cause as a word: reported, exit, timeout, limit, malformed ...
+    """
+
+    status: TaskStatus
+    report: dict[str, Any] | None = None
+    reason: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What an attempt does: `attempt(number, last error)` returns the report of a success or raises StepFailure."""
+
+    task: TaskId
+    title: str
+    retries: int
+    timeout_s: float | None
+    attempt: Callable[[int, str], Awaitable[dict[str, Any]]]
+
+
+class TaskExecutor:
+    """Executes the tasks of one agent, whatever they are made of. Every change of status is recorded before it counts.
+
+    A task that an earlier process left goes on in the attempt it was in; its recorded steps are not run again.
+    """
+
+    def __init__(self, agent: AgentContext) -> None:
+        self._agent = agent
+        tools = [ToolSpec(t.name, t.description, t.parameters) for t in agent.tools.values()]
+        self._specs = (*tools, REPORT_TOOL)
+
+    async def run(self, task: TaskSpec, prompt: Callable[[], str]) -> TaskOutcome:
+        """Executes a task of the spec.
+
+        Args:
+            task: what to do; with `run` it is deterministic and needs no model.
+            prompt: makes the first message for the model; called when an attempt starts afresh.
+
+        Raises:
+            JournalError: the record cannot be written.
+        """
+        execution = self._agent.run.execution
+        timeout = task.timeout_s or execution.task_timeout_s
+        if task.run is not None:
+            effect = task.effect or Effect.ONCE
+
+            async def command(number: int, last: str) -> dict[str, Any]:  # noqa: ARG001 - a command takes no advice
+                return await self._command(task, task.run or "", effect, number, timeout)
+
+            return await self._execute(_Work(task.id, task.description, task.retries or 0, timeout, command))
+        retries = execution.task_retries if task.retries is None else task.retries
+        return await self._execute(_Work(task.id, task.description, retries, timeout, self._talk(task.id, prompt)))
+
+    async def repair(self, task: TaskId, title: str, prompt: Callable[[], str]) -> TaskOutcome:
+        """Lets the model mend what a check found. One attempt: the check after it is the judge."""
+        timeout = self._agent.run.execution.task_timeout_s
+        return await self._execute(_Work(task, title, 0, timeout, self._talk(task, prompt)))
+
+    async def skip(self, task: TaskSpec, reason: str) -> None:
+        """Records that a task is not going to be executed."""
+        if self._state(task.id).status not in TASK_ENDS:
+            await self._change(task.id, TaskStatus.SKIPPED, reason=reason, title=task.description)
+
+    async def cancel_open(self, status: TaskStatus, reason: str) -> None:
+        """Ends every task that was being executed. Its acts are over when this is called."""
+        await self._agent.steps.abandon(status.lower(), reason)
+        state = self._agent.run.recorder.state.agents.get(self._agent.name)
+        for task in state.tasks.values() if state else ():
+            if task.status not in TASK_ENDS and task.status is not TaskStatus.QUEUED:
+                await self._change(TaskId(task.id), status, attempt=task.attempt, reason=reason)
+
+    async def _execute(self, work: _Work) -> TaskOutcome:
+        known = self._state(work.task)
+        if known.status in TASK_ENDS:
+            return TaskOutcome(known.status, known.report, known.reason, known.why)
+        try:
+            async with self._agent.run.runtime.clock.timeout(work.timeout_s):
+                outcome = await self._attempts(work, known)
+        except TimeoutError:
+            reason = f"timed out after {work.timeout_s or 0:g} s"
+            await self._agent.steps.abandon("timeout", reason)
+            outcome = TaskOutcome(TaskStatus.FAILED, None, reason, "timeout")
+        attempt = self._state(work.task).attempt
+        event = TaskStateChanged(
+            work.task, outcome.status.value, attempt, outcome.reason, outcome.report, why=outcome.why
+        )
+        await self._agent.run.recorder.record(self._agent.name, event)
+        return outcome
+
+    async def _attempts(self, work: _Work, known: TaskState) -> TaskOutcome:
+        number, last = max(1, known.attempt), known.reason
+        if known.status is TaskStatus.RETRY_WAIT:
+            number += 1
+        while True:
+            if self._state(work.task).attempt < number:
+                await self._change(work.task, TaskStatus.RUNNING, attempt=number, reason=last, title=work.title)
+            try:
+                return TaskOutcome(TaskStatus.SUCCEEDED, await work.attempt(number, last))
+            except StepFailure as failure:
+                if not failure.retryable or number > work.retries:
+                    return TaskOutcome(TaskStatus.FAILED, None, failure.message, failure.error)
+                last = failure.message
+            except InDoubt as doubt:
+                return TaskOutcome(TaskStatus.NEEDS_ATTENTION, None, doubt.question, "in_doubt")
+            await self._change(work.task, TaskStatus.RETRY_WAIT, attempt=number, reason=last)
+            await self._agent.run.runtime.clock.sleep(self._backoff(number))
+            number += 1
+
+    def _talk(self, task: TaskId, prompt: Callable[[], str]) -> Callable[[int, str], Awaitable[dict[str, Any]]]:
+        agent = self._agent
+
+        async def attempt(number: int, last: str) -> dict[str, Any]:
+            text = prompt() if number == 1 else f"{prompt()}\n\n{retry_note(number, last)}"
+            scope = agent.run.resources.task(agent.scope, task)
+            conversation = Conversation(agent, task, number, scope, self._specs)
+            report = await conversation.run(opening_messages(agent.system, text))
+            if report.status == "succeeded":
+                return report.data
+            raise StepFailure(report.status, report.summary, retryable=report.status == "failed")
+
+        return attempt
+
+    async def _command(
+        self, task: TaskSpec, line: str, effect: Effect, number: int, timeout_s: float | None
+    ) -> dict[str, Any]:
+        try:
+            result = await run_line(self._agent, StepKey(task.id, number, 1, "run"), line, effect, timeout_s)
+        except SandboxError as e:
+            raise StepFailure("sandbox", e.message) from e
+        end = verdict(result.value, line, timeout_s)
+        output = tail(result.value)
+        if result.failed:
+            raise StepFailure("exit", f"{end}\n{output}".rstrip())
+        return {"status": "succeeded", "summary": f"{end}\n{output}".rstrip(), "exit": result.value["exit"]}
+
+    def _backoff(self, attempt: int) -> float:
+        """Equal jitter: half of the wait is certain, half is random; it doubles with each attempt up to a cap."""
+        execution = self._agent.run.execution
+        wait = min(execution.retry_cap_s, execution.retry_base_s * 2 ** (attempt - 1))
+        return wait / 2 + wait / 2 * self._agent.run.runtime.random()
+
+    def _state(self, task: TaskId) -> TaskState:
+        agent = self._agent.run.recorder.state.agents.get(self._agent.name)
+        return (agent.tasks.get(task) if agent else None) or TaskState(task)
+
+    async def _change(
+        self,
+        task: TaskId,
+        status: TaskStatus,
+        *,
+        attempt: int = 0,
+        reason: str = "",
+        title: str = "",
+    ) -> None:
+        event = TaskStateChanged(task, status.value, attempt, reason, None, title)
+        await self._agent.run.recorder.record(self._agent.name, event)

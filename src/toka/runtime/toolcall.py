@@ -1,0 +1,119 @@
+"""One tool call of a model: parse, decide, record, run. Whatever goes wrong becomes an answer to the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from toka.core.capability import CapabilityError
+from toka.core.ids import StepKey
+from toka.core.message import Message, ToolCall
+from toka.errors import SandboxError
+from toka.llm.prompts import bad_arguments, tool_error, tool_result, unknown_tool
+from toka.runtime.context import AgentContext
+from toka.runtime.step import Act, Result, StepFailure
+from toka.tools.builtin import builtin_tools
+from toka.tools.tool import CheckableTool, Tool, ToolContext, ToolResult, validate
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a call came to.
+
+    Attributes:
+        message: the tool message for the model.
+        invalid: the call named no tool or its arguments were malformed: nothing was run.
+    """
+
+    message: Message
+    invalid: bool = False
+
+
+async def answer_call(agent: AgentContext, key: StepKey, call: ToolCall) -> Answer:
+    """Answers one tool call.
+
+    Raises:
+        StepFailure: the agent's tool calls are used up.
+        InDoubt, JournalError: see Steps.run.
+    """
+    if (known := agent.steps.recorded(key)) is not None:
+        return _answer(call, known)
+    tool = _find(agent, call.name)
+    if tool is None:
+        return await _reject(agent, key, call, unknown_tool(call.name, [*agent.tools, "report"]))
+    arguments = validate(tool, call.arguments)
+    if isinstance(arguments, str):
+        return await _reject(agent, key, call, bad_arguments(call.name, arguments))
+    try:
+        needs = tool.needs(arguments)
+    except CapabilityError as e:
+        return await _reject(agent, key, call, bad_arguments(call.name, str(e)))
+    agent.scope.count_tool_call()
+    decision = agent.validator.check(needs)
+    if not decision.allowed:
+        return _answer(call, await agent.steps.deny(key, call.name, decision.rule, decision.reason, arguments))
+    return await _run(agent, key, call, tool, arguments, decision.rule)
+
+
+async def _run(
+    agent: AgentContext, key: StepKey, call: ToolCall, tool: Tool, arguments: dict[str, Any], rule: str
+) -> Answer:
+    execution = agent.run.execution
+    context = ToolContext(
+        hands=agent.hands.sandbox,
+        key=agent.steps.key(key),
+        timeout_s=execution.command_timeout_s,
+        output_limit=execution.output_bytes,
+    )
+
+    async def do() -> Result:
+        try:
+            async with agent.run.runtime.clock.timeout(execution.command_timeout_s + execution.grace_s):
+                result = await tool.call(arguments, context)
+        except TimeoutError:
+            result = ToolResult(f"timed out after {execution.command_timeout_s:g} s", failed=True)
+        except SandboxError as e:
+            result = ToolResult(f"the sandbox failed: {e}", failed=True)
+        except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as e:
+            result = ToolResult(f"{type(e).__name__}: {e}", failed=True)  # a custom tool's own defect: told, not raised
+        return Result(_value(tool.name, result), failed=result.failed)
+
+    act = Act(key, tool.effect, tool.name, arguments, rule)
+    if isinstance(tool, CheckableTool):
+        checkable = tool
+
+        async def evidence() -> dict[str, Any]:
+            return await checkable.evidence(arguments, context)
+
+        async def probe(noted: dict[str, Any]) -> tuple[Literal["happened", "not-happened", "unknown"], Any]:
+            outcome = await checkable.probe(arguments, noted, context)
+            return outcome, _value(tool.name, checkable.happened(arguments, noted)) if outcome == "happened" else None
+
+        act = Act(key, tool.effect, tool.name, arguments, rule, evidence=evidence, probe=probe)
+    return _answer(call, await agent.steps.run(act, do))
+
+
+def _find(agent: AgentContext, name: str) -> Tool | None:
+    """The agent's tool, or one it was not granted: asking for that one is denied with the reason."""
+    return agent.tools.get(name) or next((t for t in builtin_tools() if t.name == name), None)
+
+
+def _value(name: str, result: ToolResult) -> dict[str, Any]:
+    text = tool_error(name, result.text) if result.failed else tool_result(name, result.text)
+    return {"text": text, "data": result.data} if result.data else {"text": text}
+
+
+async def _reject(agent: AgentContext, key: StepKey, call: ToolCall, text: str) -> Answer:
+    return _answer(call, await agent.steps.answer(key, {"text": text, "invalid": True}))
+
+
+def _answer(call: ToolCall, result: Result) -> Answer:
+    value: dict[str, Any] = result.value
+    text = tool_error(call.name, f"denied: {value['text']}") if "denied" in value else value["text"]
+    message = Message("tool", text, call_id=call.id, name=call.name, failed=result.failed)
+    return Answer(message, invalid=bool(value.get("invalid")))
+
+
+def used_up(error: Exception) -> StepFailure:
+    """A limit that ran out, as a failure that no retry mends."""
+    return StepFailure("limit", str(error), retryable=False)

@@ -1,0 +1,125 @@
+"""One command in a sandbox, seen from the host: its output, its report, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+FLOOD_BYTES: Final = 64 * 1024 * 1024
+"""Output after which a command is killed, kept or not."""
+_BLOCK: Final = 64 * 1024
+
+Ended = Literal["exited", "timeout", "flood", "killed", "lost", "refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """How a command ended. All that it started is dead, whatever `ended` says.
+
+    Attributes:
+        exit_code: of the command, the negative signal number when a signal ended it; 126 when it could not be started,
+            127 when there is no such program; None when it did not come to its own end.
+        output: standard output and standard error in the order written, up to the limit.
+        dropped: bytes of output beyond the limit.
+        ended: `exited` by itself · `timeout` · `flood` of output · `killed` from outside · `lost`: the sandbox died,
+            the command may have done anything or nothing · `refused`: nothing of it ran.
+        wall_s: seconds from request to end.
+        cpu_s: CPU seconds of the command and of those descendants that ended before it.
+        max_rss_bytes: largest resident size of any of those processes.
+        reason: why it was refused; empty otherwise.
+    """
+
+    exit_code: int | None
+    output: bytes
+    dropped: int
+    ended: Ended
+    wall_s: float
+    cpu_s: float
+    max_rss_bytes: int
+    reason: str = ""
+
+
+class Lifeline:
+    """The host's end of what keeps one process inside alive. Any word on it, or closing it, kills the process."""
+
+    def __init__(self) -> None:
+        self._socket, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.setblocking(False)
+
+    async def report(self) -> dict[str, Any]:
+        """The zygote's report once the process and all that it started are gone; empty when the zygote died first."""
+        try:
+            data = await asyncio.get_running_loop().sock_recv(self._socket, 65536)
+        except OSError:
+            return {}
+        return json.loads(data) if data else {}
+
+    def cut(self) -> None:
+        """Kills; `report` still tells when it is done."""
+        try:
+            self._socket.send(b"k")
+        except OSError:  # it has ended, or was told before
+            pass
+
+    def close(self) -> None:
+        """Closes both ends; kills what still runs."""
+        self._socket.close()
+        self.theirs.close()
+
+
+class Output:
+    """What a command writes, read as it comes so that the command never waits for us."""
+
+    def __init__(self, limit: int, lifeline: Lifeline) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._limit = limit
+        self._lifeline = lifeline
+        self._read, self.theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(self.theirs, True)
+        self.kept = bytearray()
+        self.size = 0
+        self.flooded = False
+        self._loop.add_reader(self._read, self._take)
+
+    @property
+    def dropped(self) -> int:
+        """Bytes that were not kept."""
+        return self.size - len(self.kept)
+
+    def _take(self) -> bool:
+        """Reads one block; False when there is nothing (more)."""
+        try:
+            block = os.read(self._read, _BLOCK)
+        except BlockingIOError:
+            return False
+        if not block:
+            self._loop.remove_reader(self._read)
+            return False
+        self.size += len(block)
+        self.kept += block[: max(0, self._limit - len(self.kept))]
+        if self.size > FLOOD_BYTES and not self.flooded:
+            self.flooded = True
+            self._loop.remove_reader(self._read)  # it waits for us until it is dead
+            self._lifeline.cut()
+        return True
+
+    def drain(self) -> None:
+        """Takes what is left in the pipe. Does not wait for its end: another sandbox may have been handed a copy."""
+        while self.size <= FLOOD_BYTES + _BLOCK * 16 and self._take():
+            pass
+
+    def sent(self) -> None:
+        """Closes our copy of the writing end."""
+        if self.theirs >= 0:
+            os.close(self.theirs)
+            self.theirs = -1
+
+    def close(self) -> None:
+        """Closes everything."""
+        self.sent()
+        self._loop.remove_reader(self._read)
+        os.close(self._read)

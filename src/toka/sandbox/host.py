@@ -1,0 +1,270 @@
+"""A sandbox as the rest of Toka uses it: run a command, work on files, close."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from toka.core.capability import CapabilityError, normal_path
+from toka.core.clock import Clock
+from toka.errors import SandboxError
+from toka.sandbox.command import CommandResult, Ended, Lifeline, Output
+from toka.sandbox.filework import FileWorker
+from toka.sandbox.launch import Zygote, start_zygote, to_the_end
+from toka.sandbox.mounts import WORKSPACE
+from toka.sandbox.policy import SandboxPolicy
+
+ENVIRONMENT: Final[Mapping[str, str]] = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": "/tmp",
+    "LANG": "C.UTF-8",
+}
+"""All that a command finds in its environment unless the caller adds to it."""
+GRACE_S: Final = 5.0
+"""Seconds past a deadline, or after a kill, in which the zygote must report; then the whole sandbox is killed."""
+OPEN_FILES: Final = 1024
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def shell(command: str) -> list[str]:
+    """A person's command line as an argument vector."""
+    return ["/bin/sh", "-c", command]
+
+
+class Sandbox:
+    """One agent's hands: an operating-system sandbox with its workspace, no network and no key.
+
+    Any number of commands run at once; file operations run one after the other. A sandbox that dies is started anew by
+    the next use; /tmp is empty then, and what was running is reported as lost. Leaving `close` out leaves a process.
+
+    The process that started it must keep the thread alive that did: the kernel kills the sandbox with that thread.
+    """
+
+    def __init__(self, workspace: Path, policy: SandboxPolicy, clock: Clock, scratch: Path | None) -> None:
+        self._workspace = workspace
+        self._policy = policy
+        self._clock = clock
+        self._scratch = scratch
+        self._zygote: Zygote | None = None
+        self._worker: FileWorker | None = None
+        self._starting = asyncio.Lock()
+        self._filing = asyncio.Lock()
+        self._closed = False
+
+    @staticmethod
+    async def start(workspace: Path, policy: SandboxPolicy, *, clock: Clock, scratch: Path | None = None) -> Sandbox:
+        """Starts a sandbox and returns when it can be used.
+
+        Args:
+            workspace: the agent's folder on the host; mounted at /workspace as far as the policy grants it.
+            policy: what it lets through.
+            clock: for durations and the host's own deadlines.
+            scratch: a folder of the host that becomes /tmp; None: a tmpfs that ends with the sandbox.
+
+        Raises:
+            SandboxUnavailable: this machine cannot run one; nothing runs outside instead.
+            SandboxError: the workspace is missing, or was tampered with during the start.
+        """
+        sandbox = Sandbox(workspace, policy, clock, scratch)
+        await sandbox._alive()
+        return sandbox
+
+    @property
+    def policy(self) -> SandboxPolicy:
+        """What it lets through."""
+        return self._policy
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What differs from the policy: granted paths that were missing and left out, or created."""
+        return self._zygote.granted.notes if self._zygote else ()
+
+    async def _alive(self) -> Zygote:
+        async with self._starting:
+            if self._closed:
+                raise SandboxError("the sandbox is closed")
+            if self._zygote is not None and self._zygote.alive:
+                return self._zygote
+            if self._zygote is not None:
+                await self._zygote.end()
+            self._zygote = await start_zygote(self._workspace, self._policy, self._scratch)
+            return self._zygote
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: str = ".",
+        env: Mapping[str, str] | None = None,
+        timeout_s: float,
+        output_limit: int | None = None,
+    ) -> CommandResult:
+        """Runs one command to its end. A command that fails is a result, not an exception.
+
+        Cancelling kills it and all it started, and the cancellation goes on when they are dead.
+
+        Args:
+            argv: the program (looked up in PATH) and its arguments; `shell` makes one of a command line.
+            cwd: a folder relative to the workspace.
+            env: variables added to `ENVIRONMENT`.
+            timeout_s: seconds after which the command and all it started are killed.
+            output_limit: bytes of output to keep; None: the policy's figure.
+
+        Raises:
+            SandboxUnavailable, SandboxError: the sandbox had died and could not be started again.
+        """
+        started = self._clock.monotonic()
+        try:
+            request = self._request(argv, cwd, env or {}, timeout_s)
+        except ValueError as error:
+            return _refused(str(error), 0.0)
+        await self._alive()
+        lifeline = Lifeline()
+        output = Output(self._policy.output_bytes if output_limit is None else output_limit, lifeline)
+        try:
+            report = await self._command(request, lifeline, output)
+        except ValueError as error:
+            return _refused(str(error), self._clock.monotonic() - started)
+        finally:
+            output.drain()
+            output.close()
+            lifeline.close()
+        return _result(report, output, self._clock.monotonic() - started)
+
+    def _request(self, argv: Sequence[str], cwd: str, env: Mapping[str, str], timeout_s: float) -> dict[str, Any]:
+        """Raises ValueError for what cannot be run at all."""
+        if not argv or not argv[0] or any("\0" in part for part in (*argv, *env.values())):
+            raise ValueError("a command is a program and its arguments, without NUL")
+        if bad := next((name for name in env if not _VARIABLE.fullmatch(name)), None):
+            raise ValueError(f"{bad!r} is not a variable's name")
+        try:
+            folder = normal_path(cwd)
+        except CapabilityError as error:
+            raise ValueError(str(error)) from None
+        limits = {"NPROC": self._policy.processes, "FSIZE": self._policy.file_bytes, "NOFILE": OPEN_FILES}
+        if self._policy.memory_bytes is not None:
+            limits["DATA"] = self._policy.memory_bytes
+        return {
+            "op": "run",
+            "argv": list(argv),
+            "cwd": WORKSPACE if folder == "." else f"{WORKSPACE}/{folder}",
+            "env": {**ENVIRONMENT, **env},
+            "timeout": timeout_s,
+            "rlimits": limits,
+        }
+
+    async def _send(self, request: dict[str, Any], fds: tuple[int, int]) -> Zygote:
+        """Hands a request to a zygote that lives. A zygote found dead got nothing, so a new one may get it."""
+        while True:
+            zygote = await self._alive()
+            try:
+                await zygote.send(request, fds)
+            except OSError:
+                await zygote.end()
+                continue
+            return zygote
+
+    async def _command(self, request: dict[str, Any], lifeline: Lifeline, output: Output) -> dict[str, Any]:
+        """Sends the request and waits for the report; empty when the zygote died."""
+        zygote = await self._send(request, (output.theirs, lifeline.theirs.fileno()))
+        output.sent()
+        lifeline.theirs.close()
+        try:
+            async with self._clock.timeout(request["timeout"] + GRACE_S):
+                return await lifeline.report()
+        except TimeoutError:
+            zygote.kill()
+            await zygote.end()
+            return {"ended": "timeout"}
+        except asyncio.CancelledError:
+            await to_the_end(self._kill(zygote, lifeline))
+            raise
+
+    async def _kill(self, zygote: Zygote, lifeline: Lifeline) -> dict[str, Any]:
+        """Kills one process inside and returns when it is dead, if need be with the whole sandbox."""
+        lifeline.cut()
+        try:
+            async with asyncio.timeout(GRACE_S):
+                return await lifeline.report()
+        except TimeoutError:
+            zygote.kill()
+            await zygote.end()
+            return {}
+
+    async def file(self, op: str, *, timeout_s: float = 30.0, body: bytes = b"", **args: Any) -> dict[str, Any]:
+        """Works on files of the workspace as the sandbox sees it; see `worker.py` for operations and arguments.
+
+        Args:
+            op: `read`, `list`, `search`, `hash`, `write` or `edit`.
+            timeout_s: seconds after which the worker is killed; a write may have happened then.
+            body: the new contents, for `write`.
+            args: the operation's arguments; paths are relative to the workspace.
+
+        Returns:
+            The operation's result, with the contents as `body` (bytes); or `error` (a code) and `message`. Codes
+            `timeout` and `lost` say that the operation may or may not have happened.
+
+        Raises:
+            SandboxUnavailable, SandboxError: the sandbox had died and could not be started again.
+        """
+        request = {"op": op, **args}
+        async with self._filing:
+            try:
+                if self._worker is None or not self._worker.alive:
+                    await self._end_worker()
+                    self._worker = await FileWorker.start(self._send, self._policy)
+                async with self._clock.timeout(timeout_s):
+                    answer, data = await self._worker.ask(request, body)
+            except TimeoutError:
+                await self._end_worker()
+                return {"error": "timeout", "message": f"{op} took longer than {timeout_s:g} seconds{_doubt(op)}"}
+            except (EOFError, OSError):
+                report = await self._end_worker()
+                return {"error": "lost", "message": (report.get("refused") or "the file worker died") + _doubt(op)}
+            except asyncio.CancelledError:
+                await to_the_end(self._end_worker())
+                raise
+        return {**answer, "body": data}
+
+    async def _end_worker(self) -> dict[str, Any]:
+        worker, self._worker = self._worker, None
+        return {} if worker is None else await worker.end()
+
+    async def close(self) -> None:
+        """Ends everything inside and returns when it is gone. Commands still running end as `lost`. Idempotent."""
+        self._closed = True
+        async with self._starting:
+            zygote, self._zygote = self._zygote, None
+            worker, self._worker = self._worker, None
+            if zygote is not None:
+                await to_the_end(zygote.end())
+            if worker is not None:
+                worker.close()
+
+
+def _doubt(op: str) -> str:
+    return "; it may or may not have happened" if op in ("write", "edit") else ""
+
+
+def _refused(reason: str, wall_s: float) -> CommandResult:
+    return CommandResult(126, b"", 0, "refused", wall_s, 0.0, 0, reason)
+
+
+def _result(report: dict[str, Any], output: Output, wall_s: float) -> CommandResult:
+    ended: Ended = report.get("ended", "lost")
+    if ended == "killed" and output.flooded:
+        ended = "flood"
+    code = {"exited": report.get("code"), "refused": 126}.get(ended)
+    return CommandResult(
+        exit_code=code,
+        output=bytes(output.kept),
+        dropped=output.dropped,
+        ended=ended,
+        wall_s=wall_s,
+        cpu_s=report.get("cpu", 0.0),
+        max_rss_bytes=report.get("rss", 0),
+        reason=report.get("refused", ""),
+    )

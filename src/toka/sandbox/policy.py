@@ -1,0 +1,121 @@
+"""What a sandbox lets through, compiled from a grant and limits. Pure: touches neither disk nor kernel.
+
+Default deny: a policy without paths shows an empty workspace, and every sandbox is without network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
+
+from toka.core.capability import Capability, Grant
+from toka.core.catalogue import COMMAND_EXECUTION, FILESYSTEM_READ, FILESYSTEM_WRITE
+from toka.core.limits import Limits
+
+MIB: Final = 1024 * 1024
+DEFAULT_PROCESSES: Final = 256
+DEFAULT_FILE_BYTES: Final = 1024 * MIB
+DEFAULT_OUTPUT_BYTES: Final = MIB
+DEFAULT_TMP_BYTES: Final = 64 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class PathRule:
+    """One path of the workspace as the sandbox shows it.
+
+    Attributes:
+        path: relative to the workspace, normalised; `.` is the workspace itself.
+        access: `read` is a read-only mount, `write` a writable one.
+    """
+
+    path: str
+    access: Literal["read", "write"]
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxPolicy:
+    """Everything a sandbox is built from; equal policies build equal sandboxes.
+
+    Attributes:
+        reads: readable paths relative to the workspace, sorted; none lies below another or below one of `writes`.
+        writes: writable (and readable) paths, sorted; none lies below another. They may lie below `reads`.
+        programs: file names of the programs the agent may name in a command, sorted; None = any, () = no commands.
+        memory_bytes: upper bound of private memory of each process; None = no bound here.
+        processes: processes and threads at one time, all commands of the sandbox together. The kernel does not
+            apply it when the runtime itself runs as root.
+        file_bytes: size that one written file may reach.
+        output_bytes: bytes kept of one command's output when the caller names no other figure.
+        tmp_bytes: size of /tmp, which lives in memory.
+    """
+
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    programs: tuple[str, ...] | None = ()
+    memory_bytes: int | None = None
+    processes: int = DEFAULT_PROCESSES
+    file_bytes: int = DEFAULT_FILE_BYTES
+    output_bytes: int = DEFAULT_OUTPUT_BYTES
+    tmp_bytes: int = DEFAULT_TMP_BYTES
+
+    @property
+    def rules(self) -> tuple[PathRule, ...]:
+        """All paths in the order in which they are mounted: what contains comes before what is contained."""
+        rules = [PathRule(p, "read") for p in self.reads] + [PathRule(p, "write") for p in self.writes]
+        return tuple(sorted(rules, key=lambda r: () if r.path == "." else tuple(r.path.split("/"))))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with one key per attribute."""
+        data = asdict(self)
+        for name in _LISTS:
+            data[name] = None if data[name] is None else list(data[name])
+        return data
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> SandboxPolicy:
+        """The inverse of `to_json`; unknown keys are ignored, so that an older Toka reads a newer record."""
+        known = {k: v for k, v in data.items() if k in SandboxPolicy.__dataclass_fields__}
+        for name in _LISTS & known.keys():
+            known[name] = None if known[name] is None else tuple(known[name])
+        return SandboxPolicy(**known)
+
+
+_LISTS: Final = frozenset({"reads", "writes", "programs"})
+
+
+def compile_policy(grant: Grant, limits: Limits) -> SandboxPolicy:
+    """The sandbox that a grant and limits ask for, and nothing more.
+
+    Capabilities that are no matter of the sandbox, or that it cannot give, add nothing.
+
+    Args:
+        grant: what the agent may do. A write grant lets it read there as well.
+        limits: the agent's bounds; a kind left at None gets this module's default.
+    """
+    writes = _paths(grant.named(FILESYSTEM_WRITE))
+    reads = _paths((*grant.named(FILESYSTEM_READ), *grant.named(FILESYSTEM_WRITE)))
+    writable = Capability(FILESYSTEM_WRITE, paths=writes)
+    return SandboxPolicy(
+        reads=tuple(p for p in reads if not writable.covers(Capability(FILESYSTEM_WRITE, paths=(p,)))),
+        writes=writes,
+        programs=_programs(grant.named(COMMAND_EXECUTION)),
+        memory_bytes=limits.memory_bytes,
+        processes=DEFAULT_PROCESSES if limits.processes is None else limits.processes,
+        file_bytes=DEFAULT_FILE_BYTES if limits.disk_bytes is None else limits.disk_bytes,
+        output_bytes=DEFAULT_OUTPUT_BYTES if limits.output_bytes is None else limits.output_bytes,
+    )
+
+
+def _paths(capabilities: Iterable[Capability]) -> tuple[str, ...]:
+    """The smallest set of paths that holds all of them; no paths at all when there are no capabilities."""
+    every = [p for c in capabilities for p in (c.paths if c.paths is not None else (".",))]
+    return Capability(FILESYSTEM_READ, paths=tuple(every)).paths or ()
+
+
+def _programs(capabilities: Iterable[Capability]) -> tuple[str, ...] | None:
+    every: set[str] = set()
+    for capability in capabilities:
+        if capability.programs is None:
+            return None
+        every.update(capability.programs)
+    return tuple(sorted(every))

@@ -1,0 +1,211 @@
+"""Fakes for tests, yours too: the model, the clock, randomness, and a journal in memory.
+
+Each fake passes the same contract tests as the real thing. Everything else in a test is better real: SQLite on a
+temporary directory, subprocesses, the sandbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from toka.core.ids import RunId
+from toka.events.event import Event, Record
+from toka.journal.journal import Command, Journal, Lease, LeaseView, OnCommit
+from toka.journal.memory import MemoryJournal
+from toka.llm.scripted import ScriptedModel
+
+__all__ = ["DyingJournal", "ManualClock", "MemoryJournal", "ScriptedModel"]
+
+
+class ManualClock:
+    """Time that moves only when told to. Sleepers and timeouts wake in the order of their times."""
+
+    def __init__(self, now: float = 1_800_000_000.0) -> None:
+        """Starts at `now`, wall-clock seconds; monotonic and boot time start at 0."""
+        self._wall = now
+        self._elapsed = 0.0
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._timeouts: list[tuple[float, int, asyncio.Timeout]] = []
+        self._count = 0
+
+    def now(self) -> float:
+        """See Clock."""
+        return self._wall
+
+    def monotonic(self) -> float:
+        """See Clock."""
+        return self._elapsed
+
+    def boottime(self) -> float:
+        """See Clock."""
+        return self._elapsed
+
+    async def sleep(self, seconds: float) -> None:
+        """See Clock."""
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._count += 1
+        heapq.heappush(self._sleepers, (self._elapsed + seconds, self._count, future))
+        await future
+
+    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[Any]:
+        """See Clock."""
+        return asyncio.timeout(None) if seconds is None else self._timeout(seconds)
+
+    @asynccontextmanager
+    async def _timeout(self, seconds: float) -> AsyncGenerator[None]:
+        async with asyncio.timeout(None) as real:
+            self._count += 1
+            entry = (self._elapsed + seconds, self._count, real)
+            heapq.heappush(self._timeouts, entry)
+            try:
+                yield
+            finally:
+                self._timeouts.remove(entry)
+                heapq.heapify(self._timeouts)
+
+    async def advance(self, seconds: float) -> None:
+        """Lets time pass: everything that was due in between wakes, in order, and runs until it waits again."""
+        goal = self._elapsed + seconds
+        while (due := self._next_due()) is not None and due <= goal:
+            self._wall += due - self._elapsed
+            self._elapsed = due
+            self._wake(due)
+            await settle()
+        self._wall += goal - self._elapsed
+        self._elapsed = goal
+        await settle()
+
+    def jump(self, seconds: float) -> None:
+        """Moves the wall clock alone, as when somebody sets it."""
+        self._wall += seconds
+
+    def _next_due(self) -> float | None:
+        return min([q[0][0] for q in (self._sleepers, self._timeouts) if q], default=None)
+
+    def _wake(self, due: float) -> None:
+        while self._sleepers and self._sleepers[0][0] <= due:
+            future = heapq.heappop(self._sleepers)[2]
+            if not future.done():
+                future.set_result(None)
+        loop = asyncio.get_running_loop()
+        for when, _, real in self._timeouts:
+            if when <= due and not real.expired() and real.when() is None:
+                real.reschedule(loop.time())
+
+
+async def settle(turns: int = 20) -> None:
+    """Lets the event loop turn until what can run has run; enough for chains of up to `turns` awaits."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
+
+
+class Died(BaseException):
+    """A DyingJournal reached its write. A BaseException, so that nothing mistakes it for a failure to handle."""
+
+
+class DyingJournal:
+    """A journal whose process dies at its write number `at`, counted from 1 over all appends.
+
+    Args:
+        inner: where writes go.
+        at: which append is the last.
+        before: die before that append is written instead of after.
+        die: what dying is: the default kills this process with SIGKILL.
+    """
+
+    def __init__(self, inner: Journal, at: int, *, before: bool = False, die: Any = None) -> None:
+        self._inner = inner
+        self._at = at
+        self._before = before
+        self._die = die or _kill
+        self.writes = 0
+
+    async def append(self, lease: Lease, stream: str, epoch: int, events: Sequence[Event]) -> list[Record]:
+        """See Journal."""
+        self.writes += 1
+        if self.writes == self._at and self._before:
+            self._die()
+        records = await self._inner.append(lease, stream, epoch, events)
+        if self.writes >= self._at:
+            self._die()
+        return records
+
+    def runs(self) -> list[RunId]:
+        """See Reader."""
+        return self._inner.runs()
+
+    def read(self, run: RunId, *, after: int = 0, stream: str | None = None, limit: int | None = None) -> list[Record]:
+        """See Reader."""
+        return self._inner.read(run, after=after, stream=stream, limit=limit)
+
+    def last_of(self, run: RunId, stream: str, kind: str) -> Record | None:
+        """See Reader."""
+        return self._inner.last_of(run, stream, kind)
+
+    def lease(self, run: RunId) -> LeaseView | None:
+        """See Reader."""
+        return self._inner.lease(run)
+
+    def commands(self, run: RunId, after: int = 0) -> list[Command]:
+        """See Reader."""
+        return self._inner.commands(run, after)
+
+    def blob(self, digest: str) -> bytes:
+        """See Reader."""
+        return self._inner.blob(digest)
+
+    def stored(self, run: RunId) -> Iterator[tuple[int, str, str, bytes]]:
+        """See Reader."""
+        return self._inner.stored(run)
+
+    def heads(self, run: RunId) -> Mapping[str, tuple[int, bytes]]:
+        """See Reader."""
+        return self._inner.heads(run)
+
+    def close(self) -> None:
+        """See Reader."""
+        self._inner.close()
+
+    async def acquire(self, run: RunId) -> Lease:
+        """See Journal."""
+        return await self._inner.acquire(run)
+
+    async def release(self, lease: Lease) -> None:
+        """See Journal."""
+        await self._inner.release(lease)
+
+    async def bump(self, lease: Lease, stream: str) -> int:
+        """See Journal."""
+        return await self._inner.bump(lease, stream)
+
+    async def put_blob(self, data: bytes) -> str:
+        """See Journal."""
+        return await self._inner.put_blob(data)
+
+    async def submit(
+        self, run: RunId, verb: str, *, agent: str, arguments: Mapping[str, Any], by: tuple[str, str]
+    ) -> int:
+        """See Journal."""
+        return await self._inner.submit(run, verb, agent=agent, arguments=arguments, by=by)
+
+    def on_commit(self, run: RunId, callback: OnCommit | None) -> None:
+        """See Journal."""
+        self._inner.on_commit(run, callback)
+
+    async def aclose(self) -> None:
+        """See Journal."""
+        await self._inner.aclose()
+
+
+def _kill() -> None:
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGKILL)
