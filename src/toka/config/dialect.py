@@ -26,7 +26,6 @@ from toka.config.codes import Severity
 from toka.config.diagnostics import closest, quoted
 from toka.config.nodes import ListNode, MapNode, Node, ScalarNode, value_of
 from toka.config.source import Source
-from toka.core.capability import ARGUMENTS
 
 CAPABILITY_LIST: Final = "capabilities_required"
 SECTIONS: Final = (
@@ -212,9 +211,6 @@ class _Writer:
                 help="without the colon, the name alone asks for all of it",
             )
             return out
-        for key, node in arguments.keys.items():
-            if key not in ARGUMENTS:
-                self.unknown(node, "argument", closest(key, ARGUMENTS, 0.6), "error")
         out.put(ScalarNode("arguments", arguments.line, arguments.column), self._lists(arguments))
         return out
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from toka.config.codes import Severity
-from toka.config.diagnostics import did_you_mean, one_of, quoted
+from toka.config.diagnostics import closest, did_you_mean, one_of, quoted
 from toka.config.faults import place_of
 from toka.config.graph import cycle_text, find_cycles
 from toka.config.nodes import Node
 from toka.config.parts import Reporting, Security
 from toka.config.source import Source
 from toka.config.tasks import Tasks, TaskSpec, resolve_tasks
-from toka.core.capability import Capability, CapabilityError
+from toka.core.capability import ARGUMENTS, Capability, CapabilityError
 from toka.core.units import format_duration
 
 FREQUENCIES: Final = ("real-time", "hourly", "daily", "weekly", "on-milestone", "on-completion")
@@ -88,6 +88,12 @@ def security_problems(security: Security) -> Iterator[Problem]:
     """Arguments of capabilities that are malformed, and a sandbox that is not asked for."""
     for index, request in enumerate(security.capabilities_required):
         for argument, items in request.arguments.items():
+            if argument not in ARGUMENTS:
+                path = ("security", "capabilities_required", index, "arguments", argument)
+                near = closest(argument, ARGUMENTS, 0.6)
+                told = f'did you mean "{near}"?' if near else f"known: {one_of(ARGUMENTS)}"
+                yield Problem("TK2003", f"unknown argument {quoted(argument)}", path, help=told)
+                continue
             for place, item in enumerate(items):
                 try:
                     Capability(request.name, **{argument: (item,)})

@@ -17,6 +17,8 @@ HOST: Final = re.compile(
     r"(?=.{1,253}$)(?:\*\.)?[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*"
 )
 """A plain ASCII host name, lower case, possibly `*.` in front (fullmatch)."""
+PORT: Final = re.compile(r"[0-9]{1,5}")
+"""Decimal text that may be a TCP port (fullmatch)."""
 NUMERIC: Final = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
 """A host whose last label is a number: resolvers read it as an IPv4 address (fullmatch)."""
 PROGRAM: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
@@ -114,20 +116,18 @@ class Capability:
             object.__setattr__(self, "paths", _reduced(map(normal_path, self.paths), _path_in))
         if self.hosts is not None:
             hosts = [h.lower() for h in self.hosts]
-            if bad := next((h for h in hosts if not HOST.fullmatch(h) or NUMERIC.fullmatch(h)), None):
+            if wrong := [h for h in hosts if not HOST.fullmatch(h) or NUMERIC.fullmatch(h)]:
                 raise CapabilityError(
-                    f"{bad!r} is not a host name; write names such as api.example.org or *.example.org"
+                    f"{wrong[0]!r} is not a host name; write names such as api.example.org or *.example.org"
                 )
             object.__setattr__(self, "hosts", _reduced(hosts, _host_in))
         if self.programs is not None:
-            if bad := next((p for p in self.programs if not PROGRAM.fullmatch(p)), None):
-                raise CapabilityError(f"{bad!r} is not a program; write its file name, such as git")
+            if wrong := [p for p in self.programs if not PROGRAM.fullmatch(p)]:
+                raise CapabilityError(f"{wrong[0]!r} is not a program; write its file name, such as git")
             object.__setattr__(self, "programs", _reduced(self.programs, _same))
         if self.ports is not None:
-            if bad := next(
-                (p for p in self.ports if not p.isascii() or not p.isdigit() or not 0 < int(p) < 65536), None
-            ):
-                raise CapabilityError(f"{bad!r} is not a TCP port")
+            if wrong := [p for p in self.ports if not PORT.fullmatch(p) or not 0 < int(p) < 65536]:
+                raise CapabilityError(f"{wrong[0]!r} is not a TCP port")
             object.__setattr__(self, "ports", _reduced((str(int(p)) for p in self.ports), _same))
 
     def covers(self, need: Capability) -> bool:

@@ -69,7 +69,7 @@ def parse_cpu(value: str | float) -> float:
         match = _CPU.fullmatch(value)
         cores = float(match["number"]) / (100 if match["unit"] else 1) if match else 0.0
     else:
-        cores = 0.0 if isinstance(value, bool) else _float(value)
+        cores = _float(value)
     cores = round(cores, 9) if math.isfinite(cores) else 0.0
     if not 0 < cores <= _MOST_CORES:
         raise UnitError(value, "a CPU limit", CPU_FORMS)
@@ -110,8 +110,8 @@ def parse_money(value: str | float) -> float:
         match = _MONEY.fullmatch(value)
         amount = float(match["number"]) if match else -1.0
     else:
-        amount = -1.0 if isinstance(value, bool) else _float(value)
-    if not 0 <= amount <= _MOST_DOLLARS:
+        amount = _float(value)
+    if not 0 <= amount <= _MOST_DOLLARS:  # false for what is not a number, too
         raise UnitError(value, "an amount of money", MONEY_FORMS)
     return round(amount, 9)
 
@@ -155,9 +155,11 @@ def _times(number: str, size: int) -> int:
     return round(float(number) * size) if "." in number else int(number) * size
 
 
-def _float(value: float) -> float:
-    """As a float; infinite when a whole number is beyond one."""
+def _float(value: object) -> float:
+    """A number as a float; not a number when it is none, or beyond one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return math.nan
     try:
         return float(value)
     except OverflowError:
-        return math.inf
+        return math.nan

@@ -8,7 +8,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import toka
 from toka.config.agent import AgentConfig
 from toka.config.settings import ExecutionConfig
 from toka.core.ids import AgentName, RunId, new_run_id
@@ -26,6 +25,7 @@ from toka.orchestration.result import RunResult
 from toka.orchestration.session import RunSession
 from toka.runtime.context import RunContext, Runtime
 from toka.runtime.resource import ResourceManager
+from toka.version import __version__
 
 
 class OrchestrationEngine:
@@ -65,7 +65,7 @@ class OrchestrationEngine:
             enabled=list(request.enabled),
             model=request.model,
             options={**request.options, "execution": asdict(runtime.execution)},
-            toka=toka.__version__,
+            toka=__version__,
         )
         me = this_holder()
         await recorder.record(

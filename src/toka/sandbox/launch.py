@@ -99,7 +99,6 @@ class Zygote:
         self._loop.remove_reader(self._errors)
         for fd in (self._errors, self._info):
             os.close(fd)
-        self._control.close()
         if not self.gone.done():
             self.gone.set_result(None)
 
@@ -142,6 +141,8 @@ class Zygote:
 
     def _child_pid(self) -> int:
         """The host's pid of the sandbox's pid 1, from bwrap's --info-fd; 0 when it did not say."""
+        if self.gone.done():
+            return 0
         with contextlib.suppress(BlockingIOError, ValueError, KeyError):
             return int(json.loads(os.read(self._info, 4096))["child-pid"])
         return 0

@@ -1,0 +1,102 @@
+"""`toka`: finds the command, and turns every error into a message and an exit code.
+
+Commands are imported when they are called: `toka --help` reads only the table below.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any, Final
+
+import click
+
+from toka.cli.output import fail
+from toka.errors import TokaError
+from toka.version import __version__
+
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "init": ("toka.cli.init:init", "Write a first team for the project in this directory."),
+    "validate": ("toka.cli.check:validate", "Check specs and print every finding."),
+    "plan": ("toka.cli.check:plan", "Show what would run: order, grants, limits, warnings."),
+    "run": ("toka.cli.run:run", "Run a team of agents."),
+    "resume": ("toka.cli.run:resume", "Go on with an interrupted run, or lift a pause."),
+    "demo": ("toka.cli.demo:demo", "Run four agents on a small project that comes with Toka."),
+    "ps": ("toka.cli.look:ps", "List runs."),
+    "show": ("toka.cli.look:show", "Show one run: agents, tasks, objectives, why something waits."),
+    "logs": ("toka.cli.look:logs", "Print what agents said, called and got."),
+    "events": ("toka.cli.record:events", "Print the recorded events of a run, and follow them."),
+    "audit": ("toka.cli.record:audit", "Verify a run's record."),
+    "doctor": ("toka.cli.machine:doctor", "Check what this machine offers: sandbox, models, state directory."),
+    "models": ("toka.cli.machine:models", "Show which model would answer, and what was tried."),
+    "config": ("toka.cli.machine:config", "Show settings and where each comes from."),
+    "schema": ("toka.cli.reference:schema", "Print the JSON Schema of a spec."),
+    "explain": ("toka.cli.reference:explain", "Explain a finding's code."),
+    "completion": ("toka.cli.reference:completion", "Print the completion script of a shell."),
+    "version": ("toka.cli.reference:version", "Print the version."),
+}
+
+
+class Lazy(click.Group):
+    """A group whose commands are imported when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """The names, in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Imports one command."""
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        module, _, attribute = entry[0].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click, with a suggestion for a misspelled command."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            ctx.fail(f"no command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """The table, without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "--version", message="toka %(version)s")
+def cli() -> None:
+    """Run teams of LLM agents declared in YAML: confined, limited, verified, recorded."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point. Exits the process.
+
+    Exit codes: 0 done, 1 run failed, 2 usage, 3 invalid spec, 4 something missing, 5 denied by policy, 6 limit, 7 waiting
+    for a person, 8 stopped by a person, 9 not found, 70 internal, 75 try again, 130 and 143 signals.
+    """
+    try:
+        code: Any = cli.main(arguments, prog_name="toka", standalone_mode=False)
+    except click.exceptions.Exit as e:
+        code = e.exit_code
+    except click.ClickException as e:
+        e.show()
+        code = 2
+    except click.Abort:
+        code = 130
+    except TokaError as e:
+        code = fail(e)
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        # Whoever read our output went away; nothing is left to say, and the interpreter must not try.
+        sys.stdout = None
+        code = 141
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,54 @@
+"""Where output goes: results to stdout, messages to stderr; colour only where a person looks."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+from toka.errors import ConfigError, ModelUnavailable, TokaError
+
+
+def say(text: str) -> None:
+    """A message for the person at the terminal, on stderr."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is the one place that prints messages
+
+
+def emit(text: str) -> None:
+    """A part of the result, on stdout."""
+    print(text, flush=True)  # noqa: T201 - this is the one place that prints results
+
+
+def emit_json(value: dict[str, Any]) -> None:
+    """One JSON line of the result."""
+    emit(json.dumps(value, ensure_ascii=False, separators=(", ", ": ")))
+
+
+def fail(error: TokaError) -> int:
+    """Prints an error and what to do about it; returns the exit code."""
+    if isinstance(error, ConfigError):
+        for finding in error.findings:
+            say(getattr(finding, "block", finding.text))
+    say(f"toka: {error.message}")
+    if isinstance(error, ModelUnavailable):
+        for line in error.tried:
+            say(f"  tried: {line}")
+    if error.hint:
+        say(f"  help: {error.hint}")
+    return error.exit_code
+
+
+def coloured(stream: Any = None) -> bool:
+    """Whether a stream gets colour: FORCE_COLOR, then NO_COLOR and TERM=dumb, then whether it is a terminal."""
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return (stream or sys.stdout).isatty()
+
+
+def live(stream: Any = None) -> bool:
+    """Whether a live view may redraw lines: a real terminal, outside CI."""
+    terminal = (stream or sys.stderr).isatty()
+    return terminal and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
