@@ -24,14 +24,19 @@ _EXPORTS = {
 }
 
 if TYPE_CHECKING:
-    from toka.app import Parts as Parts, open_runtime as open_runtime, read_settings as read_settings
+    from toka.app import Parts as Parts
+    from toka.app import open_runtime as open_runtime
+    from toka.app import read_settings as read_settings
     from toka.config.agent import AgentConfig as AgentConfig
-    from toka.config.settings import ExecutionConfig as ExecutionConfig, Settings as Settings
+    from toka.config.settings import ExecutionConfig as ExecutionConfig
+    from toka.config.settings import Settings as Settings
     from toka.errors import TokaError as TokaError
     from toka.llm.gateway import LlmGateway as LlmGateway
     from toka.orchestration.engine import OrchestrationEngine as OrchestrationEngine
     from toka.orchestration.integration import (
         OrchestrationRuntimeExt as OrchestrationRuntimeExt,
+    )
+    from toka.orchestration.integration import (
         RuntimeIntegration as RuntimeIntegration,
     )
     from toka.orchestration.request import RunRequest as RunRequest

@@ -10,21 +10,26 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 from toka.config.settings import Settings, load_settings
 from toka.core.clock import Clock, SystemClock
+from toka.errors import ModelUnavailable
 from toka.journal.journal import Journal
 from toka.journal.sqlite import SqliteJournal, SqliteReader
 from toka.llm.gateway import LlmGateway
 from toka.llm.model import Model
 from toka.llm.pricing import Price, PriceList
 from toka.llm.registry import ModelRegistry
-from toka.llm.resolve import AUTO, resolve_auto
+from toka.llm.resolve import AUTO, endpoint_of, resolve_auto
 from toka.runtime.context import Runtime
 from toka.sandbox.host import Sandbox
 from toka.sandbox.policy import SandboxPolicy
 from toka.tools.tool import Tool
+
+_REACH_S: Final = 3.0
+"""How long a model server may take to accept a connection before a run is made, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +93,19 @@ async def open_runtime(
     gateway = LlmGateway(registry, clock, jitter, prices=_prices(settings, clock))
     background: set[asyncio.Task[Any]] = set()
 
+    reached: set[str] = set()
+
     async def resolve(model: str | None) -> str:
         chosen = model or settings.model
-        found = await resolve_auto(environ, settings.base_url) if chosen == AUTO else chosen
-        registry(found)
-        return found
+        if chosen == AUTO:
+            return await resolve_auto(environ, settings.base_url)
+        if chosen not in parts.models:
+            server = endpoint_of(chosen, environ, settings.base_url).base_url
+            if server is not None and server not in reached:
+                await _reach(server)
+                reached.add(server)
+        registry(chosen)
+        return chosen
 
     async def start_sandbox(workspace: Path, policy: SandboxPolicy) -> Sandbox:
         return await Sandbox.start(workspace, policy, clock=clock)
@@ -124,6 +137,23 @@ async def open_runtime(
         await asyncio.gather(*background, return_exceptions=True)
         await gateway.aclose()
         await journal.aclose()
+
+
+async def _reach(base_url: str) -> None:
+    """Raises ModelUnavailable when nobody listens at a server's address."""
+    address = urlsplit(base_url)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        async with asyncio.timeout(_REACH_S):
+            _, writer = await asyncio.open_connection(address.hostname, port)
+        writer.close()
+    except OSError as e:
+        why = "no answer in time" if isinstance(e, TimeoutError) else (e.strerror or str(e)).lower()
+        raise ModelUnavailable(
+            f"no model server answers at {base_url}: {why}",
+            tried=[f"{address.hostname}:{port}: {why}"],
+            hint="start it, or name another with --base-url (TOKA_BASE_URL)",
+        ) from e
 
 
 def _prices(settings: Settings, clock: Clock) -> PriceList:

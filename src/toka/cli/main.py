@@ -79,8 +79,8 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The entry point. Exits the process.
 
-    Exit codes: 0 done, 1 run failed, 2 usage, 3 invalid spec, 4 something missing, 5 denied by policy, 6 limit, 7 waiting
-    for a person, 8 stopped by a person, 9 not found, 70 internal, 75 try again, 130 and 143 signals.
+    Exit codes: 0 done, 1 run failed, 2 usage, 3 invalid spec, 4 something missing, 5 denied by policy, 6 limit,
+    7 waiting for a person, 8 stopped by a person, 9 not found, 70 internal, 75 try again, 130 and 143 signals.
     """
     try:
         code: Any = cli.main(arguments, prog_name="toka", standalone_mode=False)

@@ -188,11 +188,13 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "TK3004": Code(
         "unknown task",
-        "`depends_on` names a task that this agent does not have.",
+        "`depends_on` names a task that this agent does not have, so the waiting task could never start. Correct the "
+        "id; tasks without one are called task-N by their place.",
     ),
     "TK3005": Code(
         "circular tasks",
-        "Tasks of one agent wait for each other in a circle, shown as a path.",
+        "Tasks of one agent wait for each other in a circle, shown as a path, so none of them could start. Break the "
+        "circle at one edge.",
     ),
     "TK3006": Code(
         "verified dependency on claims",

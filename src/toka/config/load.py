@@ -96,10 +96,18 @@ def _walk(directory: Path, root: Path, notes: Source, levels: int) -> Iterator[P
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(path, root, notes, levels - 1)
         elif entry.name.endswith(SUFFIXES) and not entry.is_dir():
-            if entry.is_symlink() and not path.resolve().is_relative_to(root):
-                notes.add("TK1013", f"{label_of(path)} leads out of the directory; it is skipped", severity="warning")
+            if entry.is_symlink() and not _leads_into(path, root):
+                notes.add("TK1013", f"{label_of(path)} leads out of the directory or nowhere; it is skipped", severity="warning")
             else:
                 yield path
+
+
+def _leads_into(path: Path, root: Path) -> bool:
+    """Whether a link leads to something below `root`; False for a link that leads nowhere or to itself."""
+    try:
+        return path.resolve(strict=True).is_relative_to(root)
+    except (OSError, RuntimeError):
+        return False
 
 
 def _read(path: Path) -> bytes:

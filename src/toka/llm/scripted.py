@@ -46,7 +46,8 @@ from toka.core.clock import Clock, SystemClock
 from toka.core.message import Message, ToolCall, Usage
 from toka.llm.failure import KINDS, CallError, Kind, failed
 from toka.llm.model import Finish, ModelReply, ModelRequest
-from toka.llm.script import ANY, Script, ScriptedReply, read_script, script_of
+from toka.llm.script import ANY, Script, ScriptedReply, script_of
+from toka.llm.script_file import read_script
 
 CHARACTERS_PER_TOKEN: Final = 4
 

@@ -53,7 +53,7 @@ class LeanCompletions:
     """The SDK's `chat.completions` without its walk over the whole request body.
 
     That walk looks up aliases and files in the parameters' type hints, finds none in a chat request, and costs more
-    than everything else the SDK does. The bytes sent are the same.
+    than everything else the SDK does. What is sent is the same but for the order of the keys.
     """
 
     def __init__(self, client: AsyncOpenAI) -> None:

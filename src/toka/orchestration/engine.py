@@ -38,6 +38,19 @@ class OrchestrationEngine:
         """Connects agents one by one to the runtime; see RuntimeIntegration. None: the runtime's own gateway."""
         return RuntimeIntegration(self.start, runtime, llm_gateway)
 
+    def check(self, request: RunRequest) -> dict[AgentName, AgentConfig]:
+        """What can be said of a request without the machine: its agents by name.
+
+        Raises:
+            ConfigError: there are no agents, or two have one name.
+            UsageError: the workspace is no directory, or an enabled group exists nowhere.
+        """
+        configs = _unique(request.configs)
+        _check_groups(request.configs, request.enabled)
+        if not request.workspace.is_dir():
+            raise UsageError(f"workspace {request.workspace} is not a directory", hint="name one with --workspace DIR")
+        return configs
+
     async def start(self, request: RunRequest, gateway: LlmGateway | None = None) -> RunSession:
         """Makes a run; its first records are durable when this returns. Nothing runs before `RunSession.run`.
 
@@ -46,12 +59,7 @@ class OrchestrationEngine:
             UsageError: the workspace is no directory, or an enabled group exists nowhere.
             JournalError: the record cannot be written.
         """
-        configs = _unique(request.configs)
-        _check_groups(request.configs, request.enabled)
-        if not request.workspace.is_dir():
-            raise UsageError(
-                f"workspace {request.workspace} is not a directory", hint="choose one with --workspace DIR"
-            )
+        configs = self.check(request)
         plan = make_plan(request.configs, enabled=request.enabled, capabilities=self._runtime.capabilities)
         runtime = self._runtime
         run = new_run_id(runtime.clock.now(), runtime.randbelow)

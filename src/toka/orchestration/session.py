@@ -13,6 +13,7 @@ from toka.events.event import CommandApplied, HoldLifted, RunStateChanged
 from toka.events.lifecycle import RunStatus
 from toka.events.state import AgentState
 from toka.journal.journal import Command
+from toka.journal.poke import Inbox
 from toka.orchestration.plan import Plan
 from toka.orchestration.result import RunResult, verdict
 from toka.orchestration.schedule import Blocked, recovered
@@ -22,8 +23,8 @@ from toka.runtime.executor import agent_report
 from toka.runtime.process import AgentExecution, AgentProcessManager
 from toka.runtime.progress import ProgressReporter
 
-POLL_S: Final = 0.25
-"""How often requests of other processes are looked for, in seconds."""
+POLL_S: Final = 0.5
+"""How often requests of other processes are looked for when nobody pokes, in seconds."""
 SHUTDOWN_S: Final = 10.0
 """How long steps in flight may take to reach their end when the process shuts down, in seconds."""
 
@@ -122,11 +123,13 @@ class RunSession:
 
     async def _watch(self) -> None:
         """Applies requests in order, each once, and lets the reporter notice that time passes."""
-        while True:
-            for command in self.context.runtime.journal.commands(self.context.id, self._applied):
-                await self._apply(command)
-            self.reporter.tick()
-            await self.context.runtime.clock.sleep(POLL_S)
+        runtime = self.context.runtime
+        with Inbox(runtime.state, self.context.id) as inbox:
+            while True:
+                for command in runtime.journal.commands(self.context.id, self._applied):
+                    await self._apply(command)
+                self.reporter.tick()
+                await inbox.wait(POLL_S)
 
     async def _apply(self, command: Command) -> None:
         self._applied = command.id

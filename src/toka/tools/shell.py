@@ -26,6 +26,8 @@ def shell_syntax(command: str) -> str:
     for at, char in enumerate(command):
         if escaped:
             escaped = False
+            if quote and char in _IN_DOUBLE_QUOTES:  # shlex would keep the backslash, a shell would not
+                return char
         elif char == "\\" and quote != "'":
             escaped = True
         elif quote:

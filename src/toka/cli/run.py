@@ -1,0 +1,316 @@
+"""`toka run` and `toka resume`."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import click
+
+from toka.app import open_reader, open_runtime, read_settings
+from toka.cli.ids import find_run
+from toka.cli.live import Lines, LiveView, summary_lines
+from toka.cli.output import emit_json, fail, live, say
+from toka.cli.stream import EventPrinter
+from toka.config.agent import AgentConfig
+from toka.config.check import check_paths
+from toka.config.settings import Settings
+from toka.core.ids import RunId
+from toka.errors import ConfigError, RunBusy
+from toka.events.lifecycle import RunStatus
+from toka.events.state import RunState, fold_all
+from toka.journal.poke import poke
+from toka.journal.sqlite import SqliteReader
+from toka.orchestration.engine import OrchestrationEngine
+from toka.orchestration.preflight import preflight
+from toka.orchestration.request import RunRequest
+from toka.orchestration.result import RunResult
+from toka.orchestration.session import RunSession
+
+FOLLOW_S: Final = 0.2
+"""How often a run that another process executes is looked at, in seconds."""
+EXIT_BROKEN_PIPE: Final = 141
+
+
+class View(Protocol):
+    """How a person sees a run."""
+
+    def start(self, session: RunSession) -> None:
+        """The run begins."""
+        ...
+
+    def stop(self) -> None:
+        """Nothing more will happen."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Display:
+    """What to print.
+
+    Attributes:
+        as_json: JSON lines on stdout instead of a view.
+        quiet: no view; the summary and errors only.
+        command: the command that resumes the run, without its id.
+    """
+
+    as_json: bool
+    quiet: bool
+    options: str = ""
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--workspace", type=click.Path(path_type=Path), help="The directory the agents work on. Default: here.")
+@click.option("--state", type=click.Path(path_type=Path), help="Where runs are recorded.")
+@click.option("--model", help="PROVIDER:MODEL, auto, or scripted:FILE; overrides the specs.")
+@click.option("--base-url", help="A server that speaks the provider's protocol.")
+@click.option("--enable", multiple=True, metavar="NAME", help="Switch on a conditional task group. Repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines.")
+@click.option("--quiet", "-q", is_flag=True, help="Print only errors and the end.")
+def run(
+    paths: Sequence[Path],
+    workspace: Path | None,
+    state: Path | None,
+    model: str | None,
+    base_url: str | None,
+    enable: Sequence[str],
+    **display: bool,
+) -> int:
+    """Run the agents of the given spec files and directories as one team.
+
+    Every step is recorded: a run that is interrupted goes on with `toka resume`.
+    """
+    settings = read_settings({"state": _text(state), "model": model, "base_url": base_url})
+    configs = read_team(paths, settings)
+    request = RunRequest(
+        configs, workspace or Path.cwd(), tuple(enable), model, {"base_url": base_url} if base_url else {}
+    )
+    shown = Display(display["as_json"], display["quiet"], f" --state {state}" if state else "")
+    return asyncio.run(execute(settings, request, shown))
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@click.option("--state", type=click.Path(path_type=Path), help="Where runs are recorded.")
+@click.option("--reason", default="", help="Why, for the record.")
+@click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines.")
+@click.option("--quiet", "-q", is_flag=True, help="Print only errors and the end.")
+def resume(run_id: str, state: Path | None, reason: str, **display: bool) -> int:
+    """Go on with a run: lift a pause and, when no process executes it, execute it here; else follow it.
+
+    RUN is an id, the beginning of one, or @last.
+    """
+    settings = read_settings({"state": _text(state)})
+    shown = Display(display["as_json"], display["quiet"], f" --state {state}" if state else "")
+    reader = open_reader(settings)
+    try:
+        run = find_run(reader, run_id)
+        recorded = fold_all(run, reader.read(run))
+        if recorded.ended:
+            return _already_ended(recorded, shown)
+        lease = reader.lease(run)
+        if lease is not None and lease.alive:
+            return asyncio.run(_follow(settings, reader, run, reason, shown))
+    finally:
+        reader.close()
+    options = recorded.created.options if recorded.created else {}
+    if options.get("base_url") and not settings.base_url:
+        settings = replace(settings, base_url=options["base_url"])
+    return asyncio.run(_resume(settings, run, reason, shown))
+
+
+def read_team(paths: Sequence[Path], settings: Settings) -> tuple[AgentConfig, ...]:
+    """The specs at `paths`; warnings are printed. Raises ConfigError with every finding."""
+    configs, findings = check_paths(paths, settings.capabilities)
+    errors = [f for f in findings if f.severity == "error"]
+    if errors:
+        raise ConfigError(f"{len(errors)} errors; nothing was started", findings)
+    for finding in findings:
+        if finding.severity == "warning":
+            say(finding.text)
+    return configs
+
+
+async def execute(settings: Settings, request: RunRequest, shown: Display) -> int:
+    """Makes a run, executes it to its end, prints what happens. Returns the exit code."""
+    async with open_runtime(settings) as runtime:
+        engine = OrchestrationEngine(runtime)
+        engine.check(request)
+        for warning in await preflight(runtime, request.configs, request.workspace, request.enabled, request.model):
+            say(f"toka: {warning}")
+        session = await engine.start(request)
+        return await _executed(settings, session, shown, after=0)
+
+
+async def _resume(settings: Settings, run: RunId, reason: str, shown: Display) -> int:
+    async with open_runtime(settings) as runtime:
+        try:
+            after = max((r.id for r in runtime.journal.read(run)), default=0)
+            session = await OrchestrationEngine(runtime).resume(run, author=_author(), reason=reason)
+        except RunBusy as e:
+            return fail(e)
+        return await _executed(settings, session, shown, after=after)
+
+
+async def _executed(settings: Settings, session: RunSession, shown: Display, *, after: int) -> int:
+    """Executes a session with its views and signals."""
+    run = session.context.id
+    loop = asyncio.get_running_loop()
+    signals = _Signals(session, run, shown)
+    printer: EventPrinter | None = None
+    view: View | None = None
+    if shown.as_json:
+        emit_json(_launch(settings, session))
+
+        def on_broken() -> None:
+            loop.call_soon_threadsafe(signals.broken)
+
+        printer = EventPrinter(settings.state, run, after, on_broken)
+        notify = printer.notify
+        session.context.recorder.subscribe(lambda _: notify())
+    elif not shown.quiet:
+        shows = LiveView() if live() else Lines()
+        session.reporter.subscribe(shows.on_event)
+        view = shows
+        say(f"run {run} in {session.context.workspace}")
+        view.start(session)
+    try:
+        with signals:
+            result = await session.run()
+    finally:
+        if view is not None:
+            view.stop()
+        if printer is not None:
+            await asyncio.to_thread(printer.close)
+        await session.context.recorder.close()
+    return _finish(result, signals, shown)
+
+
+def _finish(result: RunResult, signals: _Signals, shown: Display) -> int:
+    """The last lines, and the exit code."""
+    if signals.is_broken:
+        return EXIT_BROKEN_PIPE
+    if shown.as_json:
+        emit_json(result.to_json())
+    else:
+        for line in summary_lines(result, options=shown.options):
+            say(line)
+    if result.status is RunStatus.INTERRUPTED:
+        say(f"toka: interrupted; nothing recorded is lost. Go on with: toka resume {result.run}{shown.options}")
+        return 128 + signals.received
+    return result.exit_code
+
+
+class _Signals:
+    """First SIGINT or SIGTERM: graceful shutdown. Second: now."""
+
+    def __init__(self, session: RunSession, run: RunId, shown: Display) -> None:
+        self._session = session
+        self._run = run
+        self._shown = shown
+        self._task: asyncio.Task[None] | None = None
+        self.received = 0
+        self.is_broken = False
+
+    def __enter__(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal, number)
+
+    def __exit__(self, *_: object) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+    def broken(self) -> None:
+        """Whoever read our output went away: stop as if asked to."""
+        self.is_broken = True
+        self._shut_down(signal.SIGPIPE)
+
+    def _on_signal(self, number: int) -> None:
+        if self.received:
+            say(f"toka: ended at once. Go on with: toka resume {self._run}{self._shown.options}")
+            os._exit(128 + number)  # sandboxes die with this process; the record is durable up to the last commit
+        say("toka: finishing the steps in flight; press Ctrl-C again to end at once")
+        self._shut_down(number)
+
+    def _shut_down(self, number: int) -> None:
+        self.received = self.received or number
+        if self._task is None:
+            self._task = asyncio.create_task(self._session.shutdown())
+
+
+async def _follow(settings: Settings, reader: SqliteReader, run: RunId, reason: str, shown: Display) -> int:
+    """Asks the run's executor to resume it, then prints what happens until it ends."""
+    after = max((r.id for r in reader.read(run)), default=0)
+    async with open_runtime(settings) as runtime:
+        await runtime.journal.submit(run, "resume", agent="", arguments={}, by=(_author(), reason))
+        poke(settings.state, run)
+    lease = reader.lease(run)
+    pid = lease.holder.pid if lease else 0
+    if shown.as_json:
+        emit_json({"type": "launch", "run_id": run, "state_dir": str(settings.state), "executor": pid})
+    else:
+        say(f"run {run} is being executed by process {pid}; following it (Ctrl-C leaves it running)")
+    while True:
+        records = reader.read(run, after=after)
+        for record in records:
+            after = record.id
+            if shown.as_json:
+                emit_json(record.to_json())
+        state = fold_all(run, reader.read(run)) if records else None
+        lease = reader.lease(run)
+        if state is not None and state.ended:
+            return _already_ended(state, shown, launched=True)
+        if lease is None or not lease.alive:
+            state = state or fold_all(run, reader.read(run))
+            say(f"toka: process {pid} is gone; go on with: toka resume {run}{shown.options}")
+            result = RunResult(run, RunStatus.INTERRUPTED, state, "its executor is gone")
+            if shown.as_json:
+                emit_json(result.to_json())
+            return 75
+        await asyncio.sleep(FOLLOW_S)
+
+
+def _already_ended(state: RunState, shown: Display, *, launched: bool = False) -> int:
+    run = RunId(state.id)
+    result = RunResult(run, state.status, state, state.reason)
+    if shown.as_json:
+        if not launched:
+            emit_json({"type": "launch", "run_id": run})
+        emit_json(result.to_json())
+    else:
+        if not launched:
+            say(f"run {run} has ended; there is nothing to resume")
+        for line in summary_lines(result, options=shown.options):
+            say(line)
+    return result.exit_code
+
+
+def _launch(settings: Settings, session: RunSession) -> dict[str, Any]:
+    return {
+        "type": "launch",
+        "run_id": session.context.id,
+        "state_dir": str(settings.state),
+        "workspace": str(session.context.workspace),
+        "agents": list(session.plan.graph.order),
+        "pid": os.getpid(),
+    }
+
+
+def _author() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

@@ -1,0 +1,71 @@
+"""Recorded events as JSON lines on stdout, printed at the reader's pace by a thread of its own.
+
+The runtime is never slowed down by a reader: the thread reads the journal, and holds no more than one page of it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from toka.cli.output import emit_json
+from toka.core.clock import SystemClock
+from toka.core.ids import RunId
+from toka.journal.sqlite import SqliteReader
+
+PAGE: Final = 500
+
+
+class EventPrinter:
+    """Prints a run's events, in order and without gaps, until it is closed; then the rest."""
+
+    def __init__(self, state: Path, run: RunId, after: int, on_broken: Callable[[], None]) -> None:
+        """Starts the thread.
+
+        Args:
+            state: the state directory.
+            run: whose events.
+            after: print only events with a greater id.
+            on_broken: called in the thread when whoever read stdout went away; nothing is printed from then on.
+        """
+        self._state = state
+        self._run = run
+        self._after = after
+        self._on_broken = on_broken
+        self._news = threading.Event()
+        self._closing = False
+        self._thread = threading.Thread(target=self._loop, name="toka-events", daemon=True)
+        self._thread.start()
+
+    def notify(self) -> None:
+        """There are new events."""
+        self._news.set()
+
+    def close(self) -> None:
+        """Prints what is left and ends the thread."""
+        self._closing = True
+        self._news.set()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        reader = SqliteReader(self._state, SystemClock())
+        try:
+            while True:
+                closing = self._closing
+                self._news.clear()
+                self._print_all(reader)
+                if closing:
+                    return
+                self._news.wait()
+        except BrokenPipeError:
+            self._on_broken()
+        finally:
+            reader.close()
+
+    def _print_all(self, reader: SqliteReader) -> None:
+        while records := reader.read(self._run, after=self._after, limit=PAGE):
+            for record in records:
+                emit_json(record.to_json())
+            self._after = records[-1].id

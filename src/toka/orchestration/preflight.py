@@ -1,0 +1,67 @@
+"""What must be there before a run is made, so that nothing is half-started: a system, a sandbox, a model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from toka.config.agent import AgentConfig
+from toka.errors import MissingError, ModelUnavailable
+from toka.runtime.context import Runtime
+from toka.sandbox.policy import SandboxPolicy
+from toka.tools.builtin import tools_for
+
+
+async def preflight(
+    runtime: Runtime, configs: Sequence[AgentConfig], workspace: Path, enabled: Sequence[str], model: str | None
+) -> list[str]:
+    """Checks what a team needs of this machine.
+
+    Returns:
+        Warnings: agents that will be skipped because no model answers.
+
+    Raises:
+        MissingError: this is no Linux.
+        SandboxUnavailable: there is no working sandbox.
+        ModelUnavailable: no model answers, and no agent can do without one; or a named model cannot be had.
+        UsageError, ConfigError: a model string or script is wrong.
+    """
+    if not sys.platform.startswith("linux"):
+        raise MissingError(
+            f"agents run on Linux; this is {sys.platform}",
+            hint="run Toka in a Linux machine: Lima on macOS, WSL2 on Windows, or a devcontainer; "
+            "validate, plan, ps, show and events work here",
+        )
+    if any(_has_hands(runtime, config, enabled) for config in configs):
+        trial = await runtime.start_sandbox(workspace, SandboxPolicy())
+        await trial.close()
+    return await _models(runtime, configs, enabled, model)
+
+
+def _has_hands(runtime: Runtime, config: AgentConfig, enabled: Sequence[str]) -> bool:
+    """Whether an agent can come to need a sandbox."""
+    commands = any(t.run is not None for t in config.task_list(enabled)) or any(o.check for o in config.objectives)
+    return commands or bool(tools_for(config.grant(runtime.capabilities)))
+
+
+async def _models(
+    runtime: Runtime, configs: Sequence[AgentConfig], enabled: Sequence[str], model: str | None
+) -> list[str]:
+    wanted: dict[str | None, list[str]] = {}
+    for config in configs:
+        if any(task.run is None for task in config.task_list(enabled)):
+            wanted.setdefault(model or config.model, []).append(config.name)
+    skipped: list[str] = []
+    missing: ModelUnavailable | None = None
+    for name, agents in wanted.items():
+        try:
+            await runtime.resolve_model(name)
+        except ModelUnavailable as e:
+            if name not in (None, "auto"):
+                raise
+            missing = e
+            skipped += agents
+    if missing is not None and len(skipped) == len(configs):
+        raise missing
+    return [f"no model: {name} will be skipped" for name in sorted(skipped)]
