@@ -181,6 +181,10 @@ class DyingJournal:
         """See Journal."""
         await self._inner.release(lease)
 
+    def holds(self, lease: Lease) -> bool:
+        """See Journal."""
+        return self._inner.holds(lease)
+
     async def bump(self, lease: Lease, stream: str) -> int:
         """See Journal."""
         return await self._inner.bump(lease, stream)

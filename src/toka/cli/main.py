@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from toka.cli.output import fail
+from toka.cli.output import fail, internal
 from toka.errors import TokaError
 from toka.version import __version__
 
@@ -99,4 +99,6 @@ def main(arguments: list[str] | None = None) -> None:
         # Whoever read our output went away; nothing is left to say, and the interpreter must not try.
         sys.stdout = None
         code = 141
+    except Exception as e:  # noqa: BLE001 - the last edge: a defect is reported as one, with a code of its own
+        code = internal(e)
     sys.exit(code if isinstance(code, int) else 0)

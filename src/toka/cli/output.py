@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from typing import Any
 
 from toka.errors import ConfigError, ModelUnavailable, TokaError
@@ -37,6 +38,15 @@ def fail(error: TokaError) -> int:
     if error.hint:
         say(f"  help: {error.hint}")
     return error.exit_code
+
+
+def internal(error: Exception) -> int:
+    """Prints a defect of Toka, with its traceback when TOKA_DEBUG is set; returns the exit code."""
+    if os.environ.get("TOKA_DEBUG"):
+        traceback.print_exception(error)
+    say(f"toka: internal error: {type(error).__name__}: {error}")
+    say("  help: this is a defect of Toka; set TOKA_DEBUG=1 to see where. Nothing recorded is lost")
+    return 70
 
 
 def coloured(stream: Any = None) -> bool:

@@ -87,6 +87,8 @@ def run(
 
     Every step is recorded: a run that is interrupted goes on with `toka resume`.
     """
+    if model is not None and model.startswith("scripted:"):
+        model = f"scripted:{Path(model.removeprefix('scripted:')).absolute()}"  # a resume may come from elsewhere
     settings = read_settings({"state": _text(state), "model": model, "base_url": base_url})
     configs = read_team(paths, settings)
     request = RunRequest(

@@ -246,7 +246,7 @@ class _Writer:
         return node
 
     def _named(self, node: Node, rule: Callable[[Node], Node]) -> Node:
-        """A mapping of names, from a mapping, a list of `name: value`, of `{name: ..., ...}`, or of bare names."""
+        """A mapping of names, from a mapping, a list of `NAME: value`, of objects with a `name`, or of bare names."""
         if isinstance(node, MapNode):
             pairs = [(node.keys[k], v) for k, v in node.entries.items()]
         elif isinstance(node, ListNode):
@@ -267,7 +267,7 @@ class _Writer:
             return [(item, MapNode(item.line, item.column))]
         if isinstance(item, MapNode):
             name = item.entries.get("name")
-            if isinstance(name, ScalarNode) and len(item.entries) > 1:
+            if isinstance(name, ScalarNode):
                 rest = MapNode(item.line, item.column)
                 for key, value in item.entries.items():
                     if key != "name":

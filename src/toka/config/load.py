@@ -95,10 +95,12 @@ def _walk(directory: Path, root: Path, notes: Source, levels: int) -> Iterator[P
             continue
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(path, root, notes, levels - 1)
-        elif entry.name.endswith(SUFFIXES) and not entry.is_dir():
-            if entry.is_symlink() and not _leads_into(path, root):
-                notes.add("TK1013", f"{label_of(path)} leads out of the directory or nowhere; it is skipped", severity="warning")
-            else:
+        elif entry.name.endswith(SUFFIXES):
+            if not entry.is_symlink():
+                yield path
+            elif not _leads_into(path, root):
+                notes.add("TK1013", f"{label_of(path)} leads out of the directory; it is skipped", severity="warning")
+            elif not path.is_dir():
                 yield path
 
 

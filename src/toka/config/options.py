@@ -95,6 +95,15 @@ def _url(value: object) -> str:
     return url
 
 
+def is_local(url: str) -> bool:
+    """Whether an address leads to this machine, whatever else is wrong with it."""
+    try:
+        parts = urlsplit(url)
+        return parts.hostname in LOOPBACK and parts.username is None
+    except ValueError:
+        return False
+
+
 OPTIONS: Final = (
     Option("model", "model", _text, "auto", "Which model answers: PROVIDER:MODEL, or auto."),
     Option("base_url", "base_url", _url, None, "A server that speaks the provider's protocol.", personal=True),

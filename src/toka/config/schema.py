@@ -94,7 +94,7 @@ def _named(name: str) -> Schema:
     """The spellings of named things: mapping, list of `name: value`, list of objects with a name, list of names."""
     value: Schema = {"anyOf": [{"$ref": f"#/$defs/{name}"}, _NOTHING]}
     mapping: Schema = {"type": "object", "additionalProperties": value}
-    whole: Schema = {"type": "object", "required": ["name"], "minProperties": 2}
+    whole: Schema = {"type": "object", "required": ["name"]}
     listed: Schema = {"type": "array", "items": {"anyOf": [_SCALAR, mapping, whole]}}
     return {"anyOf": [mapping, listed, _NOTHING]}
 

@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 
 from toka.config.diagnostics import Finding, closest, in_order, summary
 from toka.config.load import label_of
-from toka.config.options import LOOPBACK, OPTIONS, Option
+from toka.config.options import OPTIONS, Option, is_local
 from toka.config.secret import Secret
 from toka.config.settings_tables import ChannelSink, ModelPrice, Tables, read_tables
 from toka.config.source import Source
@@ -209,10 +209,7 @@ class _Reader:
 
 def _harmless(option: Option, raw: object) -> bool:
     """A server on this machine may be set by anybody: no key leaves the machine."""
-    if option.key != "base_url" or not isinstance(raw, str):
-        return False
-    host = raw.partition("://")[2].partition("/")[0].rpartition(":")[0] or raw.partition("://")[2].partition("/")[0]
-    return host.strip("[]") in LOOPBACK
+    return option.key == "base_url" and isinstance(raw, str) and is_local(raw)
 
 
 def _settings(

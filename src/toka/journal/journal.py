@@ -151,6 +151,12 @@ class Journal(Reader, Protocol):
         """Gives the lease back. Does nothing when it was lost before."""
         ...
 
+    def holds(self, lease: Lease) -> bool:
+        """Whether the lease is still this process's by its own clock: asked before each act, since fences guard only
+        commits. A process that was frozen for longer than a lease finds out here.
+        """
+        ...
+
     async def bump(self, lease: Lease, stream: str) -> int:
         """Raises a stream's epoch: whoever holds the old one can append no more. Returns the new epoch."""
         ...

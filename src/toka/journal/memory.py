@@ -94,6 +94,10 @@ class MemoryJournal:
         if self._tokens.get(lease.run) == lease.token:
             self._held.pop(lease.run, None)
 
+    def holds(self, lease: Lease) -> bool:
+        """See Journal."""
+        return self._tokens.get(lease.run) == lease.token and lease.run in self._held
+
     async def bump(self, lease: Lease, stream: str) -> int:
         """See Journal."""
         await asyncio.sleep(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from toka.errors import StaleEpoch
 from toka.events.event import Event, Record
 from toka.events.state import RunState, fold, fold_all
 from toka.journal.journal import Journal, Lease
@@ -41,6 +42,14 @@ class Recorder:
             JournalError: the write failed.
         """
         return await self._journal.append(self._lease, stream, self._epochs.setdefault(stream, 1), events)
+
+    def check_lease(self) -> None:
+        """Raises StaleEpoch when the lease has run out by this process's own clock. Called before each act."""
+        if not self._journal.holds(self._lease):
+            raise StaleEpoch(
+                f"this process lost run {self._lease.run}: it could not renew its lease in time",
+                hint=f"see who executes it: toka ps; go on with: toka resume {self._lease.run}",
+            )
 
     async def bump(self, stream: str) -> int:
         """Raises a stream's epoch, for this recorder too."""

@@ -150,7 +150,7 @@ class SqliteJournal(SqliteReader):
             )
             db.execute("UPDATE streams SET epoch=epoch+1 WHERE run=?", (run,))
             lease = Lease(run, token, dict(db.execute("SELECT name, epoch FROM streams WHERE run=?", (run,))))
-            self._writer.adopt(lease)
+            self._writer.adopt(lease, now + LEASE_S)
             return lease
 
         return await self._call(body)
@@ -163,6 +163,10 @@ class SqliteJournal(SqliteReader):
             self._writer.drop(lease.run)
 
         await self._call(body)
+
+    def holds(self, lease: Lease) -> bool:
+        """See Journal."""
+        return self._writer.holds(lease, self._clock.boottime())
 
     async def bump(self, lease: Lease, stream: str) -> int:
         """See Journal."""

@@ -71,6 +71,7 @@ class Writer:
         self._queue: queue.SimpleQueue[Append | Call | None] = queue.SimpleQueue()
         self._heads: dict[tuple[str, str], _Head] = {}
         self._leases: dict[str, Lease] = {}
+        self._until: dict[str, float] = {}
         self._renewed = 0.0
         self._connection = connect(path, anywhere=True)
         self._thread = threading.Thread(target=self._loop, name="toka-journal", daemon=True)
@@ -80,6 +81,10 @@ class Writer:
         """Queues a write."""
         self._queue.put(item)
 
+    def holds(self, lease: Lease, now: float) -> bool:
+        """Whether the lease had not run out at `now`, in boot time, by the latest renewal that was committed."""
+        return now < self._until.get(lease.run, 0.0)
+
     def close(self) -> None:
         """Writes what is queued and ends the thread."""
         self._queue.put(None)
@@ -88,14 +93,16 @@ class Writer:
 
     # What follows runs in the writer thread.
 
-    def adopt(self, lease: Lease) -> None:
-        """Appends under this lease are accepted from here, and it is renewed."""
+    def adopt(self, lease: Lease, until: float) -> None:
+        """Appends under this lease are accepted from here, and it is renewed; it lasts `until`, in boot time."""
         self._leases[lease.run] = lease
+        self._until[lease.run] = until
         self._forget(lease.run)
 
     def drop(self, run: str) -> None:
         """The lease is given up."""
         self._leases.pop(run, None)
+        self._until.pop(run, None)
         self._forget(run)
 
     def set_epoch(self, run: str, stream: str, epoch: int) -> None:
@@ -179,12 +186,13 @@ class Writer:
             placed = [self._place(append, heads, rows) for append in batch]
             first = self._insert(rows)
             self._advance(heads)
-            self._renew(self._clock.boottime())
+            renewed = self._renew(self._clock.boottime())
             self._connection.execute("COMMIT")
         except BaseException:
             self._rollback()
             raise
         self._heads.update(heads)
+        self._note_renewal(renewed)
         for append, events, at in placed:
             append.records = [
                 Record(first + i, append.lease.run, append.stream, seq, append.epoch, at, event)
@@ -259,20 +267,29 @@ class Writer:
             self._connection.execute(_ADVANCE[count], values[done * 3 : (done + count) * 3])
             done += count
 
-    def _renew(self, now: float) -> None:
+    def _renew(self, now: float) -> dict[str, float]:
+        """Renews all leases that are still ours, in the open transaction; returns until when each then lasts."""
         if now - self._renewed < RENEW_S or not self._leases:
-            return
-        self._connection.executemany(
-            "UPDATE leases SET until=? WHERE run=? AND token=?",
-            [(now + LEASE_S, lease.run, lease.token) for lease in self._leases.values()],
-        )
-        self._renewed = now
+            return {}
+        until = now + LEASE_S
+        update = "UPDATE leases SET until=? WHERE run=? AND token=?"
+        return {
+            lease.run: until
+            for lease in self._leases.values()
+            if self._connection.execute(update, (until, lease.run, lease.token)).rowcount
+        }
+
+    def _note_renewal(self, renewed: dict[str, float]) -> None:
+        if renewed:
+            self._renewed = max(renewed.values()) - LEASE_S
+            self._until.update(renewed)
 
     def _renew_alone(self) -> None:
         try:
             self._begin()
-            self._renew(self._clock.boottime())
+            renewed = self._renew(self._clock.boottime())
             self._connection.execute("COMMIT")
+            self._note_renewal(renewed)
         except sqlite3.Error:
             self._rollback()  # the next round tries again; a lease that ran out is noticed by the fence
 

@@ -86,22 +86,28 @@ def from_vendor(response: pm.ModelResponse, system: str) -> Message:
     keep = False
     for part in response.parts:
         if isinstance(part, pm.TextPart):
-            text.append(part.content)
-            order.append(["text", len(part.content)])
+            text.append(_encodable(part.content))
+            order.append(["text", len(text[-1])])
         elif isinstance(part, pm.ToolCallPart):
-            calls.append(ToolCall(part.tool_call_id, part.tool_name, _arguments(part.args)))
+            arguments = _encodable(_arguments(part.args))
+            calls.append(ToolCall(_encodable(part.tool_call_id), _encodable(part.tool_name), arguments))
             order.append(["call", part.provider_details])
             keep = keep or bool(part.provider_details)
         elif isinstance(part, pm.ThinkingPart):
-            thinking = {"content": part.content, "id": part.id, "signature": part.signature}
+            thinking = {"content": _encodable(part.content), "id": part.id, "signature": part.signature}
             if part.provider_details:
                 thinking["provider_details"] = cast("Any", part.provider_details)
             order.append(["thinking", thinking])
             keep = True
     if not text and not calls and (refusal := (response.provider_details or {}).get("refusal")):
-        text.append(str(refusal))
+        text.append(_encodable(str(refusal)))
     opaque = {"system": system, "parts": order} if keep else None
     return Message("assistant", text="".join(text), calls=tuple(calls), opaque=opaque)
+
+
+def _encodable(text: str) -> str:
+    """`text`, with lone surrogates replaced: they can be in JSON, but not in UTF-8, and so in no record."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _arguments(arguments: object) -> str:

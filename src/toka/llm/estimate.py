@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final, cast
 
 from toka.core.message import Message, ToolSpec
 
@@ -56,6 +56,15 @@ def _message_size(message: Message) -> int:
     size = PER_MESSAGE + _size(message.text)
     for call in message.calls:
         size += PER_MESSAGE + _size(call.name) + _size(call.arguments)
-    if message.opaque is not None:
-        size += _size(json.dumps(message.opaque, ensure_ascii=False))
-    return size
+    return size if message.opaque is None else size + _value_size(message.opaque)
+
+
+def _value_size(value: Any) -> int:
+    """The bytes of all text in a JSON value, with a little for each thing in it."""
+    if isinstance(value, str):
+        return PER_MESSAGE + _size(value)
+    if isinstance(value, dict):
+        return PER_MESSAGE + sum(_size(k) + _value_size(v) for k, v in cast("dict[str, Any]", value).items())
+    if isinstance(value, list):
+        return PER_MESSAGE + sum(map(_value_size, cast("list[Any]", value)))
+    return PER_MESSAGE

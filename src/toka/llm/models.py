@@ -97,8 +97,8 @@ class VendorModel:
                 model_request_parameters=self._tools.of(request.tools),
                 instrument=False,
             )
-        except UserError as e:
-            raise failed("invalid_request", f"{self._name}: {e.message}") from e
+        except (UserError, UnicodeEncodeError) as e:
+            raise failed("invalid_request", f"{self._name}: the request cannot be sent: {e}") from e
         except _UNREADABLE as e:
             raise call_error(e, self._name, self._clock.now()) from e
         return self._reply(response)

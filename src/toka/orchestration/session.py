@@ -8,7 +8,7 @@ from typing import Final
 
 from toka.config.agent import AgentConfig
 from toka.core.ids import AgentName
-from toka.errors import NotFound
+from toka.errors import JournalError, NotFound, StaleEpoch
 from toka.events.event import CommandApplied, HoldLifted, RunStateChanged
 from toka.events.lifecycle import RunStatus
 from toka.events.state import AgentState
@@ -57,6 +57,8 @@ class RunSession:
         inbox = asyncio.create_task(self._watch())
         try:
             await self._execute()
+            if inbox.done():
+                inbox.result()
             if self._closing:
                 reason = "the process was asked to end; nothing recorded is lost"
                 return RunResult(self.context.id, RunStatus.INTERRUPTED, recorder.state, reason)
@@ -126,8 +128,14 @@ class RunSession:
         runtime = self.context.runtime
         with Inbox(runtime.state, self.context.id) as inbox:
             while True:
-                for command in runtime.journal.commands(self.context.id, self._applied):
-                    await self._apply(command)
+                try:
+                    for command in runtime.journal.commands(self.context.id, self._applied):
+                        await self._apply(command)
+                except StaleEpoch:
+                    await self.manager.shutdown(0.0)  # another process owns the run; the agents hear it too
+                    raise
+                except JournalError:
+                    pass  # the database cannot be read just now; the request waits
                 self.reporter.tick()
                 await inbox.wait(POLL_S)
 

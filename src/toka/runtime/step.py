@@ -206,6 +206,7 @@ class Steps:
         await self._recorder.record(self._agent, intent)
         self._open[text] = intent
         self._count(act.key)
+        self._recorder.check_lease()
         began = self._clock.monotonic()
         try:
             result = await do()
