@@ -129,6 +129,8 @@ async def open_runtime(
             tools=parts.tools,
             execution=settings.execution,
             capabilities=settings.capabilities,
+            run_limits=settings.run_limits,
+            channels=settings.channels,
             spawn=spawn,
         )
     finally:
@@ -148,7 +150,11 @@ async def _reach(base_url: str) -> None:
             _, writer = await asyncio.open_connection(address.hostname, port)
         writer.close()
     except OSError as e:
-        why = "no answer in time" if isinstance(e, TimeoutError) else (e.strerror or str(e)).lower()
+        why = (
+            "no answer in time"
+            if isinstance(e, TimeoutError)
+            else (os.strerror(e.errno) if e.errno else str(e)).lower()
+        )
         raise ModelUnavailable(
             f"no model server answers at {base_url}: {why}",
             tried=[f"{address.hostname}:{port}: {why}"],

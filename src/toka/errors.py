@@ -48,7 +48,7 @@ class UsageError(TokaError):
 
 
 class FindingLike(Protocol):
-    """What ConfigError needs of a finding: its code and one line of text."""
+    """What ConfigError needs of a finding: its code, and its text, short and long."""
 
     @property
     def code(self) -> str:
@@ -58,6 +58,10 @@ class FindingLike(Protocol):
     @property
     def text(self) -> str:
         """One line: file:line:column, code and message."""
+        ...
+
+    def render(self) -> str:
+        """Several lines for a person: the message, the place, the source line, help."""
         ...
 
 

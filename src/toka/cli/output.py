@@ -30,7 +30,7 @@ def fail(error: TokaError) -> int:
     """Prints an error and what to do about it; returns the exit code."""
     if isinstance(error, ConfigError):
         for finding in error.findings:
-            say(getattr(finding, "block", finding.text))
+            say(finding.render() + "\n")
     say(f"toka: {error.message}")
     if isinstance(error, ModelUnavailable):
         for line in error.tried:

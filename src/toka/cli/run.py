@@ -15,9 +15,10 @@ import click
 
 from toka.app import open_reader, open_runtime, read_settings
 from toka.cli.ids import find_run
-from toka.cli.live import Lines, LiveView, summary_lines
+from toka.cli.live import Lines, LiveView
 from toka.cli.output import emit_json, fail, live, say
 from toka.cli.stream import EventPrinter
+from toka.cli.summary import Details, details_of, summary_lines
 from toka.config.agent import AgentConfig
 from toka.config.check import check_paths
 from toka.config.settings import Settings
@@ -133,7 +134,8 @@ def read_team(paths: Sequence[Path], settings: Settings) -> tuple[AgentConfig, .
     configs, findings = check_paths(paths, settings.capabilities)
     errors = [f for f in findings if f.severity == "error"]
     if errors:
-        raise ConfigError(f"{len(errors)} errors; nothing was started", findings)
+        count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
+        raise ConfigError(f"{count}; nothing was started", findings)
     for finding in findings:
         if finding.severity == "warning":
             say(finding.text)
@@ -192,17 +194,18 @@ async def _executed(settings: Settings, session: RunSession, shown: Display, *, 
         if printer is not None:
             await asyncio.to_thread(printer.close)
         await session.context.recorder.close()
-    return _finish(result, signals, shown)
+    details = None if shown.as_json else details_of(session.context.runtime.journal, run)
+    return _finish(result, signals, shown, details)
 
 
-def _finish(result: RunResult, signals: _Signals, shown: Display) -> int:
+def _finish(result: RunResult, signals: _Signals, shown: Display, details: Details | None) -> int:
     """The last lines, and the exit code."""
     if signals.is_broken:
         return EXIT_BROKEN_PIPE
     if shown.as_json:
         emit_json(result.to_json())
     else:
-        for line in summary_lines(result, options=shown.options):
+        for line in summary_lines(result, options=shown.options, details=details):
             say(line)
     if result.status is RunStatus.INTERRUPTED:
         say(f"toka: interrupted; nothing recorded is lost. Go on with: toka resume {result.run}{shown.options}")

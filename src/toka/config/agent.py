@@ -107,7 +107,7 @@ class AgentConfig(Part):
     """
 
     metadata: Metadata = Field(description="Who made this spec and when.")
-    spec: AgentSpec = Field(description="What the agent is.")
+    spec: AgentSpec = Field(description="What the agent is, in four keys.")
     model: ModelName | None = Field(default=None, description="PROVIDER:MODEL or auto. Else the settings decide.")
     capabilities: Skills = Field(default=Skills(), description="What the agent is good at; grants nothing.")
     objectives: tuple[Objective, ...] = Field(default=(), max_length=1_000, description="What it must achieve.")

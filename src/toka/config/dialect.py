@@ -263,7 +263,7 @@ class _Writer:
         return out
 
     def _pairs(self, item: Node) -> list[tuple[ScalarNode, Node]]:
-        if isinstance(item, ScalarNode):
+        if isinstance(item, ScalarNode) and isinstance(value_of(item, numbers=False), str):
             return [(item, MapNode(item.line, item.column))]
         if isinstance(item, MapNode):
             name = item.entries.get("name")
@@ -274,7 +274,7 @@ class _Writer:
                         rest.put(item.keys[key], value)
                 return [(name, rest)]
             return [(item.keys[k], v) for k, v in item.entries.items()]
-        self.source.add("TK2002", "a list inside this list has no meaning", _at(item), label="expected name: text")
+        self.source.add("TK2002", "this is no name", _at(item), label="expected a name, or NAME: text")
         return []
 
 
@@ -322,4 +322,6 @@ def _entry(named: MapNode, name: str) -> Node:
     if isinstance(value, MapNode):
         for inner, node in value.entries.items():
             out.put(value.keys[inner], node)
+    else:  # the models will refuse it where it stands
+        out.put(ScalarNode("description", key.line, key.column), value)
     return out

@@ -1,7 +1,7 @@
 """Keys that are not what they look like (pure).
 
 Three tricks are refused: characters that cannot be seen, spellings that are not in Unicode normal form, and words that
-mix Latin letters with those of a script that has the same shapes.
+mix letters of scripts that have the same shapes, or are made of such letters alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ _TWINS: Final = str.maketrans(
     "aeopcyxijshdqwkmtbhAEOPCYXIJSHKMTBaovptuikxABEZHIKMNOPTYXonuhgGwgil",
 )
 """Letters of other scripts and the Latin letter each is taken for (after UTS 39, the part that fits our keys)."""
-_LATIN_LIKE: Final = ("CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE", "COPTIC")
+_ALIKE: Final = ("LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE", "COPTIC")
+"""Scripts that share shapes."""
 _UNSEEN: Final = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0")
 
 
@@ -30,21 +31,12 @@ def problem_of(key: str) -> str | None:
     if not unicodedata.is_normalized("NFKC", key):
         return "holds compatibility characters, such as full-width letters"
     scripts = {unicodedata.name(c, "").partition(" ")[0] for c in key if c.isalpha()}
-    strange = next((s for s in _LATIN_LIKE if s in scripts), None)
-    if strange and "LATIN" in scripts:
-        return f"mixes Latin and {strange.capitalize()} letters"
+    alike = [s.capitalize() for s in _ALIKE if s in scripts]
+    if len(alike) > 1:
+        return f"mixes {alike[0]} and {alike[1]} letters"
     if key.translate(_TWINS).isascii():
         return "is made of letters that look like Latin ones"
     return None
-
-
-def skeleton(key: str) -> str:
-    """The key as it looks: two keys with one skeleton cannot be told apart on a screen."""
-    if key.isascii():
-        return key
-    folded = unicodedata.normalize("NFKC", key)
-    seen = "".join(c for c in folded if c not in _UNSEEN and unicodedata.category(c) != "Cf" and not _selector(c))
-    return seen.translate(_TWINS)
 
 
 def _selector(char: str) -> bool:

@@ -64,7 +64,7 @@ Node = ScalarNode | ListNode | MapNode
 _INTEGER: Final = re.compile(r"[-+]?[0-9]{1,18}")
 _OCTAL: Final = re.compile(r"0o[0-7]{1,20}")
 _HEX: Final = re.compile(r"0x[0-9a-fA-F]{1,15}")
-_FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]{1,3})?")
+_FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]{1,3})?")
 _WORDS: Final[dict[str, bool | None]] = {
     "": None, "~": None, "null": None, "Null": None, "NULL": None,
     "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,

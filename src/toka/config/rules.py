@@ -60,9 +60,11 @@ def task_problems(tasks: Tasks, limit_s: float | None) -> Iterator[Problem]:
         if limit_s is not None and spec.timeout_s is not None and spec.timeout_s > limit_s:
             message = f"the task may take {format_duration(spec.timeout_s)}, its agent {format_duration(limit_s)}"
             yield Problem("TK5002", message, (*path, "timeout"))
-    by_id = dict(zip((s.id for s in specs), paths, strict=True))
+    by_id = {spec.id: (spec, path) for spec, path in zip(specs, paths, strict=True)}
     for cycle in find_cycles({s.id: s.depends_on for s in specs}):
-        yield Problem("TK3005", f"circular tasks: {cycle_text(cycle)}", (*by_id[cycle[0]], "depends_on"))
+        first, path = by_id[cycle[0]]
+        place = (*path, "depends_on", first.depends_on.index(cycle[1]))
+        yield Problem("TK3005", f"circular tasks: {cycle_text(cycle)}", place)
 
 
 def _edge_problems(spec: TaskSpec, path: tuple[str | int, ...], groups: dict[str, str | None]) -> Iterator[Problem]:

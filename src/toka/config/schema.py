@@ -96,7 +96,7 @@ def _named(name: str) -> Schema:
     mapping: Schema = {"type": "object", "additionalProperties": value}
     whole: Schema = {"type": "object", "required": ["name"]}
     listed: Schema = {"type": "array", "items": {"anyOf": [_SCALAR, mapping, whole]}}
-    return {"anyOf": [mapping, listed, _NOTHING]}
+    return {"anyOf": [mapping, listed, _SCALAR, _NOTHING]}
 
 
 def _dependencies(definition: Schema) -> Schema:

@@ -14,7 +14,7 @@ import yaml as pyyaml
 from yaml import events as ev
 
 from toka.config.diagnostics import quoted
-from toka.config.lookalike import problem_of, skeleton
+from toka.config.lookalike import problem_of
 from toka.config.nodes import ListNode, MapNode, Node, ScalarNode, value_of
 from toka.config.source import Source
 
@@ -56,7 +56,7 @@ class _Parser(Protocol):
 class _Frame:
     """A collection that is still open."""
 
-    __slots__ = ("anchor", "height", "key", "looks", "node", "weight")
+    __slots__ = ("anchor", "height", "key", "node", "weight")
 
     def __init__(self, node: ListNode | MapNode, anchor: str | None) -> None:
         self.node = node
@@ -64,7 +64,6 @@ class _Frame:
         self.key: ScalarNode | None = None
         self.weight = 1
         self.height = 1
-        self.looks: dict[str, str] | None = None
 
 
 class _Stop(Exception):
@@ -196,19 +195,9 @@ class _Builder:
             self.source.add("TK1006", f"duplicate key {quoted(key)}", at, label=f"first on line {first.line}")
         elif key == "<<" and node.bare:
             self.source.add("TK1008", "merge keys are not part of YAML 1.2", at, help="write the keys out")
-        elif not key.isascii():
-            self._look(frame, key, at)
-        return node
-
-    def _look(self, frame: _Frame, key: str, at: tuple[int, int, int]) -> None:
-        if problem := problem_of(key):
+        elif problem := problem_of(key):
             self.source.add("TK1007", f"key {quoted(key)} {problem}", at, help="type it again in plain letters")
-            return
-        if frame.looks is None:
-            frame.looks = {}
-        twin = frame.looks.setdefault(skeleton(key), key)
-        if twin != key:
-            self.source.add("TK1007", f"key {quoted(key)} looks like {quoted(twin)}", at)
+        return node
 
 
 def read_nodes(source: Source) -> Node | None:

@@ -116,6 +116,8 @@ class Meter(Protocol):
     def reserve(self, attempt: int, estimate: Estimate, /) -> Awaitable[None] | None:
         """Called before every attempt; the attempt is made only when this returns.
 
+        A reservation whose call raises or is cancelled counts as not made: it will not be settled.
+
         Raises:
             LimitExceeded: there is not enough left in some scope; nothing is sent.
         """
@@ -125,6 +127,9 @@ class Meter(Protocol):
         self, attempt: int, usage: Usage, cost_usd: float | None, error: str | None, /
     ) -> Awaitable[None] | None:
         """Called once after every reserved attempt, also when it failed or was cancelled.
+
+        It may run while its task is being cancelled; what must be written is for the meter to shield. What it raises
+        goes to the caller in place of the reply, so a bill above its reservation should not raise here.
 
         Args:
             attempt: the number given to `reserve`.

@@ -2,8 +2,8 @@
 
 pydantic-ai knows each provider's protocol; the loop, the retries, the budgets and the durable form are ours. Our
 messages go in, one direct request is made, our reply comes out. Nothing in a reply is repaired: arguments that are not
-JSON stay as they came. A reply in which two calls have the same id cannot be answered, and is a failure of kind
-`malformed`.
+JSON stay as they came (sent back, they are wrapped by pydantic-ai as `{"INVALID_JSON": "..."}`, because providers want
+an object). A reply in which two calls have the same id cannot be answered, and is a failure of kind `malformed`.
 
 Only this module, `conversion` and the `wire_*` modules import pydantic-ai, and only this module is imported by others;
 a wire, with its vendor's SDK, is imported when the first of its models is asked for.

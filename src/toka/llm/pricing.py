@@ -56,8 +56,12 @@ class Price:
     def most(self, input_tokens: int, output_tokens: int) -> float:
         """The most that a call of at most so many tokens can cost, whatever its cache does."""
         options = [self, *(price for start, price in self.tiers if input_tokens > start)]
-        return max(
-            (input_tokens * max(p.input, p.cache_write or 0.0) + output_tokens * p.output) / MILLION for p in options
+        return (
+            max(
+                input_tokens * max(p.input, p.cache_read or 0.0, p.cache_write or 0.0) + output_tokens * p.output
+                for p in options
+            )
+            / MILLION
         )
 
     def _rates(self, input_tokens: int) -> Price:

@@ -158,8 +158,8 @@ Probe = Callable[[str, str | None], Awaitable[list[str] | str]]
 async def resolve_auto(environment: Mapping[str, str], base_url: str | None = None, probe: Probe | None = None) -> str:
     """The model string that `auto` means now.
 
-    In this order: the first model of the server at the base URL (then nothing else is tried); Anthropic or OpenAI, when
-    their key is set; the first model of Ollama; the first model of llama-server.
+    In this order: the first model of the server at the base URL (asked with TOKA_API_KEY; then nothing else is tried);
+    Anthropic or OpenAI, when their key is set; the first model of Ollama; the first model of llama-server.
 
     Args:
         environment: keys and addresses.
@@ -173,7 +173,7 @@ async def resolve_auto(environment: Mapping[str, str], base_url: str | None = No
     probe = probe or list_models
     url = base_url or environment.get("TOKA_BASE_URL") or None
     if url is not None:
-        found = await probe(checked_url(url), environment.get("TOKA_API_KEY") or environment.get("OPENAI_API_KEY"))
+        found = await probe(checked_url(url), environment.get("TOKA_API_KEY") or None)
         if isinstance(found, list) and found:
             return f"server:{found[0]}"
         raise _none((f"{url}: {found if isinstance(found, str) else 'lists no model'}",))
@@ -203,12 +203,17 @@ async def list_models(base_url: str, key: str | None) -> list[str] | str:
             session.get(f"{base_url}/models", headers=headers, allow_redirects=False) as reply,
         ):
             if reply.status != 200:
-                return f"answers {reply.status}"
-            data: Any = json.loads(await reply.content.read(PROBE_BYTES))
+                return f"answers {reply.status}" + (" (is its key set?)" if reply.status in (401, 403) else "")
+            body = bytearray()
+            async for chunk in reply.content.iter_any():
+                body += chunk
+                if len(body) > PROBE_BYTES:
+                    return NO_LIST
+            data: Any = json.loads(body)
     except TimeoutError:
         return "no answer in time"
     except aiohttp.ClientConnectorError as e:
-        return (os.strerror(e.errno) if (e.errno or 0) > 0 else str(e.strerror)).lower()
+        return (os.strerror(e.errno) if e.errno and e.errno > 0 else str(e.strerror)).lower()
     except (aiohttp.ClientError, ValueError, OSError):
         return NO_LIST
     entries: Any = cast("dict[str, Any]", data).get("data") if isinstance(data, dict) else None

@@ -36,7 +36,8 @@ class TransportSettings:
     """Bounds of one transport.
 
     Attributes:
-        connections: most connections at a time, over all hosts; further requests wait, inside their deadline.
+        connections: most connections at a time, over all hosts; further requests wait, inside their deadline. 0: no
+            bound.
         connect_s: seconds to get a connection, TLS included, at most; the deadline may be shorter.
         deadline_s: seconds for a request that sets no timeout of its own.
         body_bytes: largest body, in bytes, after decompression.

@@ -11,8 +11,7 @@ from typing import Any
 from toka.config.agent import AgentConfig
 from toka.config.settings import ExecutionConfig
 from toka.core.ids import AgentName, RunId, new_run_id
-from toka.core.limits import Limits
-from toka.errors import ConfigError, JournalError, UsageError
+from toka.errors import ConfigError, JournalError, TokaError, UsageError
 from toka.events.event import ExecutorAttached, RunCreated, RunStateChanged
 from toka.events.lifecycle import RunStatus
 from toka.journal.holder import this_holder
@@ -92,14 +91,23 @@ class OrchestrationEngine:
         """
         runtime = self._runtime
         lease = await runtime.journal.acquire(run)
-        recorder = Recorder(runtime.journal, lease)
-        created = recorder.state.created
-        if created is None or recorder.state.ended:
-            await recorder.close()
-            if created is None:
-                raise JournalError(
-                    f"run {run} has no first record", hint="it was killed before it began; start it again"
-                )
+        try:
+            recorder = Recorder(runtime.journal, lease)
+            session = await self._attached(recorder)
+            await session.lift_holds(author, reason)
+        except TokaError:
+            runtime.journal.on_commit(run, None)
+            await runtime.journal.release(lease)
+            raise
+        return session
+
+    async def _attached(self, recorder: Recorder) -> RunSession:
+        """A session that goes on with what is recorded."""
+        runtime, lease, created = self._runtime, recorder.lease, recorder.state.created
+        run = lease.run
+        if created is None:
+            raise JournalError(f"run {run} has no first record", hint="it was killed before it began; start it again")
+        if recorder.state.ended:
             raise UsageError(f"run {run} has ended: {recorder.state.status.value}")
         specs = json.loads(recorder.blob(created.specs))
         configs = _unique([AgentConfig.from_json(s) for s in specs])
@@ -108,9 +116,7 @@ class OrchestrationEngine:
         attached = ExecutorAttached(me.host, me.pid, lease.token)
         await recorder.record("", attached, RunStateChanged(RunStatus.RUNNING.value, "resumed"))
         context = self._context(run, created, recorder, _execution(created.options.get("execution")), None)
-        session = RunSession(context, plan, configs)
-        await session.lift_holds(author, reason)
-        return session
+        return RunSession(context, plan, configs)
 
     async def run(self, request: RunRequest) -> RunResult:
         """Makes a run and executes it to its end: `start`, then `RunSession.run`."""
@@ -133,7 +139,7 @@ class OrchestrationEngine:
             workspace=Path(created.workspace),
             runtime=self._runtime,
             recorder=recorder,
-            resources=ResourceManager(Limits()),
+            resources=ResourceManager(self._runtime.run_limits),
             execution=execution,
             enabled=tuple(created.enabled),
             model=created.model,

@@ -9,7 +9,8 @@ from typing import Protocol
 
 from toka.config.agent import AgentConfig
 from toka.config.parts import Dependencies
-from toka.core.ids import AgentName, RunId
+from toka.core.ids import NAME, AgentName, RunId
+from toka.errors import UsageError
 from toka.llm.gateway import LlmGateway
 from toka.orchestration.request import RunRequest
 from toka.orchestration.result import RunResult
@@ -82,6 +83,8 @@ class RuntimeIntegration:
         """
         alone = config.model_copy(update={"dependencies": Dependencies()})
         if agent_id is not None and agent_id != alone.name:
+            if not NAME.fullmatch(agent_id):
+                raise UsageError(f"{agent_id!r} cannot be an agent's name", hint="letters, digits, '.', '_' and '-'")
             alone = alone.model_copy(update={"metadata": alone.metadata.model_copy(update={"name": agent_id})})
         session = await self._start(RunRequest([alone], workspace or Path.cwd()), self._gateway)
         task = self._runtime.spawn(_executed(session))

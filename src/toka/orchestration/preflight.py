@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from toka.config.agent import AgentConfig
-from toka.errors import MissingError, ModelUnavailable
+from toka.config.rules import Problem
+from toka.errors import ConfigError, MissingError, ModelUnavailable, UsageError
 from toka.runtime.context import Runtime
 from toka.sandbox.policy import SandboxPolicy
 from toka.tools.builtin import tools_for
@@ -45,6 +46,17 @@ def _has_hands(runtime: Runtime, config: AgentConfig, enabled: Sequence[str]) ->
     return commands or bool(tools_for(config.grant(runtime.capabilities)))
 
 
+def _misnamed(configs: Sequence[AgentConfig], agents: Sequence[str], error: UsageError) -> ConfigError:
+    """A model that a spec names and that cannot be one, as findings with their places."""
+    findings = [
+        finding
+        for config in configs
+        if config.name in agents
+        for finding in config.report(Problem("TK6001", error.message, ("model",), help=error.hint))
+    ]
+    return ConfigError("a spec names a model that does not exist; nothing was started", findings)
+
+
 async def _models(
     runtime: Runtime, configs: Sequence[AgentConfig], enabled: Sequence[str], model: str | None
 ) -> list[str]:
@@ -57,6 +69,10 @@ async def _models(
     for name, agents in wanted.items():
         try:
             await runtime.resolve_model(name)
+        except UsageError as e:
+            if model is not None:
+                raise
+            raise _misnamed(configs, agents, e) from e
         except ModelUnavailable as e:
             if name not in (None, "auto"):
                 raise

@@ -53,14 +53,14 @@ class RunResult:
 
 
 def verdict(state: RunState) -> tuple[RunStatus, str]:
-    """What the ends of its agents make of a run, and why."""
+    """What the ends of its agents make of a run, and why. While one waits for a person, the run has not ended."""
     agents = list(state.agents.values())
-    failed = [a for a in agents if a.status is AgentStatus.FAILED]
-    if failed:
-        return RunStatus.FAILED, "; ".join(f"{a.name}: {_line(a.reason)}" for a in failed[:5])
     waiting = [a for a in agents if not a.ended]
     if waiting:
         return RunStatus.WAITING, "; ".join(f"{a.name}: {_line(a.reason)}" for a in waiting[:5])
+    failed = [a for a in agents if a.status is AgentStatus.FAILED]
+    if failed:
+        return RunStatus.FAILED, "; ".join(f"{a.name}: {_line(a.reason)}" for a in failed[:5])
     if any(a.status is AgentStatus.STOPPED for a in agents):
         return RunStatus.STOPPED, "stopped by a person"
     unmet = [a for a in agents if a.status is AgentStatus.SKIPPED and a.why != "no_model"]

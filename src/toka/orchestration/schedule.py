@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -52,25 +53,27 @@ class Schedule:
         return tuple(sorted(self._open.get(name, ())))
 
     def ended(self, state: AgentState) -> list[Blocked]:
-        """Notes that an agent ended; returns the agents that can never start because of it, in order of the graph.
+        """Notes that an agent ended; returns the agents that can never start because of it, the nearest first.
 
         Each blocked agent counts as ended: its own dependents are among the returned ones.
         """
-        name = AgentName(state.name)
         blocked: list[Blocked] = []
-        for edge in self._graph.after.get(name, ()):
-            problem = _unmet(edge, state) if edge.required else None
-            if edge.agent in self._known:
-                continue
-            if problem is not None:
-                self._known.add(edge.agent)
-                why = "no_model" if state.why == "no_model" else "dependency"
-                blocked.append(Blocked(edge.agent, problem, why))
-                blocked += self.ended(AgentState(edge.agent, AgentStatus.SKIPPED, problem, why))
-                continue
-            self._open[edge.agent].discard(name)
-            if not self._open[edge.agent]:
-                self._push(edge.agent)
+        ends = deque([state])
+        while ends:
+            state = ends.popleft()
+            for edge in self._graph.after.get(AgentName(state.name), ()):
+                if edge.agent in self._known:
+                    continue
+                problem = _unmet(edge, state) if edge.required else None
+                if problem is not None:
+                    self._known.add(edge.agent)
+                    why = "no_model" if state.why == "no_model" else "dependency"
+                    blocked.append(Blocked(edge.agent, problem, why))
+                    ends.append(AgentState(edge.agent, AgentStatus.SKIPPED, problem, why))
+                    continue
+                self._open[edge.agent].discard(edge.on)
+                if not self._open[edge.agent]:
+                    self._push(edge.agent)
         return blocked
 
     def forget(self, names: set[AgentName]) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 
 from toka.config.agent import AgentConfig
 from toka.core.ids import AgentName
-from toka.errors import JournalError, NotFound, StaleEpoch
+from toka.errors import JournalError, StaleEpoch
 from toka.events.event import CommandApplied, HoldLifted, RunStateChanged
 from toka.events.lifecycle import RunStatus
 from toka.events.state import AgentState
@@ -17,6 +17,7 @@ from toka.journal.poke import Inbox
 from toka.orchestration.plan import Plan
 from toka.orchestration.result import RunResult, verdict
 from toka.orchestration.schedule import Blocked, recovered
+from toka.orchestration.sinks import ChannelSinks
 from toka.runtime.context import RunContext
 from toka.runtime.control import Closing
 from toka.runtime.executor import agent_report
@@ -38,8 +39,9 @@ class RunSession:
         self.manager = AgentProcessManager(context)
         self.reporter = ProgressReporter(context.recorder, configs, context.runtime.clock)
         self._configs = configs
-        self._ended: asyncio.Queue[AgentExecution] = asyncio.Queue()
-        self._running: set[AgentName] = set()
+        self._ended: asyncio.Queue[AgentName] = asyncio.Queue()
+        self._running: dict[AgentName, AgentExecution] = {}
+        self._stopped: set[AgentName] = set()
         self._closing = False
         self._applied = max(context.recorder.state.commands, default=0)
 
@@ -55,6 +57,7 @@ class RunSession:
         """
         recorder = self.context.recorder
         inbox = asyncio.create_task(self._watch())
+        sinks = ChannelSinks(self.context.id, self.context.runtime.channels, self.reporter)
         try:
             await self._execute()
             if inbox.done():
@@ -70,6 +73,7 @@ class RunSession:
             await asyncio.gather(inbox, return_exceptions=True)
             await self.manager.shutdown(0.0)
             self.reporter.close()
+            await sinks.close()
 
     async def shutdown(self, grace_s: float = SHUTDOWN_S) -> None:
         """Starts nothing more and leaves every agent resumable; `run` returns INTERRUPTED. Idempotent."""
@@ -92,24 +96,26 @@ class RunSession:
         limit = self.context.execution.max_concurrent_agents
         while True:
             while not self._closing and len(self._running) < limit and (name := schedule.next()) is not None:
-                self._start(name)
+                if name in self._stopped:
+                    await self.manager.stop(name)
+                    await self._skip(schedule.ended(self.manager.state(name)))
+                else:
+                    self._start(name)
             if not self._running:
                 return
-            execution = await self._ended.get()
-            self._running.discard(execution.name)
-            error = execution.outcome.exception()
+            name = await self._ended.get()
+            execution = self._running.pop(name, None)
+            error = execution.outcome.exception() if execution else None
             if isinstance(error, Closing):
                 continue
             if error is not None:
                 raise error
-            state = self.manager.state(execution.name)
-            if state.ended:
+            if (state := self.manager.state(name)).ended:
                 await self._skip(schedule.ended(state))
 
     def _start(self, name: AgentName) -> None:
-        self._running.add(name)
-        execution = self.manager.launch(self._configs[name], self._results(name))
-        execution.outcome.add_done_callback(lambda _: self._ended.put_nowait(execution))
+        execution = self._running[name] = self.manager.launch(self._configs[name], self._results(name))
+        execution.outcome.add_done_callback(lambda _: self._ended.put_nowait(name))
 
     def _results(self, name: AgentName) -> dict[str, tuple[str, str]]:
         """What the agents that `name` comes after reported."""
@@ -124,7 +130,7 @@ class RunSession:
             await self.manager.skip(each.agent, each.reason, each.why)
 
     async def _watch(self) -> None:
-        """Applies requests in order, each once, and lets the reporter notice that time passes."""
+        """Applies requests in order, each once, to all their agents together; tells the reporter that time passes."""
         runtime = self.context.runtime
         with Inbox(runtime.state, self.context.id) as inbox:
             while True:
@@ -140,22 +146,24 @@ class RunSession:
                 await inbox.wait(POLL_S)
 
     async def _apply(self, command: Command) -> None:
-        self._applied = command.id
         event = CommandApplied(
             command.id, command.verb, command.agent, dict(command.arguments), command.author, command.reason
         )
         await self.context.recorder.record("", event)
-        names = [AgentName(command.agent)] if command.agent else sorted(self._running)
-        for name in names:
-            try:
-                match command.verb:
-                    case "resume":
-                        await self.manager.resume(name, command.reason, command.author)
-                    case "pause":
-                        await self.manager.pause(name, command.reason, command.author)
-                    case "stop":
-                        await self.manager.stop(name, command.reason, command.author)
-                    case _:
-                        pass  # a verb of a newer Toka: recorded as seen, without effect
-            except NotFound:
-                continue  # the agent is not running; nothing to do
+        self._applied = command.id
+        names = [AgentName(command.agent)] if command.agent else list(self.plan.graph.order)
+        await asyncio.gather(*(self._request(name, command) for name in names if name in self._configs))
+
+    async def _request(self, name: AgentName, command: Command) -> None:
+        match command.verb:
+            case "resume":
+                await self.manager.resume(name, command.reason, command.author)
+            case "pause":
+                await self.manager.pause(name, command.reason, command.author)
+            case "stop":
+                self._stopped.add(name)
+                await self.manager.stop(name, command.reason, command.author)
+                if name not in self._running:
+                    self._ended.put_nowait(name)
+            case _:
+                pass  # a verb of a newer Toka: recorded as seen, without effect

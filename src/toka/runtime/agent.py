@@ -53,7 +53,11 @@ async def prepare(
     hands = LazyHands(config.name, run.workspace, policy, runtime.start_sandbox, recorder)
     history = recorder.history(config.name) if resumed else ()
     scope = run.resources.agent(
-        config.name, config.limits, used=state.usage, cost_usd=state.cost_usd, tool_calls=state.tool_calls
+        config.name,
+        config.limits,
+        used=state.usage,
+        cost_usd=state.cost_usd,
+        tool_calls=state.tool_calls + state.denied,
     )
     context = AgentContext(
         run=run,

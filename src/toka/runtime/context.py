@@ -10,9 +10,11 @@ from typing import Any, Protocol
 
 from toka.config.agent import AgentConfig
 from toka.config.settings import ExecutionConfig
+from toka.config.settings_tables import ChannelSink
 from toka.core.capability import Capability
 from toka.core.clock import Clock
 from toka.core.ids import AgentName, RunId
+from toka.core.limits import Limits
 from toka.journal.journal import Journal
 from toka.journal.recorder import Recorder
 from toka.llm.gateway import LlmGateway
@@ -54,6 +56,8 @@ class Runtime:
         tools: tools beyond the built-in ones; every agent has them, and each call is checked against its grant.
         execution: concurrency, retries, timeouts.
         capabilities: presets that settings define.
+        run_limits: bounds of each run as a whole.
+        channels: where reports to a channel also go, by its name.
         spawn: starts a coroutine that may run until the runtime closes, and no longer.
     """
 
@@ -68,6 +72,8 @@ class Runtime:
     tools: tuple[Tool, ...]
     execution: ExecutionConfig
     capabilities: Mapping[str, tuple[Capability, ...]]
+    run_limits: Limits
+    channels: Mapping[str, ChannelSink]
     spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]
 
 

@@ -73,6 +73,7 @@ class AgentProcessManager:
         self._run = run
         self._executions: dict[AgentName, AgentExecution] = {}
         self._running: dict[AgentName, asyncio.Event] = {}
+        self._turns: dict[AgentName, asyncio.Lock] = {}
         self._closing = False
 
     async def start(self, config: AgentConfig, results: Mapping[str, tuple[str, str]] | None = None) -> AgentExecution:
@@ -103,7 +104,7 @@ class AgentProcessManager:
         if state.ended:
             raise UsageError(f"agent {name} has ended ({state.status.value}); start a new run")
         control = AgentControl(lambda: self._rested(name), lambda: self._went_on(name))
-        control.holds.update(state.holds)
+        control.holds.update({**self._run.recorder.state.holds, **state.holds})
         task = asyncio.create_task(self._supervise(name, dict(results or {})), name=f"agent {name}")
         execution = self._executions[name] = AgentExecution(name, config, control, task, self)
         return execution
@@ -119,31 +120,42 @@ class AgentProcessManager:
     async def pause(self, name: AgentName, reason: str = "", author: str = "") -> None:
         """No new step starts; what is in flight is finished and recorded. Idempotent; survives a restart."""
         execution = self._live(name)
-        if "person" in execution.control.holds:
+        if execution is None:
+            if not self.state(name).ended and "person" not in self.state(name).holds:
+                await self._run.recorder.record(name, HoldPlaced("person", reason, author))
+            return
+        if "person" in execution.control.holds or execution.stopping is not None:
             return
         execution.control.hold("person", reason)
-        events: list[HoldPlaced | AgentStateChanged] = [HoldPlaced("person", reason, author)]
-        if agent_may(self.state(name).status, AgentStatus.PAUSING):
-            events.append(AgentStateChanged(AgentStatus.PAUSING.value, reason))
-        await self._run.recorder.record(name, *events)
+        async with self._turn(name):
+            await self._run.recorder.record(name, HoldPlaced("person", reason, author))
+            if not execution.control.resting and agent_may(self.state(name).status, AgentStatus.PAUSING):
+                await self._run.recorder.record(name, AgentStateChanged(AgentStatus.PAUSING.value, reason))
 
     async def resume(self, name: AgentName, reason: str = "", author: str = "") -> None:
         """Lifts the holds that a person may lift: person and health. Idempotent."""
         execution = self._live(name)
         for hold in ("person", "health"):
-            if hold in execution.control.holds:
+            if hold in (execution.control.holds if execution else self.state(name).holds):
                 await self._run.recorder.record(name, HoldLifted(hold, reason, author))
-                if self.state(name).status is AgentStatus.PAUSING:
-                    await self._change(name, AgentStatus.RUNNING)
-                execution.control.lift(hold)
+                if execution is not None:
+                    execution.control.lift(hold)
+        if execution is None:
+            return
+        async with self._turn(name):
+            control, status = execution.control, self.state(name).status
+            if status is AgentStatus.PAUSING and not control.holds and not control.resting:
+                await self._run.recorder.record(name, AgentStateChanged(AgentStatus.RUNNING.value))
 
     async def stop(self, name: AgentName, reason: str = "", author: str = "") -> None:
         """Ends an agent for good: a step in flight gets the grace period, then it is cancelled. Idempotent.
 
-        Returns when the agent is STOPPED (or had ended before) and nothing of it runs any more.
+        Returns when the agent is STOPPED (or had ended before) and nothing of it runs any more. An agent that is not
+        being executed is STOPPED at once.
         """
         execution = self._live(name)
-        if execution.task.done():
+        if execution is None:
+            await self._change(name, AgentStatus.STOPPED, reason or "stopped by a person", "stopped")
             return
         if execution.stopping is None:
             execution.stopping = reason or "stopped by a person"
@@ -173,11 +185,12 @@ class AgentProcessManager:
         """The agent's state as recorded."""
         return self._run.recorder.state.agents.get(name) or AgentState(name)
 
-    def _live(self, name: AgentName) -> AgentExecution:
+    def _live(self, name: AgentName) -> AgentExecution | None:
+        """The agent's execution; None when it is not being executed now. Raises NotFound: the run has no such agent."""
+        if name not in self._run.recorder.state.agents:
+            raise NotFound(f"run {self._run.id} has no agent {name}")
         execution = self._executions.get(name)
-        if execution is None:
-            raise NotFound(f"agent {name} of run {self._run.id} is not running here")
-        return execution
+        return None if execution is None or execution.task.done() else execution
 
     async def _supervise(self, name: AgentName, results: Mapping[str, tuple[str, str]]) -> None:
         """Executes an agent until it ends, restarting it after a crash. Delivers its outcome, whatever happens."""
@@ -213,9 +226,10 @@ class AgentProcessManager:
             return await self._end(name, AgentOutcome(AgentStatus.SKIPPED, f"no model: {e.message}", "no_model"))
         try:
             executor = AgentExecutor(prepared.context, results)
-            await self._run.recorder.record(
-                name, AgentStateChanged(AgentStatus.STARTING.value), AgentStateChanged(AgentStatus.RUNNING.value)
-            )
+            async with self._turn(name):
+                await self._run.recorder.record(
+                    name, AgentStateChanged(AgentStatus.STARTING.value), AgentStateChanged(AgentStatus.RUNNING.value)
+                )
             self.running(name).set()
             return await self._execute(execution, prepared, executor)
         finally:
@@ -241,8 +255,10 @@ class AgentProcessManager:
         except JournalError:
             raise
         except SandboxUnavailable as e:
+            await executor.cancelled(TaskStatus.FAILED, e.message)
             return await self._end(name, AgentOutcome(AgentStatus.FAILED, e.message, "sandbox"))
         except Exception as e:  # noqa: BLE001 - whatever broke, this agent is restarted and its siblings go on
+            await prepared.close()
             return await self._crashed(execution, executor, e)
         return await self._end(name, outcome)
 
@@ -256,7 +272,8 @@ class AgentProcessManager:
     ) -> AgentOutcome:
         reason = execution.stopping or ""
         await prepared.close()
-        await self._run.recorder.bump(execution.name)
+        async with self._turn(execution.name):
+            await self._run.recorder.bump(execution.name)
         await executor.cancelled(TaskStatus.CANCELLED, reason)
         return await self._end(execution.name, AgentOutcome(AgentStatus.STOPPED, reason, "stopped"))
 
@@ -265,7 +282,7 @@ class AgentProcessManager:
     ) -> AgentOutcome | None:
         """Backs off and asks for another start, or gives up after too many without a newly completed step."""
         name = execution.name
-        done = sum(t.usage.calls + t.tool_calls for t in self.state(name).tasks.values())
+        done = self.state(name).steps
         execution.restarts = 1 if done > execution.steps_at_crash else execution.restarts + 1
         execution.steps_at_crash = done
         reason = f"{type(error).__name__}: {error}"
@@ -281,26 +298,34 @@ class AgentProcessManager:
         return None
 
     async def _end(self, name: AgentName, outcome: AgentOutcome) -> AgentOutcome:
+        if outcome.status is AgentStatus.STOPPED and not agent_may(self.state(name).status, AgentStatus.STOPPED):
+            await self._change(name, AgentStatus.STOPPING, outcome.reason)
         await self._change(name, outcome.status, outcome.reason, outcome.why)
         return outcome
 
     async def _rested(self, name: AgentName) -> None:
-        status = self.state(name).status
-        if status is AgentStatus.RUNNING:
-            await self._run.recorder.record(
-                name, AgentStateChanged(AgentStatus.PAUSING.value), AgentStateChanged(AgentStatus.PAUSED.value)
-            )
-        elif agent_may(status, AgentStatus.PAUSED):
-            await self._change(name, AgentStatus.PAUSED, self.state(name).reason)
+        async with self._turn(name):
+            state, record = self.state(name), self._run.recorder.record
+            if state.status is AgentStatus.RUNNING:
+                await record(
+                    name, AgentStateChanged(AgentStatus.PAUSING.value), AgentStateChanged(AgentStatus.PAUSED.value)
+                )
+            elif agent_may(state.status, AgentStatus.PAUSED):
+                await record(name, AgentStateChanged(AgentStatus.PAUSED.value, state.reason))
 
     async def _went_on(self, name: AgentName) -> None:
         if self.state(name).status is AgentStatus.PAUSED:
             await self._change(name, AgentStatus.RUNNING)
 
     async def _change(self, name: AgentName, status: AgentStatus, reason: str = "", why: str = "") -> None:
-        old = self.state(name).status
-        if old is status or old in AGENT_ENDS:
-            return
-        if not agent_may(old, status):
-            raise AssertionError(f"agent {name}: {old.value} -> {status.value} is no legal transition")
-        await self._run.recorder.record(name, AgentStateChanged(status.value, reason, why))
+        async with self._turn(name):
+            old = self.state(name).status
+            if old is status or old in AGENT_ENDS:
+                return
+            if not agent_may(old, status):
+                raise AssertionError(f"agent {name}: {old.value} -> {status.value} is no legal transition")
+            await self._run.recorder.record(name, AgentStateChanged(status.value, reason, why))
+
+    def _turn(self, name: AgentName) -> asyncio.Lock:
+        """Held from reading an agent's status until its change is recorded: requests and the agent itself do both."""
+        return self._turns.setdefault(name, asyncio.Lock())

@@ -109,6 +109,9 @@ class ProgressReporter:
         self._channels: dict[str, list[ChannelListener]] = {}
         self._pending: dict[str, _Pending] = {}
         self._gauges: dict[str, dict[str, float]] = {}
+        for agent in recorder.state.agents.values():
+            for task in agent.tasks.values():
+                self._fill(agent.name, (task.report or {}).get("metrics"))
         self._unsubscribe = recorder.subscribe(self._on_record)
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:

@@ -134,15 +134,20 @@ class ResourceManager:
     def __init__(self, limits: Limits | None = None) -> None:
         """`limits` bound the run as a whole; None sets none."""
         self.run = Scope("run", limits or Limits())
+        self._agents: dict[str, Scope] = {}
 
     def agent(self, name: str, limits: Limits, *, used: Usage, cost_usd: float | None, tool_calls: int) -> Scope:
-        """An agent's scope, starting from what the record says it used already."""
-        scope = Scope(f"agent {name}", limits, self.run)
-        for each in (scope, self.run):
-            each.tokens += used.tokens
-            each.cost_usd += cost_usd or 0.0
-            each.model_calls += used.calls
-            each.tool_calls += tool_calls
+        """An agent's scope, starting from what the record says it used already.
+
+        The scope of an earlier start in this process, if there was one, counts no more.
+        """
+        scope = Scope(f"agent {name}", limits, self.run, used.tokens, cost_usd or 0.0, used.calls, tool_calls)
+        earlier = self._agents.get(name) or Scope("", limits)
+        self._agents[name] = scope
+        self.run.tokens += scope.tokens - earlier.tokens
+        self.run.cost_usd += scope.cost_usd - earlier.cost_usd
+        self.run.model_calls += scope.model_calls - earlier.model_calls
+        self.run.tool_calls += scope.tool_calls - earlier.tool_calls
         return scope
 
     def task(self, agent: Scope, task: str) -> Scope:

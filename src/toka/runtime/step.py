@@ -134,6 +134,7 @@ class Steps:
         self._started: dict[str, int] = {}
         self._open: dict[str, StepIntent] = {}
         self._turns: dict[tuple[str, int], int] = {}
+        self._doubts: dict[str, str] = {}
         for record in history:
             event = record.event
             if isinstance(event, StepIntent):
@@ -142,6 +143,8 @@ class Steps:
                 self._started[event.step] = self._started.get(event.step, 0) + 1
             elif isinstance(event, StepDone | StepFailed | StepDenied):
                 self._ends[event.step] = event
+            elif isinstance(event, StepInDoubt):
+                self._doubts[event.step] = event.question
 
     def key(self, step: StepKey) -> str:
         """The step's idempotency key."""
@@ -188,8 +191,11 @@ class Steps:
             known = await self._after_crash(act, self._intents[text])
             if known is not None:
                 return known
-        if self._gate is not None:
-            await self._gate()
+        await self._open_gate()
+        evidence = None
+        if act.evidence is not None:
+            evidence = await act.evidence()
+            await self._open_gate()  # what held the agent meanwhile holds this step too
         intent = StepIntent(
             text,
             self.key(act.key),
@@ -198,7 +204,7 @@ class Steps:
             cut(act.arguments),
             act.rule,
             act.messages,
-            await act.evidence() if act.evidence else None,
+            evidence,
             act.reserved,
             started,
             [*act.lost[0].to_json(), act.lost[1]] if act.lost else None,
@@ -244,6 +250,10 @@ class Steps:
             del self._open[text]
             await self._recorder.record(self._agent, StepFailed(text, error, message))
 
+    async def _open_gate(self) -> None:
+        if self._gate is not None:
+            await self._gate()
+
     async def _after_crash(self, act: Act, intent: StepIntent) -> Result | None:
         """What to do about a step whose process died in it: None runs it again."""
         effect = Effect(intent.effect)
@@ -257,9 +267,12 @@ class Steps:
                 result = Result(value)
                 await self._record_done(act.key.text, result, 0.0)
                 return result
-        question = f"{intent.what} was started and Toka was killed before its end. Did it happen?"
-        await self._recorder.record(self._agent, StepInDoubt(act.key.text, question))
-        raise InDoubt(act.key.text, question)
+        text = act.key.text
+        if text not in self._doubts:
+            question = f"{intent.what} was started and Toka was killed before its end. Did it happen?"
+            await self._recorder.record(self._agent, StepInDoubt(text, question))
+            self._doubts[text] = question
+        raise InDoubt(text, self._doubts[text])
 
     def _count(self, step: StepKey) -> None:
         if step.kind == "model":

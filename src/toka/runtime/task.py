@@ -111,6 +111,8 @@ class TaskExecutor:
             reason = f"timed out after {work.timeout_s or 0:g} s"
             await self._agent.steps.abandon("timeout", reason)
             outcome = TaskOutcome(TaskStatus.FAILED, None, reason, "timeout")
+        if outcome.status is known.status:  # it still waits for the same answer
+            return outcome
         attempt = self._state(work.task).attempt
         event = TaskStateChanged(
             work.task, outcome.status.value, attempt, outcome.reason, outcome.report, why=outcome.why
@@ -161,7 +163,8 @@ class TaskExecutor:
         end = verdict(result.value, line, timeout_s)
         output = tail(result.value)
         if result.failed:
-            raise StepFailure("exit", f"{end}\n{output}".rstrip())
+            why = "timeout" if result.value["ended"] == "timeout" else "exit"
+            raise StepFailure(why, f"{end}\n{output}".rstrip())
         return {"status": "succeeded", "summary": f"{end}\n{output}".rstrip(), "exit": result.value["exit"]}
 
     def _backoff(self, attempt: int) -> float:

@@ -48,7 +48,8 @@ async def answer_call(agent: AgentContext, key: StepKey, call: ToolCall) -> Answ
         needs = tool.needs(arguments)
     except CapabilityError as e:
         return await _reject(agent, key, call, bad_arguments(call.name, str(e)))
-    agent.scope.count_tool_call()
+    if agent.steps.unanswered(key) is None:  # one that was in flight at a crash was counted when it started
+        agent.scope.count_tool_call()
     decision = agent.validator.check(needs)
     if not decision.allowed:
         return _answer(call, await agent.steps.deny(key, call.name, decision.rule, decision.reason, arguments))

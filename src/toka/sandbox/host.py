@@ -136,6 +136,8 @@ class Sandbox:
 
     def _request(self, argv: Sequence[str], cwd: str, env: Mapping[str, str], timeout_s: float) -> dict[str, Any]:
         """Raises ValueError for what cannot be run at all."""
+        if not timeout_s > 0:
+            raise ValueError(f"a deadline of {timeout_s} seconds leaves no time to run")
         if not argv or not argv[0] or any("\0" in part for part in (*argv, *env.values())):
             raise ValueError("a command is a program and its arguments, without NUL")
         if bad := next((name for name in env if not _VARIABLE.fullmatch(name)), None):

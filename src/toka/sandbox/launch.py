@@ -63,7 +63,8 @@ def has_bind_fd(bwrap: str) -> bool:
 class Zygote:
     """One running bwrap with our zygote inside.
 
-    `gone` is done when bwrap was reaped; then nothing that ran inside exists any more.
+    `gone` is done when bwrap was reaped. bwrap outlives everything inside unless it is killed itself; then the kernel
+    kills what is inside a moment later.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, errors: int, info: int) -> None:
@@ -143,8 +144,8 @@ class Zygote:
         """The host's pid of the sandbox's pid 1, from bwrap's --info-fd; 0 when it did not say."""
         if self.gone.done():
             return 0
-        with contextlib.suppress(BlockingIOError, ValueError, KeyError):
-            return int(json.loads(os.read(self._info, 4096))["child-pid"])
+        with contextlib.suppress(ValueError, KeyError):
+            return int(json.loads(os.pread(self._info, 4096, 0))["child-pid"])
         return 0
 
     def _words(self) -> str:
@@ -179,12 +180,16 @@ class Zygote:
             self._loop.remove_writer(fd)
 
     def kill(self) -> None:
-        """SIGKILL to pid 1 of the sandbox, and to bwrap if that is not known yet. The kernel does the rest."""
+        """SIGKILL to pid 1 of the sandbox; the kernel kills the rest, and bwrap leaves by itself.
+
+        bwrap is killed only when it has no child: a child that it has not released yet would wait for ever.
+        """
         if self.gone.done():
             return
+        inner = self._inner or self._child_pid() or _only_child(self._process.pid)
         with contextlib.suppress(ProcessLookupError):
-            if self._inner:
-                os.kill(self._inner, signal.SIGKILL)
+            if inner:
+                os.kill(inner, signal.SIGKILL)
             else:
                 self._process.kill()
 
@@ -195,6 +200,13 @@ class Zygote:
         while not self.gone.done():
             self.kill()
             await asyncio.wait({self.gone}, timeout=LEAVE_S)
+
+
+def _only_child(pid: int) -> int:
+    """The process that bwrap made, from /proc; 0 when there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+    return 0
 
 
 async def to_the_end(act: Awaitable[T]) -> T:
@@ -223,7 +235,6 @@ async def start_zygote(workspace: Path, policy: SandboxPolicy, scratch: Path | N
     try:
         await zygote.ready(granted, _writable(granted) if policy.programs is not None else [])
     except asyncio.CancelledError:
-        zygote.kill()
         await to_the_end(zygote.end())
         raise
     return zygote
@@ -239,12 +250,12 @@ def _spawn(bwrap: str, options: Sequence[str], fds: Sequence[int], stack: ExitSt
     stack.callback(theirs.close)
     control.setblocking(False)
     errors, errors_w = os.pipe2(os.O_CLOEXEC)
-    info, info_w = os.pipe2(os.O_CLOEXEC)
-    for fd in (errors_w, info_w):
-        stack.callback(os.close, fd)
-    for fd in (errors, info):
-        os.set_blocking(fd, False)
-    argv = [bwrap, "--info-fd", str(info_w), *options, "--"]
+    stack.callback(os.close, errors_w)
+    os.set_blocking(errors, False)
+    # Not a pipe: bwrap writes to it before it lets its child go on. If we were dead then, SIGPIPE would kill bwrap and
+    # leave the child waiting for ever.
+    info = os.memfd_create("toka-info", os.MFD_CLOEXEC)
+    argv = [bwrap, "--info-fd", str(info), *options, "--"]
     argv += [PYTHON, "-I", "-S", "-B", "/toka/zygote.py", str(theirs.fileno())]
     process = subprocess.Popen(
         argv,
@@ -252,6 +263,6 @@ def _spawn(bwrap: str, options: Sequence[str], fds: Sequence[int], stack: ExitSt
         stdout=subprocess.DEVNULL,
         stderr=errors_w,
         env={},
-        pass_fds=(*fds, theirs.fileno(), info_w),
+        pass_fds=(*fds, theirs.fileno(), info),
     )
     return Zygote(process, control, errors, info)

@@ -32,7 +32,6 @@ ETC_FILES: Final = {
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
     "hosts": "127.0.0.1 localhost\n::1 localhost\n",
 }
-_FOLDER: Final = os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +112,7 @@ def open_granted(workspace: Path, policy: SandboxPolicy, stack: ExitStack) -> Gr
 def _open_below(root: int, rule: PathRule) -> tuple[int, str]:
     """The descriptor of a path below `root`, and a note when it had to be created."""
     if rule.path == ".":
-        return os.open(".", _FOLDER, dir_fd=root), ""
+        return os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root), ""
     *parents, name = rule.path.split("/")
     create = rule.access == "write"
     at, note = os.dup(root), ""
@@ -143,7 +142,7 @@ def _open_folder(at: int, name: str, *, create: bool) -> int:
             os.mkdir(name, 0o777, dir_fd=at)
         except FileExistsError:
             pass
-    return os.open(name, _FOLDER, dir_fd=at)
+    return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
 
 
 def _create(at: int, name: str) -> str:

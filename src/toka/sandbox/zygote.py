@@ -41,6 +41,7 @@ JAIL = "/toka/jail"
 WORKER = "/toka/worker.py"
 MAX_MESSAGE = 256 * 1024
 MAX_WAIT = 3600.0
+MAX_REASON = 1000  # keeps a report below PIPE_BUF: it is written whole or not at all
 REFUSED = 126
 NO_PROGRAM = 127
 
@@ -147,7 +148,7 @@ def run_command(request: dict[str, Any], out: int, status: int) -> None:
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
     except BaseException as error:
-        os.write(3 if is_open(3) else status, json.dumps({"refused": str(error)}).encode() + b"\n")
+        os.write(3 if is_open(3) else status, json.dumps({"refused": str(error)[:MAX_REASON]}).encode() + b"\n")
         os._exit(REFUSED)
     program = request["argv"][0]
     try:
@@ -207,7 +208,7 @@ def become(role: Role, request: dict[str, Any], fd: int, status: int) -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         report = role(request, fd, status)
     except BaseException as error:
-        report = {"refused": str(error) or type(error).__name__}
+        report = {"refused": str(error)[:MAX_REASON] or type(error).__name__}
     try:
         os.write(status, json.dumps(report).encode() + b"\n")
     finally:

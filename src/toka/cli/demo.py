@@ -1,0 +1,114 @@
+"""`toka demo`: four agents on a small project that comes with the package.
+
+Only the model is scripted, and the demo says so; planning, sandboxes, tools, denials, checks and the record are those
+of every run. With `--model` a real model works under the same specs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Final
+
+import click
+
+from toka.app import read_settings
+from toka.cli.output import say
+from toka.cli.run import Display, execute, read_team
+from toka.cli.summary import is_scripted
+from toka.config.settings import Settings
+from toka.errors import ConfigError, MissingError, UsageError
+from toka.orchestration.request import RunRequest
+from toka.sandbox.launch import find_bwrap
+
+SCRIPT: Final = "script.yaml"
+
+
+@click.command()
+@click.option("--model", help="PROVIDER:MODEL or auto: a real model instead of the script.")
+@click.option("--base-url", help="A server that speaks the provider's protocol.")
+@click.option("--state", type=click.Path(path_type=Path), help="Where runs are recorded.")
+@click.option("--workspace", type=click.Path(path_type=Path), help="An empty or new directory for the project's copy.")
+@click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines.")
+def demo(model: str | None, base_url: str | None, state: Path | None, workspace: Path | None, *, as_json: bool) -> int:
+    """Run four agents on a small project that comes with Toka.
+
+    A surveyor runs the failing tests, a fixer repairs the code until its check passes, a documenter is denied what it
+    may not touch, and a reviewer checks the rest. No key and no account are needed: the model is scripted, everything
+    else is real, in a copy of the project.
+    """
+    settings = read_settings({"state": None if state is None else str(state), "model": model, "base_url": base_url})
+    find_bwrap()  # without it nothing is written
+    home = _fresh(settings.state)
+    kept = workspace is not None and workspace.is_dir()
+    project = workspace or home / "project"
+    try:
+        _check_empty(project)
+        request = _prepare(settings, home, project, model)
+        shown = Display(as_json, quiet=False, options=f" --state {state}" if state else "")
+        return asyncio.run(execute(settings, request, shown))
+    except (MissingError, UsageError, ConfigError):
+        shutil.rmtree(home, ignore_errors=True)  # no run was made
+        if kept:
+            project.mkdir(exist_ok=True)
+        raise
+
+
+def _prepare(settings: Settings, home: Path, project: Path, model: str | None) -> RunRequest:
+    """Copies project, specs and script, and says where they are."""
+    package = files("toka") / "demo"
+    copy(package / "project", project)
+    copy(package / "agents", home / "agents")
+    copy(package / SCRIPT, home / SCRIPT)
+    chosen = model or f"scripted:{home / SCRIPT}"
+    kind = "the model is SCRIPTED, everything else is real" if is_scripted(chosen) else f"the model is {chosen}"
+    say(f"demo: four agents repair a copy of a small Python project; {kind}")
+    say(f"specs {home / 'agents'}")
+    options = {"base_url": settings.base_url} if settings.base_url else {}
+    return RunRequest(read_team([home / "agents"], settings), project, model=chosen, options=options)
+
+
+def _fresh(state: Path) -> Path:
+    """A new directory below the state directory, with the next free number. Raises UsageError."""
+    folder = state / "demo"
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        number = max((int(p.name) for p in folder.iterdir() if p.name.isdecimal()), default=0)
+        while True:
+            number += 1
+            try:
+                (folder / str(number)).mkdir(mode=0o700)
+            except FileExistsError:
+                continue  # another demo took it
+            return folder / str(number)
+    except OSError as e:
+        raise UsageError(f"cannot write to {folder}: {e.strerror}", hint="choose another directory: --state DIR") from e
+
+
+def _check_empty(project: Path) -> None:
+    """Raises UsageError when the directory holds something, or is none."""
+    try:
+        if next(project.iterdir(), None) is None:
+            return
+        problem = "is not empty"
+    except FileNotFoundError:
+        return
+    except OSError as e:
+        problem = f"cannot be used: {e.strerror}"
+    raise UsageError(f"workspace {project} {problem}", hint="name a new directory: --workspace DIR")
+
+
+def copy(source: Traversable, target: Path) -> None:
+    """Copies a file or folder of the package; folders may exist, files must not. Raises OSError."""
+    if source.is_file():
+        with target.open("xb") as file:
+            file.write(source.read_bytes())
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    for entry in source.iterdir():
+        if entry.name != "__pycache__":
+            copy(entry, target / entry.name)

@@ -1,0 +1,91 @@
+"""The light way in for commands that only read: settings and the journal, without the runtime and the model layer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from toka.cli.ids import find_run
+from toka.config.settings import Settings, load_settings
+from toka.core.clock import SystemClock
+from toka.core.ids import RunId
+from toka.errors import JournalCorrupt, NotFound
+from toka.events.lifecycle import RunStatus
+from toka.events.state import RunState, fold_all
+from toka.journal.database import FILE
+from toka.journal.journal import LeaseView
+from toka.journal.sqlite import SqliteReader
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def state_option(command: F) -> F:
+    """Adds `--state DIR`."""
+    option = click.option("--state", metavar="DIR", type=click.Path(path_type=Path), help="Where runs are recorded.")
+    return option(command)
+
+
+def read_settings(state: Path | None = None, flags: Mapping[str, object] | None = None) -> Settings:
+    """The settings of this process, with `--state` when it is given. Raises ConfigError."""
+    given = None if state is None else str(state)
+    return load_settings(Path.cwd(), os.environ, {"state": given, **(flags or {})})
+
+
+@contextmanager
+def open_journal(settings: Settings) -> Generator[SqliteReader | None]:
+    """The journal for reading; None when nothing was ever recorded in the state directory, which is not made.
+
+    Raises:
+        JournalError: the directory or the database cannot be used.
+    """
+    try:
+        (settings.state / FILE).stat()
+    except FileNotFoundError:
+        yield None
+        return
+    except OSError:
+        pass  # the reader says what is wrong
+    reader = SqliteReader(settings.state, SystemClock())
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+@contextmanager
+def open_run(state: Path | None, text: str) -> Generator[tuple[SqliteReader, RunId]]:
+    """The journal and the run that `text` names.
+
+    Raises:
+        NotFound, UsageError: see `find_run`.
+        ConfigError, JournalError: settings or journal cannot be read.
+    """
+    settings = read_settings(state)
+    with open_journal(settings) as reader:
+        if reader is None:
+            raise NotFound(f"no runs are recorded in {settings.state}", hint="start one: toka run SPEC, or toka demo")
+        yield reader, find_run(reader, text)
+
+
+def folded(reader: SqliteReader, run: RunId) -> RunState:
+    """A run's state. Raises JournalCorrupt when a record does not say what its kind should."""
+    try:
+        return fold_all(run, reader.read(run))
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as e:
+        raise unreadable(run, e) from e
+
+
+def unreadable(run: str, error: Exception) -> JournalCorrupt:
+    """What to say of a record that is none."""
+    return JournalCorrupt(f"run {run} cannot be read: {error}", hint=f"see which record it is: toka audit verify {run}")
+
+
+def standing(status: RunStatus, lease: LeaseView | None) -> RunStatus:
+    """How a run stands: as recorded, unless it should be executed and no living process holds its lease."""
+    going = status in (RunStatus.CREATED, RunStatus.RUNNING)
+    return RunStatus.INTERRUPTED if going and (lease is None or not lease.alive) else status

@@ -1,0 +1,89 @@
+"""Why an agent waits, or ended as it did, in sentences. Pure."""
+
+from __future__ import annotations
+
+from toka.cli.text import age
+from toka.cli.view import Planned, RunView
+from toka.events.lifecycle import AGENT_ENDS, AgentStatus, RunStatus, TaskStatus
+from toka.events.state import AgentState
+
+_LIFTED = {
+    "person": "toka resume {run}",
+    "health": "toka resume {run}",
+    "budget": "raise the limit, then toka resume {run}",
+    "approval": "approve or deny the request",
+}
+
+
+def run_explanation(view: RunView) -> list[str]:
+    """Why the run stands as it does, and what to do about it; empty when there is nothing to say."""
+    run = view.state.id
+    out = [f"held by {hold}: {reason or 'no reason given'}" for hold, reason in view.state.holds.items()]
+    if view.status is RunStatus.INTERRUPTED:
+        out.append(f"{_executor_gone(view)}; nothing recorded is lost. Go on with: toka resume {run}")
+    elif view.status is RunStatus.WAITING:
+        out.append(f"waits for a person: {view.state.reason}" if view.state.reason else "waits for a person")
+    elif view.state.reason:
+        out.append(view.state.reason)
+    return out
+
+
+def explanation(view: RunView, agent: AgentState) -> list[str]:
+    """Why the agent waits, or how it ended, one sentence each; empty when it goes without saying."""
+    if agent.status in AGENT_ENDS:
+        return _ending(agent)
+    out = _questions(agent)
+    for hold, reason in {**view.state.holds, **agent.holds}.items():
+        lift = _LIFTED.get(hold, "toka resume {run}").format(run=view.state.id)
+        out.append(f"held by {hold}: {reason or 'no reason given'}; to go on: {lift}")
+    if out:
+        return out
+    if agent.status in (AgentStatus.CONFIGURED, AgentStatus.READY):
+        return [_not_started(view, agent)]
+    if view.status is RunStatus.INTERRUPTED:
+        flying = ", ".join(_in_flight(agent))
+        return [f"was {agent.status.lower()} when its process went away" + (f", in {flying}" if flying else "")]
+    if agent.reason:
+        return [f"{agent.status.lower()}: {agent.reason}"]
+    waiting = [f"task {t.id} is tried again soon: {t.reason}" for t in agent.tasks.values()
+               if t.status is TaskStatus.RETRY_WAIT]  # fmt: skip
+    return waiting or [f"now in {each}" for each in _in_flight(agent)]
+
+
+def _ending(agent: AgentState) -> list[str]:
+    if agent.status is AgentStatus.COMPLETED:
+        return []
+    return [agent.reason or agent.why or f"{agent.status.lower()} without a reason"]
+
+
+def _questions(agent: AgentState) -> list[str]:
+    return [
+        f"task {t.id} needs an answer: {t.question or t.reason}"
+        for t in agent.tasks.values()
+        if t.status is TaskStatus.NEEDS_ATTENTION
+    ]
+
+
+def _not_started(view: RunView, agent: AgentState) -> str:
+    needs = view.planned.get(agent.name, Planned()).needs
+    open_ = [
+        f"{name} ({state.status.value})"
+        for name in needs
+        if (state := view.state.agents.get(name)) is not None and state.status is not AgentStatus.COMPLETED
+    ]
+    if open_:
+        return f"waits for {', '.join(open_)}"
+    if not view.going:
+        return "had not started when its run's process went away"
+    return "waits for a free place: only so many agents run at one time"
+
+
+def _in_flight(agent: AgentState) -> list[str]:
+    return [f"{what} (task {task.id})" for task in agent.tasks.values() for what in task.in_flight.values()]
+
+
+def _executor_gone(view: RunView) -> str:
+    if view.lease is None:
+        return "no process executes it"
+    holder = view.lease.holder
+    return f"process {holder.pid} on {holder.host} went away, last heard of {age(view.now - view.state.changed_at)} ago"

@@ -1,0 +1,133 @@
+"""`toka ps`, `toka show` and `toka logs`: what runs are doing and did, read from the journal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from toka.cli.door import folded, open_journal, open_run, read_settings, standing, state_option
+from toka.cli.follow import Follower, end_text
+from toka.cli.ids import match_name
+from toka.cli.output import coloured, emit, say
+from toka.cli.render_log import Transcript
+from toka.cli.render_run import list_json, list_lines, run_lines
+from toka.cli.run_json import run_json
+from toka.cli.tally import is_scripted, tally
+from toka.cli.text import json_line, painter, some
+from toka.cli.view import RunView, denials_of, models_of, planned_of
+from toka.core.clock import SystemClock
+from toka.core.ids import RunId
+from toka.errors import NotFound
+from toka.events.event import Record, RunCreated
+from toka.journal.sqlite import SqliteReader
+
+NEWEST = 20
+"""Runs that `ps` lists without `--all`."""
+EXIT_GONE = 75
+"""Following stopped because nobody executes the run: try again after `toka resume`."""
+
+
+@click.command()
+@state_option
+@click.option("--all", "every", is_flag=True, help=f"List every run, not only the newest {NEWEST}.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+def ps(state: Path | None, every: bool, as_json: bool) -> int:  # noqa: FBT001 - click's way
+    """List runs, newest first."""
+    settings = read_settings(state)
+    now = SystemClock().now()
+    with open_journal(settings) as reader:
+        runs = reader.runs()[::-1] if reader is not None else []
+        lines = tally(reader, runs if every else runs[:NEWEST]) if reader is not None else []
+    if as_json:
+        if lines:
+            emit("\n".join(json_line(list_json(line, now)) for line in lines))
+    elif lines:
+        emit("\n".join(list_lines(lines, now, painter(coloured()))))
+    else:
+        emit(f"No runs in {settings.state}. Two ways to start one:\n  toka demo\n  toka run SPEC.yaml")
+    if len(runs) > len(lines):
+        say(f"{some(len(runs) - len(lines), 'older run')}: toka ps --all")
+    return 0
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@click.argument("agent", required=False)
+@state_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def show(run_id: str, agent: str | None, state: Path | None, as_json: bool) -> int:  # noqa: FBT001 - click's way
+    """Show a run: agents, tasks, objectives, refused calls, and why something waits or failed.
+
+    RUN is an id, the beginning of one, or @last.
+    """
+    with open_run(state, run_id) as (reader, run):
+        view = view_of(reader, run)
+    only = match_name(view.state.agents, agent) if agent is not None else None
+    if as_json:
+        emit(json_line(run_json(view, only)))
+    else:
+        emit("\n".join(run_lines(view, only, painter(coloured()))))
+    return 0
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@click.argument("agent", required=False)
+@state_option
+@click.option("--follow", "-f", is_flag=True, help="Go on until the run has ended or nobody executes it.")
+@click.option("--full", is_flag=True, help="Print system prompts, and texts without cuts.")
+def logs(run_id: str, agent: str | None, state: Path | None, follow: bool, full: bool) -> int:  # noqa: FBT001
+    """Print what agents were asked, said, called and got, in the order in which it happened.
+
+    RUN is an id, the beginning of one, or @last.
+    """
+    with open_run(state, run_id) as (reader, run):
+        names, asked = _agents(reader, run)
+        only = match_name(names, agent) if agent is not None else None
+        transcript = Transcript(reader.blob, names, full=full, paint=painter(coloured()))
+        follower = Follower(reader, run)
+        scripted = False
+        for page in follower.follow() if follow else follower.page():
+            if not scripted and is_scripted(models_of(asked, page)):
+                scripted = True
+                emit("SCRIPTED: a script answered in place of a model")
+            _print(transcript, page, only)
+        if follow:
+            say(end_text(run, follower))
+        return EXIT_GONE if follower.end == "gone" else 0
+
+
+def view_of(reader: SqliteReader, run: RunId) -> RunView:
+    """Everything about a run. Raises JournalError."""
+    state = folded(reader, run)
+    records = reader.read(run)
+    lease = reader.lease(run)
+    created = state.created
+    try:
+        planned = planned_of(reader.blob(created.specs), created.enabled) if created else {}
+    except NotFound:
+        planned = {}
+    return RunView(
+        state=state,
+        status=standing(state.status, lease),
+        now=SystemClock().now(),
+        lease=lease,
+        planned=planned,
+        models=models_of(created.model if created else None, records),
+        denials=denials_of(records),
+    )
+
+
+def _agents(reader: SqliteReader, run: RunId) -> tuple[list[str], str | None]:
+    """The run's agents, and the model it was made with."""
+    record = reader.last_of(run, "", RunCreated.KIND)
+    created = record.event if record is not None and isinstance(record.event, RunCreated) else None
+    names = [*(created.agents if created else ()), *(name for name in reader.heads(run) if name)]
+    return list(dict.fromkeys(names)), created.model if created else None
+
+
+def _print(transcript: Transcript, page: list[Record], only: str | None) -> None:
+    lines = [line for record in page if only in (None, record.stream) for line in transcript.lines(record)]
+    if lines:
+        emit("\n".join(lines))

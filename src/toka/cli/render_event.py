@@ -1,0 +1,39 @@
+"""A recorded event on one line. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from toka.cli.render_change import change_lines
+from toka.cli.text import clock, compact, line_of, span
+from toka.events.event import Event, Record, StepDenied, StepDone, StepFailed, StepIntent, payload
+
+TEXT: Final = 160
+"""Characters of what happened."""
+
+
+def event_line(record: Record) -> str:
+    """`id  time  agent  kind  what happened`."""
+    kind, _ = payload(record.event)
+    who = line_of(record.stream or "-", 60)
+    text = event_text(record.event)
+    return f"{record.id:>7}  {clock(record.at)}  {who:<20}  {line_of(kind, 40):<17}  {text}".rstrip()
+
+
+def event_text(event: Event) -> str:
+    """What happened, in a few words."""
+    match event:
+        case StepIntent():
+            again = ", again" if event.again else ""
+            return f"{line_of(event.step, 60)}: {line_of(event.what, TEXT)}{again}"
+        case StepDone():
+            tokens = f", {sum(event.usage[:2]):,} tokens" if event.usage else ""
+            word = "failed" if event.failed else "done"
+            return f"{line_of(event.step, 60)}: {word} in {span(event.wall_s)}{tokens}"
+        case StepFailed():
+            return f"{line_of(event.step, 60)}: {line_of(event.error, 40)}: {line_of(event.message, TEXT)}"
+        case StepDenied():
+            return f"{line_of(event.step, 60)}: {line_of(event.what, 60)} denied: {line_of(event.reason, TEXT)}"
+        case _:
+            lines = change_lines(event)
+            return lines[0] if lines else compact(payload(event)[1], TEXT)

@@ -1,0 +1,200 @@
+"""Runs as a list, and one run with everything that explains it, for people. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from toka.cli.explain_state import explanation, run_explanation
+from toka.cli.tally import RunLine, is_scripted
+from toka.cli.text import Cell, Paint, age, columns, compact, line_of, lines_of, moment, money, plain, some, span
+from toka.cli.view import Denial, RunView
+from toka.events.lifecycle import ObjectiveStatus, RunStatus, TaskStatus
+from toka.events.state import AgentState, ObjectiveState, TaskState
+
+STYLES: Final = {
+    "COMPLETED": "good", "SUCCEEDED": "good", "verified": "good", "FAILED": "bad", "failed": "bad", "UNREADABLE": "bad",
+    "STOPPED": "warn", "INTERRUPTED": "warn", "WAITING": "warn", "NEEDS_ATTENTION": "warn", "CANCELLED": "warn",
+    "RUNNING": "info", "SKIPPED": "dim", "QUEUED": "dim", "claimed": "dim", "CONFIGURED": "dim", "READY": "dim",
+}  # fmt: skip
+"""Colours only repeat what the word says."""
+REASON_LINES: Final = 8
+EVIDENCE_LINES: Final = 10
+HEADER: Final = ("RUN", "STATE", "AGENTS", "AGE", "TOOK", "TOKENS", "COST", "MODEL", "WORKSPACE")
+
+
+def list_lines(runs: Sequence[RunLine], now: float, paint: Paint = plain) -> list[str]:
+    """A table of runs, each with what to do about it below where there is something to do."""
+    rows: list[list[Cell]] = [[(h, "dim") for h in HEADER]]
+    rows += [_row(line, now) for line in runs]
+    head, *table = columns(rows, (2, 3, 4, 5, 6), paint)
+    out = [head]
+    for line, text in zip(runs, table, strict=True):
+        out.append(text)
+        if line.status is None:
+            out.append(f"  {line_of(line.reason)}")
+        elif (what := hint(line)) is not None:
+            out.append(paint(f"  {what}", "dim"))
+    return out
+
+
+def hint(line: RunLine) -> str | None:
+    """The command that helps a run on; None when nothing is to be done."""
+    if line.status is RunStatus.INTERRUPTED:
+        return f"toka resume {line.run}"
+    return f"toka show {line.run}" if line.status is RunStatus.WAITING else None
+
+
+def _row(line: RunLine, now: float) -> list[Cell]:
+    if line.status is None:
+        return [line_of(line.run, 60), ("UNREADABLE", "bad")]
+    state = line.status.value
+    return [
+        line_of(line.run, 60),
+        (state, STYLES.get(state, "")),
+        f"{line.done}/{line.total}",
+        age(now - line.started_at) if line.started_at is not None else "-",
+        span(line.duration(now)),
+        f"{line.tokens:,}",
+        money(line.cost_usd),
+        model_text(line.models),
+        line_of(line.workspace, 120),
+    ]
+
+
+def model_text(models: Sequence[str]) -> str:
+    """The models, or SCRIPTED in place of each script; `-` when none was asked."""
+    names = dict.fromkeys("SCRIPTED" if is_scripted((m,)) else line_of(m, 60) for m in models)
+    shown = list(names)
+    if len(shown) > 2:
+        return f"{', '.join(shown[:2])} and {len(shown) - 2} more"
+    return ", ".join(shown) or "-"
+
+
+def run_lines(view: RunView, only: str | None = None, paint: Paint = plain) -> list[str]:
+    """One run, or one agent of it, with the reasons for everything that waits or went wrong."""
+    state = view.state
+    label = f"  {paint('SCRIPTED', 'warn')}: a script answered, no model" if is_scripted(view.models) else ""
+    status = view.status.value
+    out = [f"run {paint(line_of(state.id, 60), 'bold')}  {paint(status, STYLES.get(status, ''))}{label}"]
+    for line in run_explanation(view):
+        out += [f"  {text}" for text in lines_of(line, REASON_LINES)]
+    out += [f"  {line}" for line in columns(_facts(view))]
+    for name, agent in state.agents.items():
+        if only in (None, name):
+            out += ["", *agent_lines(view, agent, paint)]
+    return out
+
+
+def _facts(view: RunView) -> list[list[Cell]]:
+    state = view.state
+    agents = state.agents.values()
+    until = state.ended_at or (view.now if view.going else state.changed_at)
+    tokens = sum(a.usage.tokens for a in agents)
+    costs = [a.cost_usd for a in agents]
+    cost = None if None in costs else sum(c for c in costs if c is not None)
+    rows: list[list[Cell]] = [
+        ["workspace", line_of(state.created.workspace if state.created else "-")],
+        ["started", f"{moment(state.started_at)}, took {span(until - (state.started_at or until))}"],
+        ["agents", f"{sum(a.ended for a in agents)} of {len(state.agents)} have ended"],
+        ["used", f"{some(tokens, 'token')}, {money(cost)}"],
+        ["model", ", ".join(line_of(m, 120) for m in view.models) or "none was asked"],
+    ]
+    if view.going and view.lease is not None:
+        rows.append(["executor", f"process {view.lease.holder.pid} on {line_of(view.lease.holder.host, 60)}"])
+    return rows
+
+
+def agent_lines(view: RunView, agent: AgentState, paint: Paint = plain) -> list[str]:
+    """One agent: status, reason, tasks, objectives, refused calls."""
+    done, total = view.done(agent)
+    status = agent.status.value
+    used = [f"{done}/{total} tasks", some(agent.usage.tokens, "token"), money(agent.cost_usd)]
+    if agent.tool_calls:
+        used.append(some(agent.tool_calls, "tool call"))
+    if agent.started_at is not None:
+        until = agent.ended_at or (view.now if view.going else agent.changed_at)
+        used.append(span(until - agent.started_at))
+    head = f"{paint(line_of(agent.name, 100), 'bold')}  {paint(status, STYLES.get(status, ''))}  {', '.join(used)}"
+    out = [head]
+    for line in explanation(view, agent):
+        out += [f"  {text}" for text in lines_of(line, REASON_LINES)]
+    out += [f"  {line}" for line in _tasks(view, agent, paint)]
+    for objective in (agent.objectives[n] for n in sorted(agent.objectives)):
+        out += [f"  {line}" for line in _objective(objective, paint)]
+    for denial in view.denials.get(agent.name, ()):
+        out += [f"  {line}" for line in _denial(denial, paint)]
+    return out
+
+
+def _tasks(view: RunView, agent: AgentState, paint: Paint) -> list[str]:
+    planned = view.planned.get(agent.name)
+    titles = {**(planned.tasks if planned else {})}
+    tasks = {**{t: TaskState(t, title) for t, title in titles.items()}, **agent.tasks}
+    rows: list[list[Cell]] = []
+    for task in tasks.values():
+        state = "not run" if agent.ended and task.id not in agent.tasks else task.status.value
+        tries = f"attempt {task.attempt}" if task.attempt > 1 else ""
+        title = line_of((task.title or titles.get(task.id, "")).strip().partition("\n")[0], 100)
+        rows.append([line_of(task.id, 60), (state, STYLES.get(state, "")), " ".join(filter(None, (title, tries)))])
+    out: list[str] = []
+    for task, line in zip(tasks.values(), columns(rows, paint=paint), strict=True):
+        out.append(line)
+        out += [f"    {text}" for text in _task_news(task)]
+    return out
+
+
+def _task_news(task: TaskState) -> list[str]:
+    if task.status is TaskStatus.SUCCEEDED:
+        summary = str((task.report or {}).get("summary", ""))
+        return lines_of(summary, 2, 200) if summary else []
+    if task.status is TaskStatus.NEEDS_ATTENTION:
+        return lines_of(task.question or task.reason, REASON_LINES)
+    if task.status in (TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.RETRY_WAIT):
+        return lines_of(task.reason or task.why, REASON_LINES)
+    return []
+
+
+def _objective(objective: ObjectiveState, paint: Paint) -> list[str]:
+    state = objective.status.value
+    repairs = f" (after {some(objective.round, 'repair')})" if objective.round else ""
+    title = line_of(objective.title.strip().partition("\n")[0], 120)
+    out = [f"objective {objective.number}  {paint(state, STYLES.get(state, ''))}  {title}{repairs}"]
+    evidence = objective.evidence
+    if not evidence:
+        return out
+    ended = f"exited with {evidence.get('exit')}" if evidence.get("ended") == "exited" else str(evidence.get("ended"))
+    out.append(f"    `{line_of(str(evidence.get('command', '')), 120)}` {line_of(ended, 60)}")
+    if objective.status is ObjectiveStatus.FAILED:
+        out += [f"    | {text}" for text in lines_of(str(evidence.get("output", "")), EVIDENCE_LINES, 200)]
+    return out
+
+
+def _denial(denial: Denial, paint: Paint) -> list[str]:
+    times = f", {denial.count} times" if denial.count > 1 else ""
+    what = f"{line_of(denial.tool, 60)} {compact(denial.arguments, 120)}" if denial.arguments else denial.tool
+    return [
+        f"{paint('denied', 'warn')} {what} in {line_of(denial.task, 60)}{times}",
+        f"    {line_of(denial.reason, 300)} (rule: {line_of(denial.rule, 120)})",
+    ]
+
+
+def list_json(line: RunLine, now: float) -> dict[str, Any]:
+    """One line of `toka ps --json`."""
+    return {
+        "type": "run",
+        "run_id": line.run,
+        "state": line.status.value if line.status else "UNREADABLE",
+        "reason": line.reason,
+        "agents": {"done": line.done, "total": line.total},
+        "started_at": line.started_at,
+        "ended_at": line.ended_at,
+        "duration_s": round(line.duration(now), 3),
+        "tokens": line.tokens,
+        "cost_usd": line.cost_usd,
+        "workspace": line.workspace,
+        "models": list(line.models),
+        "scripted": line.scripted,
+        "executor": {"pid": line.executor[0], "host": line.executor[1]} if line.executor else None,
+        "hint": hint(line),
+    }

@@ -1,0 +1,88 @@
+"""One run as the object that `toka show --json` prints. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from toka.cli.explain_state import explanation, run_explanation
+from toka.cli.tally import is_scripted
+from toka.cli.view import RunView
+from toka.events.state import AgentState, TaskState
+
+
+def run_json(view: RunView, only: str | None = None) -> dict[str, Any]:
+    """All that `run_lines` shows, and more."""
+    state, created = view.state, view.state.created
+    return {
+        "type": "run",
+        "run_id": state.id,
+        "state": view.status.value,
+        "reason": state.reason,
+        "explanation": run_explanation(view),
+        "scripted": is_scripted(view.models),
+        "models": list(view.models),
+        "workspace": created.workspace if created else "",
+        "started_at": state.started_at,
+        "ended_at": state.ended_at,
+        "changed_at": state.changed_at,
+        "holds": dict(state.holds),
+        "executor": {"pid": view.lease.holder.pid, "host": view.lease.holder.host}
+        if view.going and view.lease
+        else None,
+        "agents": {name: agent_json(view, agent) for name, agent in state.agents.items() if only in (None, name)},
+    }
+
+
+def agent_json(view: RunView, agent: AgentState) -> dict[str, Any]:
+    """One agent."""
+    done, total = view.done(agent)
+    planned = view.planned.get(agent.name)
+    tasks = {t: TaskState(t, title) for t, title in planned.tasks.items()} if planned else {}
+    usage = agent.usage
+    return {
+        "state": agent.status.value,
+        "reason": agent.reason,
+        "why": agent.why,
+        "explanation": explanation(view, agent),
+        "holds": dict(agent.holds),
+        "needs": list(planned.needs) if planned else [],
+        "progress": {"done": done, "total": total},
+        "tasks": [_task(t, recorded=t.id in agent.tasks or not agent.ended) for t in {**tasks, **agent.tasks}.values()],
+        "objectives": [
+            {"number": n, "title": o.title, "state": o.status.value, "round": o.round, "evidence": o.evidence}
+            for n, o in sorted(agent.objectives.items())
+        ],
+        "denials": [
+            {"task": d.task, "tool": d.tool, "rule": d.rule, "reason": d.reason, "arguments": d.arguments,
+             "count": d.count}
+            for d in view.denials.get(agent.name, ())
+        ],
+        "tokens": usage.tokens,
+        "usage": {
+            "input": usage.input_tokens, "output": usage.output_tokens, "cache_read": usage.cache_read_tokens,
+            "cache_write": usage.cache_write_tokens, "calls": usage.calls,
+        },
+        "cost_usd": None if agent.cost_usd is None else round(agent.cost_usd, 6),
+        "tool_calls": agent.tool_calls,
+        "denied": agent.denied,
+        "started_at": agent.started_at,
+        "ended_at": agent.ended_at,
+    }  # fmt: skip
+
+
+def _task(task: TaskState, *, recorded: bool) -> dict[str, Any]:
+    """One task; its state is null when the agent ended before it."""
+    return {
+        "id": task.id,
+        "title": task.title,
+        "state": task.status.value if recorded else None,
+        "attempt": task.attempt,
+        "reason": task.reason,
+        "why": task.why,
+        "question": task.question,
+        "report": task.report,
+        "in_flight": dict(task.in_flight),
+        "tokens": task.usage.tokens,
+        "tool_calls": task.tool_calls,
+        "denied": task.denied,
+    }

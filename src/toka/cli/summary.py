@@ -1,0 +1,166 @@
+"""How a run ended, for people: state, agents, objectives, denials, cost, and where to look further."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from toka.cli.rows import NAME_WIDTH, clean, objectives_in_words
+from toka.cli.text import columns, money, some, span
+from toka.cli.view import Denial, denials_of
+from toka.core.ids import RunId
+from toka.events.event import Record, StepDenied, StepDone
+from toka.events.lifecycle import TASK_ENDS, AgentStatus, ObjectiveStatus
+from toka.events.state import AgentState, RunState
+from toka.journal.journal import Reader
+from toka.orchestration.result import RunResult
+
+SHOWN: Final = 30
+"""Agents, objectives and denials that are listed; further ones are counted."""
+PAGE: Final = 500
+SCRIPTED: Final = "scripted:"
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What a run's state does not tell and its record does.
+
+    Attributes:
+        denied: refused calls by agent.
+        models: the models that answered, in order of their first answer.
+    """
+
+    denied: Mapping[str, tuple[Denial, ...]] = field(default_factory=dict[str, tuple[Denial, ...]])
+    models: tuple[str, ...] = ()
+
+
+def details_of(reader: Reader, run: RunId) -> Details:
+    """Reads a run's record, a page at a time. Raises JournalError."""
+    denied: list[Record] = []
+    models: dict[str, None] = {}
+    after = 0
+    while records := reader.read(run, after=after, limit=PAGE):
+        after = records[-1].id
+        for record in records:
+            event = record.event
+            if isinstance(event, StepDenied):
+                denied.append(record)
+            elif isinstance(event, StepDone) and event.model:
+                models[event.model] = None
+    return Details(denials_of(denied), tuple(models))
+
+
+def summary_lines(result: RunResult, *, options: str = "", details: Details | None = None) -> list[str]:
+    """The end of a run.
+
+    Args:
+        result: the run as it stands.
+        options: what commands about this run need besides its id, such as ` --state DIR`.
+        details: from `details_of`; None: denials are only counted, and a model is known only when the command named it.
+    """
+    state = result.state
+    lines = [_head(result, details)]
+    if result.reason:
+        lines.append(f"  {clean(result.reason)}")
+    lines += ["", *_agents(state), *_objectives(state), *_denials(state, details), "", _use(state), "", "look further"]
+    lines += [f"  {command}{options}" for command in _commands(state)]
+    return lines
+
+
+def is_scripted(model: str | None) -> bool:
+    """Whether a model string names a script."""
+    return (model or "").startswith(SCRIPTED)
+
+
+def _head(result: RunResult, details: Details | None) -> str:
+    state = result.state
+    took = max(0.0, (state.ended_at or state.changed_at) - (state.started_at or state.changed_at))
+    line = f"run {result.run} {result.status.value} after {span(took)}"
+    models = list(details.models) if details else [state.created.model or ""] if state.created else []
+    if any(map(is_scripted, models)):
+        line += "   SCRIPTED: the model's replies come from a script, everything else is real"
+    return line
+
+
+def _agents(state: RunState) -> list[str]:
+    agents = _in_order(state)
+    bad = [a for a in agents if a.status is not AgentStatus.COMPLETED]
+    shown = agents if len(agents) <= SHOWN else [*bad, *(a for a in agents if a not in bad)][:SHOWN]
+    lines = ["  " + line for line in columns([_agent(a) for a in shown])]
+    return lines + _more(len(agents) - len(shown), "agents")
+
+
+def _in_order(state: RunState) -> list[AgentState]:
+    """The agents as they started; those that never did come last."""
+    return sorted(state.agents.values(), key=lambda a: (a.started_at is None, a.started_at or 0.0))
+
+
+def _agent(agent: AgentState) -> tuple[str, ...]:
+    tasks = agent.tasks.values()
+    done = f"{sum(1 for t in tasks if t.status in TASK_ENDS)}/{len(tasks)} tasks" if tasks else ""
+    tokens = f"{agent.usage.tokens:,} tokens" if agent.usage.tokens else "no model"
+    repairs = sum(1 for t in agent.tasks if t.startswith("repair-"))
+    facts = [
+        objectives_in_words(agent),
+        some(repairs, "repair") if repairs else "",
+        f"{agent.denied} denied" if agent.denied else "",
+        "" if agent.status is AgentStatus.COMPLETED else clean(agent.reason, 160),
+    ]
+    return clean(agent.name, NAME_WIDTH), agent.status.value, done, tokens, "; ".join(f for f in facts if f)
+
+
+def _objectives(state: RunState) -> list[str]:
+    order = (ObjectiveStatus.FAILED, ObjectiveStatus.PENDING, ObjectiveStatus.CLAIMED, ObjectiveStatus.VERIFIED)
+    every = [(a.name, o) for a in _in_order(state) for _, o in sorted(a.objectives.items())]
+    shown = every if len(every) <= SHOWN else sorted(every, key=lambda each: order.index(each[1].status))[:SHOWN]
+    if not shown:
+        return []
+    cells = [
+        (
+            o.status.value,
+            clean(name, NAME_WIDTH),
+            clean(o.title, 100) + (f" (after repair {o.round})" if o.round else ""),
+        )
+        for name, o in shown
+    ]
+    rows = [f"  {line}" for line in columns(cells)]
+    return ["", "objectives", *rows, *_more(len(every) - len(shown), "objectives")]
+
+
+def _denials(state: RunState, details: Details | None) -> list[str]:
+    total = sum(a.denied for a in state.agents.values())
+    if not total:
+        return []
+    if details is None:
+        return ["", f"denied: {some(total, 'tool call')}"]
+    every = [(agent, d) for agent, denials in details.denied.items() for d in denials]
+    rows = [f"  {clean(agent, NAME_WIDTH)}  {_denial(d)}" for agent, d in every[:SHOWN]]
+    return ["", "denied", *rows, *_more(len(every) - len(rows), "kinds of denied calls")]
+
+
+def _denial(denial: Denial) -> str:
+    times = f", {denial.count} times" if denial.count > 1 else ""
+    return f"{clean(denial.tool, 60)}{times}: {clean(denial.reason, 160)}   rule: {clean(denial.rule, 100)}"
+
+
+def _use(state: RunState) -> str:
+    agents = list(state.agents.values())
+    tokens = sum(a.usage.tokens for a in agents)
+    calls = sum(a.usage.calls for a in agents)
+    tools = sum(a.tool_calls for a in agents)
+    costs = [a.cost_usd for a in agents]
+    cost = None if any(c is None for c in costs) else sum(c or 0.0 for c in costs)
+    return f"{tokens:,} tokens in {some(calls, 'model call')}, {some(tools, 'tool call')}, cost {money(cost)}"
+
+
+def _commands(state: RunState) -> list[str]:
+    agents = state.agents.values()
+    bad = [a.name for a in agents if a.status is AgentStatus.FAILED]
+    curious = [*bad, *(a.name for a in agents if a.denied), *(a.name for a in agents if a.usage.calls), *state.agents]
+    logs = [f"toka logs {state.id} {curious[0]}"] if curious else []
+    return [f"toka show {state.id}", *logs, f"toka events {state.id}", f"toka audit verify {state.id}"]
+
+
+def _more(count: int, what: str) -> list[str]:
+    return [f"  and {count} more {what}"] if count > 0 else []

@@ -1,0 +1,70 @@
+"""The teams that `toka init` writes: templates of the package, filled in with what was found. Pure but for reading them."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import Final
+
+from toka.cli.detect import Found
+from toka.cli.rows import clean
+
+RESULT: Final = "toka-report/tests.txt"
+PASSED: Final = f"tail -n 1 {RESULT} | grep -qx 'exit 0'"
+
+
+def starter_team() -> dict[str, str]:
+    """A first team for an empty directory: file name -> text."""
+    return _templates("starter")
+
+
+def project_team(found: Found | None) -> dict[str, str]:
+    """A team for a project: file name -> text.
+
+    When the sandbox has what the test command needs, the tests must pass; else the team records why they did not run.
+    """
+    team = _templates("project")
+    values = _unknown() if found is None else _known(found)
+    for name, value in values.items():
+        team["tester.yaml"] = team["tester.yaml"].replace(f"@{name}@", value)
+    return team
+
+
+def _known(found: Found) -> dict[str, str]:
+    run = [f"{found.command} > {RESULT} 2>&1", f'echo "exit $?" >> {RESULT}']
+    origin = f"The command comes from {clean(found.source)}."
+    objective, check = "The tests pass", PASSED
+    if found.missing:
+        reason = f"not run: {found.missing}"
+        run = [f"if {found.there}; then", *(f"  {line}" for line in run), "else", f"  echo '{reason}' > {RESULT}", "fi"]
+        origin += f" Not possible yet: {found.missing}. When it is, make this the check: {PASSED}"
+        objective, check = "What the tests said, or why they did not run, is on record", f"test -s {RESULT}"
+    return {
+        "ORIGIN": origin,
+        "OBJECTIVE": objective,
+        "CHECK": json.dumps(check),
+        "TITLE": json.dumps(f"Run the tests: {found.command}"),
+        "RUN": _block([*run, f"tail -n 20 {RESULT}"]),
+        "GRANT": "filesystem-write" if found.writes else "filesystem-read",
+    }
+
+
+def _unknown() -> dict[str, str]:
+    reason = "not run: no test command was found; write yours into the spec of the tester"
+    return {
+        "ORIGIN": f"No test command was found. Write yours into `run`, and make this the check: {PASSED}",
+        "OBJECTIVE": "It is on record why the tests did not run",
+        "CHECK": json.dumps(f"test -s {RESULT}"),
+        "TITLE": "Run the tests",
+        "RUN": _block([f"echo '{reason}' > {RESULT}", f"cat {RESULT}"]),
+        "GRANT": "filesystem-read",
+    }
+
+
+def _block(lines: list[str]) -> str:
+    return "\n".join(" " * 8 + line for line in lines)
+
+
+def _templates(team: str) -> dict[str, str]:
+    folder = files("toka") / "cli" / "templates" / team
+    return {f.name: f.read_text("utf-8") for f in folder.iterdir() if f.name.endswith(".yaml")}

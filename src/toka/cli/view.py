@@ -1,0 +1,120 @@
+"""All that `toka show` knows of a run: its folded state and what the fold leaves out. Pure, given the records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from toka.config.agent import AgentConfig
+from toka.errors import ConfigError
+from toka.events.event import Record, StepDenied, StepIntent
+from toka.events.lifecycle import TASK_ENDS, RunStatus
+from toka.events.state import AgentState, RunState
+from toka.journal.journal import LeaseView
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """Tool calls that policy refused for one reason.
+
+    Attributes:
+        task: the task of the first one.
+        tool: what was called.
+        rule: the rule that decided.
+        reason: as the model was told.
+        arguments: of the first one.
+        count: how many there were.
+    """
+
+    task: str
+    tool: str
+    rule: str
+    reason: str
+    arguments: Any
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What an agent's spec says, as far as `show` needs it.
+
+    Attributes:
+        tasks: id -> title, in order.
+        needs: the agents that must be done before.
+    """
+
+    tasks: Mapping[str, str] = field(default_factory=dict[str, str])
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """One run as it is shown.
+
+    Attributes:
+        state: the fold of its records.
+        status: how it stands, INTERRUPTED included.
+        now: wall-clock seconds.
+        lease: who executes it, or did.
+        planned: by agent; empty when the specs cannot be read.
+        models: model strings, as asked for or as used.
+        denials: by agent.
+    """
+
+    state: RunState
+    status: RunStatus
+    now: float
+    lease: LeaseView | None = None
+    planned: Mapping[str, Planned] = field(default_factory=dict[str, Planned])
+    models: tuple[str, ...] = ()
+    denials: Mapping[str, tuple[Denial, ...]] = field(default_factory=dict[str, tuple[Denial, ...]])
+
+    @property
+    def going(self) -> bool:
+        """Whether a living process executes it."""
+        return self.lease is not None and self.lease.alive and not self.state.ended
+
+    def done(self, agent: AgentState) -> tuple[int, int]:
+        """Tasks of an agent that ended, and all that are known, without repairs."""
+        planned = self.planned.get(agent.name, Planned()).tasks
+        known = {**planned, **{t: "" for t in agent.tasks if not t.startswith("repair-")}}
+        return sum(1 for t in known if t in agent.tasks and agent.tasks[t].status in TASK_ENDS), len(known)
+
+
+def planned_of(specs: bytes, enabled: Collection[str]) -> dict[str, Planned]:
+    """What the specs of a run say, from the blob that holds them; empty when this version cannot read it."""
+    try:
+        configs = [AgentConfig.from_json(spec) for spec in json.loads(specs)]
+    except (ConfigError, ValueError, TypeError, AttributeError):
+        return {}
+    return {
+        c.name: Planned({t.id: t.description for t in c.task_list(enabled)}, tuple(c.dependencies.required))
+        for c in configs
+    }
+
+
+def models_of(asked: str | None, records: Iterable[Record]) -> tuple[str, ...]:
+    """The models that were used; the one asked for when none was."""
+    used = {
+        record.event.what: None
+        for record in records
+        if isinstance(record.event, StepIntent) and record.event.step.split("/")[3:4] == ["model"]
+    }
+    return tuple(used) or ((asked,) if asked else ())
+
+
+def denials_of(records: Iterable[Record]) -> dict[str, tuple[Denial, ...]]:
+    """Refused tool calls by agent, those with the same tool, rule and reason together."""
+    found: dict[str, dict[tuple[str, str, str], Denial]] = {}
+    for record in records:
+        event = record.event
+        if isinstance(event, StepDenied):
+            same = found.setdefault(record.stream, {})
+            key = (event.what, event.rule, event.reason)
+            old = same.get(key)
+            task = old.task if old else event.step.partition("/")[0]
+            arguments = old.arguments if old else event.arguments
+            same[key] = Denial(task, *key, arguments, old.count + 1 if old else 1)
+    return {agent: tuple(denials.values()) for agent, denials in found.items()}

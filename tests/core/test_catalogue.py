@@ -1,0 +1,88 @@
+"""The catalogue: names stand for what they say, and nothing else grants anything."""
+
+from __future__ import annotations
+
+import pytest
+
+from toka.core import catalogue
+from toka.core.capability import Capability, CapabilityError, Grant
+from toka.core.catalogue import resolve
+
+WRITE, READ = Capability("filesystem-write"), Capability("filesystem-read")
+
+
+def test_writing_includes_reading_the_same_paths() -> None:
+    assert resolve("filesystem-write", {"paths": ["src"]}).capabilities == (
+        Capability("filesystem-write", paths=("src",)), Capability("filesystem-read", paths=("src",)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(set(catalogue.ALIASES) - catalogue.NEEDS_ARGUMENTS))
+def test_an_alias_grants_what_its_name_grants(name: str) -> None:
+    assert resolve(name, {}).capabilities == resolve(catalogue.ALIASES[name], {}).capabilities != ()
+
+
+@pytest.mark.parametrize("name", sorted(catalogue.PRESETS))
+def test_a_preset_grants_its_primitives(name: str) -> None:
+    found = resolve(name, {})
+    assert found.capabilities == catalogue.PRESETS[name]
+    assert {c.name for c in found.capabilities} <= set(catalogue.PRIMITIVES)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("telepathy", {}),
+        ("", {}),
+        ("Filesystem-Read", {}),
+        ("network-access-limited", {}),
+        ("network-access-limited", {"ports": ["443"]}),
+        ("git-access", {"paths": ["src"]}),
+        ("filesystem-read", {"hosts": ["x.org"]}),
+        ("filesystem-read", {"paths": []}),
+        ("filesystem-read", {"paths": ["src"], "programs": ["sh"]}),
+        ("cargo-execution", {"paths": ["src"]}),
+        ("cargo-execution", {"programs": ["sh"]}),
+        ("github-api-access", {"hosts": ["x.org"]}),
+    ],
+)
+def test_what_is_not_understood_grants_nothing_and_says_so(name: str, arguments: dict[str, list[str]]) -> None:
+    found = resolve(name, arguments)
+    assert found.capabilities == ()
+    assert name in found.note
+
+
+def test_arguments_narrow_a_preset() -> None:
+    assert resolve("script-execution", {"programs": ["sh", "perl"]}).capabilities == (
+        Capability("command-execution", programs=("sh",)),
+    )
+
+
+def test_network_without_hosts_is_noted() -> None:
+    assert "any public host on port 443" in resolve("network-access", {}).note
+    assert "port 8443" in resolve("network-access", {"ports": ["8443"]}).note
+    assert resolve("network-access", {"hosts": ["x.org"]}).note == ""
+
+
+def test_a_limited_network_with_hosts_is_granted() -> None:
+    found = resolve("network-access-limited", {"hosts": ["x.org"]})
+    assert found.capabilities == (Capability("network-access", hosts=("x.org",)),)
+
+
+def test_settings_define_further_names_but_not_known_ones() -> None:
+    custom = {"telepathy": (READ,), "git-access": (WRITE,), "cargo-execution": (WRITE,), "git": (WRITE,)}
+    assert resolve("telepathy", {}, custom).capabilities == (READ,)
+    assert resolve("telepathy", {"paths": ["a"]}, custom).capabilities == (Capability("filesystem-read", paths=("a",)),)
+    for name in ("git-access", "cargo-execution", "git"):
+        assert Grant(resolve(name, {}, custom).capabilities).named("filesystem-write") == ()
+
+
+def test_a_malformed_argument_is_an_error() -> None:
+    with pytest.raises(CapabilityError, match="leaves the workspace"):
+        resolve("filesystem-read", {"paths": ["../x"]})
+
+
+def test_known_names_all_resolve() -> None:
+    names = catalogue.known_names()
+    assert list(names) == sorted(names)
+    assert all(resolve(n, {"hosts": ["x.org"]} if n in catalogue.NEEDS_ARGUMENTS else {}).capabilities for n in names)

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toka.core.clock import SystemClock
+from toka.sandbox.host import Sandbox
+from toka.sandbox.policy import SandboxPolicy
+
+Start = Callable[..., Awaitable[Sandbox]]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    folder = tmp_path / "ws"
+    for name in ("docs", "src", "private"):
+        (folder / name).mkdir(parents=True)
+    (folder / "docs/a.txt").write_text("alpha\n")
+    (folder / "src/main.py").write_text("print('hi')\n")
+    (folder / "private/key").write_text("workspace-secret\n")
+    return folder
+
+
+@pytest.fixture
+async def start(workspace: Path) -> AsyncIterator[Start]:
+    """Starts sandboxes that may read docs, write src and run anything, unless told otherwise; closes them."""
+    started: list[Sandbox] = []
+
+    async def make(**changes: Any) -> Sandbox:
+        options: dict[str, Any] = {"reads": ("docs",), "writes": ("src",), "programs": None, **changes}
+        scratch = options.pop("scratch", None)
+        sandbox = await Sandbox.start(workspace, SandboxPolicy(**options), clock=SystemClock(), scratch=scratch)
+        started.append(sandbox)
+        return sandbox
+
+    yield make
+    for sandbox in started:
+        await sandbox.close()
+
+
+def living(marker: str) -> list[int]:
+    """Processes of this machine whose command line contains the marker."""
+    return [pid for pid, line in _command_lines() if marker.encode() in line]
+
+
+def _command_lines() -> Iterator[tuple[int, bytes]]:
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                yield int(folder.name), (folder / "cmdline").read_bytes()
+            except OSError:
+                continue
+
+
+def names(folder: Path | str) -> list[str]:
+    """What a folder holds."""
+    return sorted(p.name for p in Path(folder).iterdir())
+
+
+def open_fds() -> int:
+    """How many descriptors this process has open."""
+    return len(names("/proc/self/fd"))

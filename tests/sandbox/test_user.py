@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+UID = 54_321
+SUITES = ("test_confinement.py", "test_host.py", "test_worker.py")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.getuid() != 0, reason="already an ordinary user")
+def test_all_of_it_holds_for_an_ordinary_user(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """An uid without an account is as ordinary as one with: only the kernel is asked."""
+    home = Path("/tmp") / f"toka-user-{os.getpid()}"
+    try:
+        shutil.copytree(ROOT / "src", home / "src", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "tests/sandbox", home / "tests/sandbox", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", home)
+        subprocess.run(["chown", "-R", f"{UID}:{UID}", str(home)], check=True)
+        user = {"user": UID, "group": UID, "extra_groups": [], "cwd": home, "capture_output": True, "text": True}
+        if subprocess.run([sys.executable, "-c", "import pytest, pytest_asyncio"], **user).returncode:
+            pytest.skip(f"{sys.executable} cannot be used by another user")
+        argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--basetemp", str(home / "t"), "-rs"]
+        env = {**os.environ, "PYTHONPATH": str(home / "src"), "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run([*argv, *(f"tests/sandbox/{s}" for s in SUITES)], env=env, **user)
+        assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+        assert "skipped" not in done.stdout.splitlines()[-1], done.stdout[-2000:]
+    finally:
+        shutil.rmtree(home, ignore_errors=True)

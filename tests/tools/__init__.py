@@ -1,0 +1,1 @@
+"""Tests of the tools, in a real sandbox where they touch anything."""
