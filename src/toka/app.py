@@ -91,30 +91,11 @@ async def open_runtime(
     journal = parts.journal(settings.state, clock) if parts.journal else SqliteJournal(settings.state, clock)
     registry = ModelRegistry(environ, clock, settings.base_url, parts.models)
     gateway = LlmGateway(registry, clock, jitter, prices=_prices(settings, clock))
-    background: set[asyncio.Task[Any]] = set()
-
-    reached: set[str] = set()
-
-    async def resolve(model: str | None) -> str:
-        chosen = model or settings.model
-        if chosen == AUTO:
-            return await resolve_auto(environ, settings.base_url)
-        if chosen not in parts.models:
-            server = endpoint_of(chosen, environ, settings.base_url).base_url
-            if server is not None and server not in reached:
-                await _reach(server)
-                reached.add(server)
-        registry(chosen)
-        return chosen
+    background = _Background()
+    models = _Models(settings, environ, registry, frozenset(parts.models))
 
     async def start_sandbox(workspace: Path, policy: SandboxPolicy) -> Sandbox:
         return await Sandbox.start(workspace, policy, clock=clock)
-
-    def spawn(body: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        task = asyncio.create_task(body)
-        background.add(task)
-        task.add_done_callback(background.discard)
-        return task
 
     try:
         yield Runtime(
@@ -124,21 +105,66 @@ async def open_runtime(
             random=jitter,
             randbelow=secrets.randbelow,
             gateway=gateway,
-            resolve_model=resolve,
+            resolve_model=models.resolve,
             start_sandbox=start_sandbox,
             tools=parts.tools,
             execution=settings.execution,
             capabilities=settings.capabilities,
             run_limits=settings.run_limits,
             channels=settings.channels,
-            spawn=spawn,
+            spawn=background.spawn,
         )
     finally:
-        for task in list(background):
-            task.cancel()
-        await asyncio.gather(*background, return_exceptions=True)
+        await background.close()
         await gateway.aclose()
         await journal.aclose()
+
+
+class _Background:
+    """Coroutines that run until the runtime closes, and no longer."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, body: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Starts one."""
+        task = asyncio.create_task(body)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def close(self) -> None:
+        """Cancels what still runs, and waits for it."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Models:
+    """Which model a spec's `model` means here. A server is tried once before its first call."""
+
+    def __init__(
+        self, settings: Settings, environment: Mapping[str, str], registry: ModelRegistry, given: frozenset[str]
+    ) -> None:
+        self._settings = settings
+        self._environment = environment
+        self._registry = registry
+        self._given = given
+        self._reached: set[str] = set()
+
+    async def resolve(self, model: str | None) -> str:
+        """See ResolveModel."""
+        chosen = model or self._settings.model
+        if chosen == AUTO:
+            return await resolve_auto(self._environment, self._settings.base_url)
+        if chosen not in self._given:
+            server = endpoint_of(chosen, self._environment, self._settings.base_url).base_url
+            if server is not None and server not in self._reached:
+                await _reach(server)
+                self._reached.add(server)
+        self._registry(chosen)
+        return chosen
 
 
 async def _reach(base_url: str) -> None:

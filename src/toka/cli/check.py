@@ -123,7 +123,7 @@ def warn_of(findings: Sequence[Finding]) -> None:
     """Prints what was found about the settings themselves."""
     for finding in findings:
         if finding.severity != "note":
-            say(finding.text)
+            say(f"{finding.text}; {finding.help}" if finding.help else finding.text)
 
 
 def _exists(path: Path) -> bool:

@@ -42,27 +42,27 @@ def demo(model: str | None, base_url: str | None, state: Path | None, workspace:
     """
     settings = read_settings({"state": None if state is None else str(state), "model": model, "base_url": base_url})
     find_bwrap()  # without it nothing is written
+    kept = workspace is not None and _is_empty(workspace)
     home = _fresh(settings.state)
-    kept = workspace is not None and workspace.is_dir()
     project = workspace or home / "project"
     try:
-        _check_empty(project)
         request = _prepare(settings, home, project, model)
         shown = Display(as_json, quiet=False, options=f" --state {state}" if state else "")
         return asyncio.run(execute(settings, request, shown))
-    except (MissingError, UsageError, ConfigError):
-        shutil.rmtree(home, ignore_errors=True)  # no run was made
-        if kept:
-            project.mkdir(exist_ok=True)
+    except (MissingError, UsageError, ConfigError):  # raised before a run is made, never after
+        _discard(project, kept=kept)
+        _discard(home)
         raise
 
 
 def _prepare(settings: Settings, home: Path, project: Path, model: str | None) -> RunRequest:
     """Copies project, specs and script, and says where they are."""
     package = files("toka") / "demo"
-    copy(package / "project", project)
-    copy(package / "agents", home / "agents")
-    copy(package / SCRIPT, home / SCRIPT)
+    try:
+        for name, target in (("project", project), ("agents", home / "agents"), (SCRIPT, home / SCRIPT)):
+            copy(package / name, target)
+    except OSError as e:
+        raise UsageError(f"cannot write {e.filename}: {e.strerror}") from e
     chosen = model or f"scripted:{home / SCRIPT}"
     kind = "the model is SCRIPTED, everything else is real" if is_scripted(chosen) else f"the model is {chosen}"
     say(f"demo: four agents repair a copy of a small Python project; {kind}")
@@ -89,17 +89,28 @@ def _fresh(state: Path) -> Path:
         raise UsageError(f"cannot write to {folder}: {e.strerror}", hint="choose another directory: --state DIR") from e
 
 
-def _check_empty(project: Path) -> None:
-    """Raises UsageError when the directory holds something, or is none."""
+def _is_empty(folder: Path) -> bool:
+    """True for an empty directory, False when there is none yet. Raises UsageError for all else."""
     try:
-        if next(project.iterdir(), None) is None:
-            return
+        if next(folder.iterdir(), None) is None:
+            return True
         problem = "is not empty"
     except FileNotFoundError:
-        return
+        return False
     except OSError as e:
         problem = f"cannot be used: {e.strerror}"
-    raise UsageError(f"workspace {project} {problem}", hint="name a new directory: --workspace DIR")
+    raise UsageError(f"workspace {folder} {problem}", hint="name a new directory: --workspace DIR")
+
+
+def _discard(folder: Path, *, kept: bool = False) -> None:
+    """Removes a folder; with `kept` only what is in it."""
+    for entry in list(folder.iterdir()) if folder.is_dir() else ():
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+    if not kept and folder.is_dir():
+        folder.rmdir()
 
 
 def copy(source: Traversable, target: Path) -> None:

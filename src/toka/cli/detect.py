@@ -74,7 +74,7 @@ def read_head(path: Path) -> str | None:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError:
         return None
-    with open(fd, "rb") as file:
+    with os.fdopen(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return None
         return file.read(MAX_BYTES).decode("utf-8", "replace")
@@ -122,7 +122,7 @@ def _pytest(directory: Path, source: str, path: str) -> Found:
     python, missing = "python3", ""
     if not _has_pytest():
         own = _environment(directory)
-        python, missing = own or python, "" if own else f"{PYTHON}, the Python of the sandbox, has no pytest"
+        python, missing = own or python, "" if own else f"the Python of the sandbox, {PYTHON}, has no pytest"
     command = f"{path}{python} -m pytest -q -p no:cacheprovider"
     there = f"{python} -c 'import pytest' 2> /dev/null"
     return Found(command, source, "Python, pytest", there, missing, writes=False)
@@ -194,7 +194,7 @@ def _found(command: str, source: str, kind: str, tool: str) -> Found:
     """A command that needs one program."""
     missing = ""
     if shutil.which(tool, path=SANDBOX_PATH) is None:
-        missing = f"{tool} is not in {SANDBOX_PATH}, and the sandbox sees nothing else"
+        missing = f"the sandbox has no {tool}; it looks in {SANDBOX_PATH.replace(':', ', ')}"
     return Found(command, source, kind, f"command -v {tool} > /dev/null", missing)
 
 

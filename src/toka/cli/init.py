@@ -34,15 +34,16 @@ def init(directory: Path, *, force: bool) -> int:
     found: Found | None = None
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if is_empty(directory):
+        if empty := is_empty(directory):
             team = starter_team()
         else:
             found = detect(directory)
             team = project_team(found)
-            emit(_finding(found))
         written = write(directory / FOLDER, team, force=force)
     except OSError as e:
         raise UsageError(f"cannot write into {clean(str(directory))}: {e.strerror}") from e
+    if not empty:
+        emit(_finding(found))
     for path in written:
         emit(f"wrote {clean(str(path))}")
     for line in _next(directory, written):

@@ -41,7 +41,7 @@ def doctor(state: Path | None, as_json: bool) -> int:  # noqa: FBT001 - click's 
     rows_: list[list[Cell]] = [head]
     for f in found:
         word = ("ok", "good") if f.check.ok else ("MISSING", "bad") if f.needed else ("without", "warn")
-        rows_.append([word, f.check.layer, line_of(f.check.wanted), line_of(f.check.got, 90), f.check.why])
+        rows_.append([word, f.check.layer, line_of(f.check.wanted), line_of(f.check.got, 60), f.check.why])
     first, *lines = columns(rows_, paint=paint)
     emit(first)
     for f, line in zip(found, lines, strict=True):

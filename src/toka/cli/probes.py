@@ -113,8 +113,7 @@ def _model(settings: Settings, environment: Mapping[str, str]) -> Check:
     except (UsageError, MissingError) as e:
         return Check("model", wanted, e.message, ok=False, why=why, fix=e.hint or "toka models")
     if not answer.ready:
-        tried = "; ".join(answer.tried) or answer.note or "none answers"
-        return Check("model", wanted, tried, ok=False, why=why, fix=answer.hint)
+        return Check("model", wanted, "none; see: toka models", ok=False, why=why, fix=answer.hint)
     return Check("model", wanted, f"{answer.model} at {answer.server}", ok=True, why=why)
 
 

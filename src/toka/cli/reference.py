@@ -35,8 +35,8 @@ def explain(code: str | None, as_json: bool) -> int:  # noqa: FBT001 - click's w
     found = {c: CODES[c] for c in CODES if c == wanted} or {c: CODES[c] for c in CODES if c.startswith(wanted)}
     if not found:
         near = closest(wanted, CODES, cutoff=0.5)
-        hint = f"did you mean {near}? " if near else ""
-        raise NotFound(f"no code {line_of(code or '', 40)!r}", hint=f"{hint}toka explain lists all codes")
+        hint = f"did you mean {near}?" if near else "toka explain lists all codes"
+        raise NotFound(f"no code {line_of(code or '', 40)!r}", hint=hint)
     if as_json:
         emit("\n".join(json_line(_object(c, entry)) for c, entry in found.items()))
     elif wanted in found:

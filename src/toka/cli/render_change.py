@@ -47,9 +47,8 @@ def change_lines(event: Event, paint: Paint = plain) -> list[str]:
             return _told(f"no longer held by {line_of(event.hold, 40)}", event.reason)
         case SandboxReady():
             reads, writes = (_listed(event.policy.get(key)) for key in ("reads", "writes"))
-            head = (
-                f"sandbox: reads {reads}; writes {writes}; runs {_listed(event.policy.get('programs'), 'any program')}"
-            )
+            programs = _listed(event.policy.get("programs"), "any")
+            head = f"sandbox: reads {reads}; writes {writes}; programs its tools may run: {programs}"
             return [head, *(f"  {line_of(str(note))}" for note in event.notes)]
         case TaskStateChanged():
             return _task(event, paint)

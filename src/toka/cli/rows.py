@@ -17,7 +17,7 @@ NAME_WIDTH: Final = 24
 """Columns that the longest agent's name may take."""
 TEXT_WIDTH: Final = 200
 """Characters of one text in a line."""
-TITLE_WIDTH: Final = 80
+TITLE_WIDTH: Final = 120
 """Characters of a task's description when it starts."""
 _ORDER: Final = (AgentStatus.FAILED, AgentStatus.WAITING, AgentStatus.RUNNING, AgentStatus.STARTING)
 _TASK_LINES: Final = {
@@ -130,6 +130,8 @@ def event_line(event: ProgressEvent, done: int, total: int, width: int = 0) -> s
 def event_text(event: ProgressEvent) -> str:
     """What happened, with the task it concerns and without the agent."""
     text = clean(event.text, TITLE_WIDTH if event.kind.endswith("_started") else TEXT_WIDTH)
+    if text.startswith("`") and text.count("`") == 1:
+        text += " …`"  # the first of several lines of a command
     if not event.task:
         return text
     return _TASK_LINES.get(event.kind, "{task} {text}").format(task=clean(event.task, NAME_WIDTH), text=text)
@@ -165,8 +167,9 @@ def objectives_in_words(agent: AgentState) -> str:
 
 
 def clean(text: str, limit: int = TEXT_WIDTH) -> str:
-    """One line of text that cannot drive a terminal, at most `limit` characters."""
-    flat = visible(" ".join(text.split()))
+    """The first line of a text, at most `limit` characters, unable to drive a terminal; … where more follows."""
+    first, _, rest = text.strip().partition("\n")
+    flat = visible(" ".join(first.split())) + (" …" if rest else "")
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import os
+import resource
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import click
 
 from toka.app import open_reader, open_runtime, read_settings
+from toka.cli.attach import Display, already_ended, ask_to_resume, author, follow
 from toka.cli.ids import find_run
 from toka.cli.live import Lines, LiveView
 from toka.cli.output import emit_json, fail, live, say
@@ -25,45 +26,16 @@ from toka.config.settings import Settings
 from toka.core.ids import RunId
 from toka.errors import ConfigError, RunBusy
 from toka.events.lifecycle import RunStatus
-from toka.events.state import RunState, fold_all
-from toka.journal.poke import poke
-from toka.journal.sqlite import SqliteReader
+from toka.events.state import fold_all
 from toka.orchestration.engine import OrchestrationEngine
 from toka.orchestration.preflight import preflight
 from toka.orchestration.request import RunRequest
 from toka.orchestration.result import RunResult
 from toka.orchestration.session import RunSession
 
-FOLLOW_S: Final = 0.2
-"""How often a run that another process executes is looked at, in seconds."""
 EXIT_BROKEN_PIPE: Final = 141
-
-
-class View(Protocol):
-    """How a person sees a run."""
-
-    def start(self, session: RunSession) -> None:
-        """The run begins."""
-        ...
-
-    def stop(self) -> None:
-        """Nothing more will happen."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Display:
-    """What to print.
-
-    Attributes:
-        as_json: JSON lines on stdout instead of a view.
-        quiet: no view; the summary and errors only.
-        command: the command that resumes the run, without its id.
-    """
-
-    as_json: bool
-    quiet: bool
-    options: str = ""
+FILES: Final = 16_384
+"""Files and connections that this process may have open at one time, where the system allows as many."""
 
 
 @click.command()
@@ -117,10 +89,11 @@ def resume(run_id: str, state: Path | None, reason: str, **display: bool) -> int
         run = find_run(reader, run_id)
         recorded = fold_all(run, reader.read(run))
         if recorded.ended:
-            return _already_ended(recorded, shown)
+            return already_ended(recorded, shown)
         lease = reader.lease(run)
         if lease is not None and lease.alive:
-            return asyncio.run(_follow(settings, reader, run, reason, shown))
+            asyncio.run(ask_to_resume(settings, run, author(), reason))
+            return follow(reader, recorded, lease.holder.pid, shown)
     finally:
         reader.close()
     options = recorded.created.options if recorded.created else {}
@@ -142,8 +115,17 @@ def read_team(paths: Sequence[Path], settings: Settings) -> tuple[AgentConfig, .
     return configs
 
 
+def allow_connections() -> None:
+    """Raises this process's own limit of open files to what the system allows it: one per agent that waits."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 async def execute(settings: Settings, request: RunRequest, shown: Display) -> int:
     """Makes a run, executes it to its end, prints what happens. Returns the exit code."""
+    allow_connections()
     async with open_runtime(settings) as runtime:
         engine = OrchestrationEngine(runtime)
         engine.check(request)
@@ -154,10 +136,11 @@ async def execute(settings: Settings, request: RunRequest, shown: Display) -> in
 
 
 async def _resume(settings: Settings, run: RunId, reason: str, shown: Display) -> int:
+    allow_connections()
     async with open_runtime(settings) as runtime:
         try:
             after = max((r.id for r in runtime.journal.read(run)), default=0)
-            session = await OrchestrationEngine(runtime).resume(run, author=_author(), reason=reason)
+            session = await OrchestrationEngine(runtime).resume(run, author=author(), reason=reason)
         except RunBusy as e:
             return fail(e)
         return await _executed(settings, session, shown, after=after)
@@ -169,7 +152,7 @@ async def _executed(settings: Settings, session: RunSession, shown: Display, *, 
     loop = asyncio.get_running_loop()
     signals = _Signals(session, run, shown)
     printer: EventPrinter | None = None
-    view: View | None = None
+    view: Lines | LiveView | None = None
     if shown.as_json:
         emit_json(_launch(settings, session))
 
@@ -180,9 +163,8 @@ async def _executed(settings: Settings, session: RunSession, shown: Display, *, 
         notify = printer.notify
         session.context.recorder.subscribe(lambda _: notify())
     elif not shown.quiet:
-        shows = LiveView() if live() else Lines()
-        session.reporter.subscribe(shows.on_event)
-        view = shows
+        view = LiveView() if live() else Lines()
+        session.reporter.subscribe(view.on_event)
         say(f"run {run} in {session.context.workspace}")
         view.start(session)
     try:
@@ -252,53 +234,6 @@ class _Signals:
             self._task = asyncio.create_task(self._session.shutdown())
 
 
-async def _follow(settings: Settings, reader: SqliteReader, run: RunId, reason: str, shown: Display) -> int:
-    """Asks the run's executor to resume it, then prints what happens until it ends."""
-    after = max((r.id for r in reader.read(run)), default=0)
-    async with open_runtime(settings) as runtime:
-        await runtime.journal.submit(run, "resume", agent="", arguments={}, by=(_author(), reason))
-        poke(settings.state, run)
-    lease = reader.lease(run)
-    pid = lease.holder.pid if lease else 0
-    if shown.as_json:
-        emit_json({"type": "launch", "run_id": run, "state_dir": str(settings.state), "executor": pid})
-    else:
-        say(f"run {run} is being executed by process {pid}; following it (Ctrl-C leaves it running)")
-    while True:
-        records = reader.read(run, after=after)
-        for record in records:
-            after = record.id
-            if shown.as_json:
-                emit_json(record.to_json())
-        state = fold_all(run, reader.read(run)) if records else None
-        lease = reader.lease(run)
-        if state is not None and state.ended:
-            return _already_ended(state, shown, launched=True)
-        if lease is None or not lease.alive:
-            state = state or fold_all(run, reader.read(run))
-            say(f"toka: process {pid} is gone; go on with: toka resume {run}{shown.options}")
-            result = RunResult(run, RunStatus.INTERRUPTED, state, "its executor is gone")
-            if shown.as_json:
-                emit_json(result.to_json())
-            return 75
-        await asyncio.sleep(FOLLOW_S)
-
-
-def _already_ended(state: RunState, shown: Display, *, launched: bool = False) -> int:
-    run = RunId(state.id)
-    result = RunResult(run, state.status, state, state.reason)
-    if shown.as_json:
-        if not launched:
-            emit_json({"type": "launch", "run_id": run})
-        emit_json(result.to_json())
-    else:
-        if not launched:
-            say(f"run {run} has ended; there is nothing to resume")
-        for line in summary_lines(result, options=shown.options):
-            say(line)
-    return result.exit_code
-
-
 def _launch(settings: Settings, session: RunSession) -> dict[str, Any]:
     return {
         "type": "launch",
@@ -308,13 +243,6 @@ def _launch(settings: Settings, session: RunSession) -> dict[str, Any]:
         "agents": list(session.plan.graph.order),
         "pid": os.getpid(),
     }
-
-
-def _author() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
 
 
 def _text(path: Path | None) -> str | None:

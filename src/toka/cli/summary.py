@@ -99,7 +99,7 @@ def _in_order(state: RunState) -> list[AgentState]:
 def _agent(agent: AgentState) -> tuple[str, ...]:
     tasks = agent.tasks.values()
     done = f"{sum(1 for t in tasks if t.status in TASK_ENDS)}/{len(tasks)} tasks" if tasks else ""
-    tokens = f"{agent.usage.tokens:,} tokens" if agent.usage.tokens else "no model"
+    tokens = f"{agent.usage.tokens:,} tokens" if agent.usage.tokens else ""
     repairs = sum(1 for t in agent.tasks if t.startswith("repair-"))
     facts = [
         objectives_in_words(agent),
@@ -155,10 +155,15 @@ def _use(state: RunState) -> str:
 
 
 def _commands(state: RunState) -> list[str]:
-    agents = state.agents.values()
+    agents = _in_order(state)
     bad = [a.name for a in agents if a.status is AgentStatus.FAILED]
-    curious = [*bad, *(a.name for a in agents if a.denied), *(a.name for a in agents if a.usage.calls), *state.agents]
-    logs = [f"toka logs {state.id} {curious[0]}"] if curious else []
+    curious = [
+        *bad,
+        *(a.name for a in agents if a.denied),
+        *(a.name for a in agents if a.usage.calls),
+        *(a.name for a in agents),
+    ]
+    logs = [f"toka logs {state.id} {clean(curious[0])}"] if curious else []
     return [f"toka show {state.id}", *logs, f"toka events {state.id}", f"toka audit verify {state.id}"]
 
 

@@ -1,4 +1,4 @@
-"""The teams that `toka init` writes: templates of the package, filled in with what was found. Pure but for reading them."""
+"""The teams that `toka init` writes: templates of the package, filled in with what was found."""
 
 from __future__ import annotations
 
@@ -33,17 +33,18 @@ def project_team(found: Found | None) -> dict[str, str]:
 def _known(found: Found) -> dict[str, str]:
     run = [f"{found.command} > {RESULT} 2>&1", f'echo "exit $?" >> {RESULT}']
     origin = f"The command comes from {clean(found.source)}."
-    objective, check = "The tests pass", PASSED
+    title, objective, check = f"Run the tests: {found.command}", "The tests pass", PASSED
     if found.missing:
         reason = f"not run: {found.missing}"
         run = [f"if {found.there}; then", *(f"  {line}" for line in run), "else", f"  echo '{reason}' > {RESULT}", "fi"]
         origin += f" Not possible yet: {found.missing}. When it is, make this the check: {PASSED}"
+        title = f"Say why the tests do not run: {found.missing}"
         objective, check = "What the tests said, or why they did not run, is on record", f"test -s {RESULT}"
     return {
         "ORIGIN": origin,
         "OBJECTIVE": objective,
         "CHECK": json.dumps(check),
-        "TITLE": json.dumps(f"Run the tests: {found.command}"),
+        "TITLE": json.dumps(title),
         "RUN": _block([*run, f"tail -n 20 {RESULT}"]),
         "GRANT": "filesystem-write" if found.writes else "filesystem-read",
     }

@@ -1,0 +1,117 @@
+"""`toka resume` on a run that another process executes, or that has ended: ask, follow, tell the end."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from dataclasses import dataclass
+
+from toka.cli.follow import Follower
+from toka.cli.output import emit_json, say
+from toka.cli.rows import event_line
+from toka.cli.summary import summary_lines
+from toka.config.settings import Settings
+from toka.core.clock import SystemClock
+from toka.core.ids import RunId
+from toka.events.event import Record
+from toka.events.lifecycle import TASK_ENDS, RunStatus
+from toka.events.state import RunState, fold
+from toka.journal.poke import poke
+from toka.journal.sqlite import SqliteJournal, SqliteReader
+from toka.orchestration.result import EXIT_PERSON, RunResult
+from toka.runtime.progress import progress_event
+
+EXIT_TRY_AGAIN = 75
+
+
+@dataclass(frozen=True, slots=True)
+class Display:
+    """What to print.
+
+    Attributes:
+        as_json: JSON lines on stdout instead of a view.
+        quiet: no view; the summary and errors only.
+        options: what commands about the run need besides its id, such as ` --state DIR`.
+    """
+
+    as_json: bool
+    quiet: bool
+    options: str = ""
+
+
+def author() -> str:
+    """The login name of whoever runs this command."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+async def ask_to_resume(settings: Settings, run: RunId, by: str, reason: str) -> None:
+    """Leaves the request for the run's executor, durable, and nudges it. Raises JournalError."""
+    journal = SqliteJournal(settings.state, SystemClock())
+    try:
+        await journal.submit(run, "resume", agent="", arguments={}, by=(by, reason))
+    finally:
+        await journal.aclose()
+    poke(settings.state, run)
+
+
+def follow(reader: SqliteReader, state: RunState, pid: int, shown: Display) -> int:
+    """Prints what happens in a run that process `pid` executes, until it ends; returns the exit code.
+
+    Args:
+        reader: the journal.
+        state: the run so far: only what comes after it is printed.
+        pid: for the message.
+        shown: how to print.
+    """
+    run = RunId(state.id)
+    if shown.as_json:
+        emit_json({"type": "launch", "run_id": run, "state_dir": str(reader.path.parent), "executor": pid})
+    else:
+        say(f"run {run} is being executed by process {pid}; following it (Ctrl-C leaves it running)")
+    follower = Follower(reader, run, state.last)
+    for records in follower.follow():
+        for record in records:
+            state = fold(state, record)
+            _show(record, state, shown)
+    if follower.end == "ended":
+        return already_ended(state, shown, launched=True)
+    waits = follower.end == "waiting"
+    status = RunStatus.WAITING if waits else RunStatus.INTERRUPTED
+    reason = state.reason if waits else f"process {pid} is gone"
+    _print_end(RunResult(run, status, state, reason), shown)
+    if not waits:
+        say(f"toka: process {pid} is gone; go on with: toka resume {run}{shown.options}")
+    return EXIT_PERSON if waits else EXIT_TRY_AGAIN
+
+
+def already_ended(state: RunState, shown: Display, *, launched: bool = False) -> int:
+    """Prints the end of a run that has ended; returns its exit code."""
+    run = RunId(state.id)
+    if not launched:
+        if shown.as_json:
+            emit_json({"type": "launch", "run_id": run})
+        else:
+            say(f"run {run} has ended; there is nothing to resume")
+    result = RunResult(run, state.status, state, state.reason)
+    _print_end(result, shown)
+    return result.exit_code
+
+
+def _print_end(result: RunResult, shown: Display) -> None:
+    if shown.as_json:
+        emit_json(result.to_json())
+        return
+    for line in summary_lines(result, options=shown.options):
+        say(line)
+
+
+def _show(record: Record, state: RunState, shown: Display) -> None:
+    if shown.as_json:
+        emit_json(record.to_json())
+    elif not shown.quiet and (event := progress_event(record)) is not None:
+        tasks = [task for agent in state.agents.values() for task in agent.tasks.values()]
+        done = sum(1 for task in tasks if task.status in TASK_ENDS)
+        say(event_line(event, done, len(tasks), max(map(len, state.agents), default=0)))
