@@ -87,7 +87,9 @@ class ManualClock:
         self._wall += seconds
 
     def _next_due(self) -> float | None:
-        return min([q[0][0] for q in (self._sleepers, self._timeouts) if q], default=None)
+        waiting = [when for when, _, real in self._timeouts if real.when() is None]
+        waiting += [self._sleepers[0][0]] if self._sleepers else []
+        return min(waiting, default=None)
 
     def _wake(self, due: float) -> None:
         while self._sleepers and self._sleepers[0][0] <= due:
@@ -96,7 +98,7 @@ class ManualClock:
                 future.set_result(None)
         loop = asyncio.get_running_loop()
         for when, _, real in self._timeouts:
-            if when <= due and not real.expired() and real.when() is None:
+            if when <= due and real.when() is None:
                 real.reschedule(loop.time())
 
 

@@ -28,7 +28,7 @@ def marker() -> str:
 
 
 async def until_running(marker: str, count: int = 1) -> None:
-    for _ in range(200):
+    for _ in range(1000):
         if len(living(marker)) >= count:
             return
         await asyncio.sleep(0.01)
@@ -126,7 +126,7 @@ async def test_commands_run_at_the_same_time(start: Start) -> None:
     began = time.monotonic()
     results = await asyncio.gather(*(sandbox.run(shell(f"sleep 0.5; echo {n}"), timeout_s=5) for n in range(10)))
     assert [r.output for r in results] == [b"%d\n" % n for n in range(10)]
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 4
 
 
 async def test_the_loop_keeps_turning(start: Start) -> None:
@@ -260,7 +260,7 @@ async def test_everything_dies_with_a_killed_runtime(workspace: Path, marker: st
         await until_running(marker, 4)  # three sleeps, and the host itself
         host.kill()
         host.wait()
-    for _ in range(200):
+    for _ in range(1000):
         left = [p for p in pids if Path(f"/proc/{p}").exists()] + living(marker)
         if not left:
             return
@@ -277,7 +277,8 @@ from toka.sandbox.policy import SandboxPolicy
 
 async def one():
     while True:
-        sandbox = await Sandbox.start(Path(sys.argv[1]), SandboxPolicy(), clock=SystemClock(), scratch=Path(sys.argv[1]))
+        folder = Path(sys.argv[1])
+        sandbox = await Sandbox.start(folder, SandboxPolicy(), clock=SystemClock(), scratch=folder)
         print("started", flush=True)
         await sandbox.close()
 
@@ -296,10 +297,10 @@ async def test_everything_dies_with_a_runtime_killed_while_it_starts_sandboxes(w
             argv, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": ":".join(sys.path)}
         ) as host:
             assert host.stdout is not None
-            host.stdout.readline()
+            assert host.stdout.readline() == b"started\n"
             await asyncio.sleep(delay * 0.004)
             host.kill()
-    for _ in range(200):
+    for _ in range(1000):
         left = living(str(workspace))
         if not left:
             return

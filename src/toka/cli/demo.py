@@ -16,8 +16,9 @@ from typing import Final
 import click
 
 from toka.app import read_settings
+from toka.cli.attach import Display
 from toka.cli.output import say
-from toka.cli.run import Display, execute, read_team
+from toka.cli.run import execute, read_team
 from toka.cli.summary import is_scripted
 from toka.config.settings import Settings
 from toka.errors import ConfigError, MissingError, UsageError

@@ -62,10 +62,10 @@ def detect(directory: Path) -> Found | None:
     return next((f for f in found if not f.missing), found[0] if found else None)
 
 
-def is_empty(directory: Path) -> bool:
-    """Whether a directory holds nothing but names that start with a dot. Raises OSError."""
+def is_empty(directory: Path, besides: str = "") -> bool:
+    """Whether a directory holds nothing but names that start with a dot, and `besides`. Raises OSError."""
     with os.scandir(directory) as entries:
-        return all(entry.name.startswith(".") for entry in entries)
+        return all(entry.name.startswith(".") or entry.name == besides for entry in entries)
 
 
 def read_head(path: Path) -> str | None:

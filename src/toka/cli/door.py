@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Mapping
+import shlex
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from toka.config.settings import Settings, load_settings
 from toka.core.clock import SystemClock
 from toka.core.ids import RunId
 from toka.errors import JournalCorrupt, NotFound
+from toka.events.event import Record
 from toka.events.lifecycle import RunStatus
 from toka.events.state import RunState, fold_all
 from toka.journal.database import FILE
@@ -72,10 +74,15 @@ def open_run(state: Path | None, text: str) -> Generator[tuple[SqliteReader, Run
         yield reader, find_run(reader, text)
 
 
-def folded(reader: SqliteReader, run: RunId) -> RunState:
+def again(state: Path | None) -> str:
+    """What a command that is shown for copying needs at its end, so that it finds the same runs."""
+    return "" if state is None else f" --state {shlex.quote(str(state))}"
+
+
+def folded(run: RunId, records: Iterable[Record]) -> RunState:
     """A run's state. Raises JournalCorrupt when a record does not say what its kind should."""
     try:
-        return fold_all(run, reader.read(run))
+        return fold_all(run, records)
     except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as e:
         raise unreadable(run, e) from e
 

@@ -17,7 +17,7 @@ _LIFTED = {
 
 def run_explanation(view: RunView) -> list[str]:
     """Why the run stands as it does, and what to do about it; empty when there is nothing to say."""
-    run = view.state.id
+    run = f"{view.state.id}{view.options}"
     out = [f"held by {hold}: {reason or 'no reason given'}" for hold, reason in view.state.holds.items()]
     if view.status is RunStatus.INTERRUPTED:
         out.append(f"{_executor_gone(view)}; nothing recorded is lost. Go on with: toka resume {run}")
@@ -34,7 +34,7 @@ def explanation(view: RunView, agent: AgentState) -> list[str]:
         return _ending(agent)
     out = _questions(agent)
     for hold, reason in {**view.state.holds, **agent.holds}.items():
-        lift = _LIFTED.get(hold, "toka resume {run}").format(run=view.state.id)
+        lift = _LIFTED.get(hold, "toka resume {run}").format(run=f"{view.state.id}{view.options}")
         out.append(f"held by {hold}: {reason or 'no reason given'}; to go on: {lift}")
     if out:
         return out

@@ -74,12 +74,12 @@ def _status(record: Record | None, otherwise: RunStatus) -> RunStatus:
     return RunStatus(record.event.state) if known else otherwise
 
 
-def end_text(run: RunId, follower: Follower) -> str:
-    """Why following stopped, and what to do about it."""
+def end_text(run: RunId, follower: Follower, options: str = "") -> str:
+    """Why following stopped, and what to do about it; `options` ends the command shown."""
     match follower.end:
         case "waiting":
-            return f"run {run} waits for a person; see why: toka show {run}"
+            return f"run {run} waits for a person; see why: toka show {run}{options}"
         case "gone":
-            return f"nobody executes run {run} any more; go on with: toka resume {run}"
+            return f"nobody executes run {run} any more; go on with: toka resume {run}{options}"
         case _:
             return f"run {run} has ended: {follower.status.value}"

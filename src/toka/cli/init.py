@@ -34,7 +34,7 @@ def init(directory: Path, *, force: bool) -> int:
     found: Found | None = None
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if empty := is_empty(directory):
+        if empty := is_empty(directory, FOLDER):
             team = starter_team()
         else:
             found = detect(directory)

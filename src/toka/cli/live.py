@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 from rich.console import Console, Group, RenderableType
@@ -95,7 +96,11 @@ class Lines:
         if event.agent:
             self._tally.update(event.agent)
         self._last = self._session.context.runtime.clock.monotonic()
-        self._write(event_line(event, *self._tally.figures, self._width))
+        self._print(event_line(event, *self._tally.figures, self._width))
+
+    def _print(self, line: str) -> None:
+        with suppress(OSError):  # whoever read the lines went away; the run goes on
+            self._write(line)
 
     async def _beat(self, session: RunSession) -> None:
         clock = session.context.runtime.clock
@@ -104,7 +109,7 @@ class Lines:
             await clock.sleep(max(0.0, self._last + HEARTBEAT_S - clock.monotonic()))
             if clock.monotonic() - self._last >= HEARTBEAT_S and self._tally is not None:
                 self._last = clock.monotonic()
-                self._write(heartbeat_line(session.context.recorder.state, *self._tally.figures, clock.now()))
+                self._print(heartbeat_line(session.context.recorder.state, *self._tally.figures, clock.now()))
 
 
 class LiveView:
@@ -144,9 +149,10 @@ class LiveView:
 
     def stop(self) -> None:
         """Nothing more will happen: the last picture stays."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        shown, self._live = self._live, None
+        if shown is not None:
+            with suppress(OSError):  # the terminal is gone
+                shown.stop()
 
     def on_event(self, event: ProgressEvent) -> None:
         """Takes note of a change; the next picture shows it."""

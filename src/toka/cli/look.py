@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
-from toka.cli.door import folded, open_journal, open_run, read_settings, standing, state_option
+from toka.cli.door import again, folded, open_journal, open_run, read_settings, standing, state_option, unreadable
 from toka.cli.follow import Follower, end_text
 from toka.cli.ids import match_name
 from toka.cli.output import coloured, emit, say
+from toka.cli.render_change import MALFORMED
 from toka.cli.render_log import Transcript
 from toka.cli.render_run import list_json, list_lines, run_lines
 from toka.cli.run_json import run_json
@@ -41,13 +42,13 @@ def ps(state: Path | None, every: bool, as_json: bool) -> int:  # noqa: FBT001 -
         lines = tally(reader, runs if every else runs[:NEWEST]) if reader is not None else []
     if as_json:
         if lines:
-            emit("\n".join(json_line(list_json(line, now)) for line in lines))
+            emit("\n".join(json_line(list_json(line, now, again(state))) for line in lines))
     elif lines:
-        emit("\n".join(list_lines(lines, now, painter(coloured()))))
+        emit("\n".join(list_lines(lines, now, painter(coloured()), again(state))))
     else:
         emit(f"No runs in {settings.state}. Two ways to start one:\n  toka demo\n  toka run SPEC.yaml")
     if len(runs) > len(lines):
-        say(f"{some(len(runs) - len(lines), 'older run')}: toka ps --all")
+        say(f"{some(len(runs) - len(lines), 'older run')}: toka ps --all{again(state)}")
     return 0
 
 
@@ -62,12 +63,13 @@ def show(run_id: str, agent: str | None, state: Path | None, as_json: bool) -> i
     RUN is an id, the beginning of one, or @last.
     """
     with open_run(state, run_id) as (reader, run):
-        view = view_of(reader, run)
+        view = view_of(reader, run, again(state))
     only = match_name(view.state.agents, agent) if agent is not None else None
-    if as_json:
-        emit(json_line(run_json(view, only)))
-    else:
-        emit("\n".join(run_lines(view, only, painter(coloured()))))
+    try:
+        text = json_line(run_json(view, only)) if as_json else "\n".join(run_lines(view, only, painter(coloured())))
+    except MALFORMED as e:
+        raise unreadable(run, e) from e
+    emit(text)
     return 0
 
 
@@ -94,15 +96,15 @@ def logs(run_id: str, agent: str | None, state: Path | None, follow: bool, full:
                 emit("SCRIPTED: a script answered in place of a model")
             _print(transcript, page, only)
         if follow:
-            say(end_text(run, follower))
+            say(end_text(run, follower, again(state)))
         return EXIT_GONE if follower.end == "gone" else 0
 
 
-def view_of(reader: SqliteReader, run: RunId) -> RunView:
+def view_of(reader: SqliteReader, run: RunId, options: str = "") -> RunView:
     """Everything about a run. Raises JournalError."""
-    state = folded(reader, run)
+    lease = reader.lease(run)  # before the records, so that a run that ends meanwhile does not look interrupted
     records = reader.read(run)
-    lease = reader.lease(run)
+    state = folded(run, records)
     created = state.created
     try:
         planned = planned_of(reader.blob(created.specs), created.enabled) if created else {}
@@ -116,6 +118,7 @@ def view_of(reader: SqliteReader, run: RunId) -> RunView:
         planned=planned,
         models=models_of(created.model if created else None, records),
         denials=denials_of(records),
+        options=options,
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from toka.cli.door import open_journal, open_run, read_settings, state_option
+from toka.cli.door import again, open_journal, open_run, read_settings, state_option
 from toka.cli.follow import Follower, end_text
 from toka.cli.heads import CAN, Noted, compare, heads_json, read_heads
 from toka.cli.ids import find_run, match_name
@@ -49,7 +49,7 @@ def events(run_id: str, state: Path | None, agent: str | None, kind: str | None,
             if lines := [show(record) for record in page if wanted(record)]:
                 emit("\n".join(lines))
         if how["follow"]:
-            say(end_text(run, follower))
+            say(end_text(run, follower, again(state)))
         return EXIT_GONE if follower.end == "gone" else 0
 
 

@@ -21,6 +21,8 @@ from toka.events.event import (
     Unknown,
 )
 
+MALFORMED: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What showing a record raises whose fields are not of the kind they should be: somebody edited it."""
 _STYLES: Final = {
     "SUCCEEDED": "good", "COMPLETED": "good", "verified": "good", "FAILED": "bad", "failed": "bad",
     "NEEDS_ATTENTION": "warn", "WAITING": "warn", "STOPPED": "warn",

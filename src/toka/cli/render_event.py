@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from toka.cli.render_change import change_lines
+from toka.cli.render_change import MALFORMED, change_lines
 from toka.cli.text import clock, compact, line_of, span
 from toka.events.event import Event, Record, StepDenied, StepDone, StepFailed, StepIntent, payload
 
@@ -16,7 +16,10 @@ def event_line(record: Record) -> str:
     """`id  time  agent  kind  what happened`."""
     kind, _ = payload(record.event)
     who = line_of(record.stream or "-", 60)
-    text = event_text(record.event)
+    try:
+        text = event_text(record.event)
+    except MALFORMED as e:
+        text = f"cannot be shown: {line_of(str(e), TEXT)}"
     return f"{record.id:>7}  {clock(record.at)}  {who:<20}  {line_of(kind, 40):<17}  {text}".rstrip()
 
 

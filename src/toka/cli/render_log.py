@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Collection
 from typing import Any, Final, cast
 
-from toka.cli.render_change import change_lines
+from toka.cli.render_change import MALFORMED, change_lines
 from toka.cli.text import LINE, Paint, clock, compact, line_of, lines_of, money, plain, some, span
 from toka.errors import TokaError
 from toka.events.event import Record, StepDenied, StepDone, StepFailed, StepIntent
@@ -43,7 +43,10 @@ class Transcript:
 
     def lines(self, record: Record) -> list[str]:
         """The lines of one record; none when it says nothing to people."""
-        body = self._body(record)
+        try:
+            body = self._body(record)
+        except MALFORMED as e:
+            body = [f"record {record.id} cannot be shown: {line_of(str(e), 200)}"]
         name = line_of(record.stream or "run", 60).ljust(self._width)
         margin = " " * (9 + len(name))
         head = f"{self._paint(clock(record.at), 'dim')} {self._paint(name, 'bold')}"
@@ -115,9 +118,7 @@ class Transcript:
         message: JSON = cast(JSON, value) if isinstance(value, dict) else {}
         out = ["says:", *self._block(text, SAID_LINES)] if (text := str(message.get("text", ""))) else []
         task, attempt, turn = event.step.split("/")[:3] if event.step.count("/") == 4 else (event.step, "", "")
-        calls: list[Any] = message.get("calls") or []
-        for index, call in enumerate(calls):
-            name, arguments = str(call[1]), str(call[2])
+        for index, (_, name, arguments) in enumerate(message.get("calls") or []):
             self._calls[record.stream, f"{task}/{attempt}/{turn}/tool/{index}"] = (name, arguments)
             if name == "report":
                 out.append(f"reports {compact(arguments, 10**6 if self._full else LINE)}")

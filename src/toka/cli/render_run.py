@@ -23,8 +23,11 @@ EVIDENCE_LINES: Final = 10
 HEADER: Final = ("RUN", "STATE", "AGENTS", "AGE", "TOOK", "TOKENS", "COST", "MODEL", "WORKSPACE")
 
 
-def list_lines(runs: Sequence[RunLine], now: float, paint: Paint = plain) -> list[str]:
-    """A table of runs, each with what to do about it below where there is something to do."""
+def list_lines(runs: Sequence[RunLine], now: float, paint: Paint = plain, options: str = "") -> list[str]:
+    """A table of runs, each with what to do about it below where there is something to do.
+
+    `options` ends commands that are shown for copying: ` --state DIR`, or nothing.
+    """
     rows: list[list[Cell]] = [[(h, "dim") for h in HEADER]]
     rows += [_row(line, now) for line in runs]
     head, *table = columns(rows, (2, 3, 4, 5, 6), paint)
@@ -33,16 +36,16 @@ def list_lines(runs: Sequence[RunLine], now: float, paint: Paint = plain) -> lis
         out.append(text)
         if line.status is None:
             out.append(f"  {line_of(line.reason)}")
-        elif (what := hint(line)) is not None:
+        elif (what := hint(line, options)) is not None:
             out.append(paint(f"  {what}", "dim"))
     return out
 
 
-def hint(line: RunLine) -> str | None:
+def hint(line: RunLine, options: str = "") -> str | None:
     """The command that helps a run on; None when nothing is to be done."""
     if line.status is RunStatus.INTERRUPTED:
-        return f"toka resume {line.run}"
-    return f"toka show {line.run}" if line.status is RunStatus.WAITING else None
+        return f"toka resume {line.run}{options}"
+    return f"toka show {line.run}{options}" if line.status is RunStatus.WAITING else None
 
 
 def _row(line: RunLine, now: float) -> list[Cell]:
@@ -179,7 +182,7 @@ def _denial(denial: Denial, paint: Paint) -> list[str]:
     ]
 
 
-def list_json(line: RunLine, now: float) -> dict[str, Any]:
+def list_json(line: RunLine, now: float, options: str = "") -> dict[str, Any]:
     """One line of `toka ps --json`."""
     return {
         "type": "run",
@@ -196,5 +199,5 @@ def list_json(line: RunLine, now: float) -> dict[str, Any]:
         "models": list(line.models),
         "scripted": line.scripted,
         "executor": {"pid": line.executor[0], "host": line.executor[1]} if line.executor else None,
-        "hint": hint(line),
+        "hint": hint(line, options),
     }

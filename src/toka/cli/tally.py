@@ -108,19 +108,19 @@ def _line(reader: SqliteReader, db: sqlite3.Connection, run: RunId) -> RunLine:
 
 
 def _read(reader: SqliteReader, db: sqlite3.Connection, run: RunId) -> RunLine:
+    lease = reader.lease(run)  # before the status, so that a run that ends meanwhile does not look interrupted
     first = reader.last_of(run, "", RunCreated.KIND)
     last = reader.last_of(run, "", RunStateChanged.KIND)
     created = first.event if first and isinstance(first.event, RunCreated) else None
     stood = last.event if last and isinstance(last.event, RunStateChanged) else None
     recorded = RunStatus(stood.state) if stood else RunStatus.CREATED
-    lease = None if recorded in RUN_ENDS else reader.lease(run)
     streams = db.execute("SELECT id, name, head_seq FROM streams WHERE run=? ORDER BY id", (run,)).fetchall()
     names = [name for _, name, _ in streams if name]
     tokens, cost, unpriced = db.execute(_SUMS, (run,)).fetchone()
     return RunLine(
         run=run,
         status=standing(recorded, lease),
-        reason=stood.reason if stood else "",
+        reason=str(stood.reason) if stood else "",
         done=sum(_ended(reader, run, name) for name in names),
         total=len({*(created.agents if created else ()), *names}),
         started_at=first.at if first else None,
@@ -128,9 +128,9 @@ def _read(reader: SqliteReader, db: sqlite3.Connection, run: RunId) -> RunLine:
         changed_at=max((_at(db, id_, seq) for id_, _, seq in streams), default=None),
         tokens=int(tokens),
         cost_usd=None if unpriced else float(cost),
-        workspace=created.workspace if created else "",
+        workspace=str(created.workspace) if created else "",
         models=_models(db, created.model if created else None, [id_ for id_, name, _ in streams if name]),
-        executor=_executor(lease),
+        executor=None if recorded in RUN_ENDS else _executor(lease),
     )
 
 
@@ -148,7 +148,7 @@ def _models(db: sqlite3.Connection, asked: str | None, streams: Sequence[int]) -
     """The model asked for, unless a step says what was used; then those."""
     rows: list[tuple[Any, ...]] = [row for id_ in streams for row in db.execute(_MODEL, (id_,)).fetchall()]
     used = dict.fromkeys(str(what) for (what,) in rows)
-    return tuple(used) or ((asked,) if asked else ())
+    return tuple(used) or ((str(asked),) if asked else ())
 
 
 def _executor(lease: LeaseView | None) -> tuple[int, str] | None:

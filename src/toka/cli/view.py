@@ -61,6 +61,7 @@ class RunView:
         planned: by agent; empty when the specs cannot be read.
         models: model strings, as asked for or as used.
         denials: by agent.
+        options: what commands shown for copying need at their end: ` --state DIR`, or nothing.
     """
 
     state: RunState
@@ -70,6 +71,7 @@ class RunView:
     planned: Mapping[str, Planned] = field(default_factory=dict[str, Planned])
     models: tuple[str, ...] = ()
     denials: Mapping[str, tuple[Denial, ...]] = field(default_factory=dict[str, tuple[Denial, ...]])
+    options: str = ""
 
     @property
     def going(self) -> bool:

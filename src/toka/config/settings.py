@@ -23,7 +23,7 @@ from toka.core.capability import Capability
 from toka.core.limits import Limits
 from toka.errors import ConfigError
 
-OTHER_VARIABLES: Final = frozenset({"TOKA_API_KEY"})
+OTHER_VARIABLES: Final = frozenset({"TOKA_API_KEY", "TOKA_DEBUG"})
 """Variables that other rooms read themselves."""
 
 

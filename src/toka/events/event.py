@@ -369,7 +369,12 @@ def encode(event: Event, run: str, stream: str, seq: int, epoch: int, at: float)
     kind, data = payload(event)
     head: JSON = {"v": VERSION, "run": run, "stream": stream, "seq": seq, "epoch": epoch, "at": at, "kind": kind}
     head["data"] = data
-    return json.dumps(head, separators=(",", ":"), ensure_ascii=False)
+    text = json.dumps(head, separators=(",", ":"), ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, as models and programs send it: stored as its escape
+        text = json.dumps(head, separators=(",", ":"))
+    return text
 
 
 def decode(id_: int, body: str) -> Record:

@@ -91,6 +91,7 @@ class AgentState:
         objectives: by number.
         usage: tokens of its model calls, tasks and repairs together.
         cost_usd: None when a call of unknown price was made.
+        steps: how many of its steps were completed.
         started_at, ended_at: wall-clock seconds; None before that.
         active_s: seconds it was being executed, without the time between a crash and its resumption.
         stint_at: when the current executor started it; None before that.
@@ -108,6 +109,7 @@ class AgentState:
     cost_usd: float | None = 0.0
     tool_calls: int = 0
     denied: int = 0
+    steps: int = 0
     started_at: float | None = None
     ended_at: float | None = None
     active_s: float = 0.0
@@ -284,12 +286,13 @@ def _ended_step(state: AgentState, record: Record) -> AgentState:
     assert isinstance(event, StepDone | StepFailed)
     task = _task_of(state, event.step)
     flying = {k: v for k, v in task.in_flight.items() if k != event.step} if task.in_flight else task.in_flight
+    steps = state.steps + isinstance(event, StepDone)
     if event.usage is None:
-        return _with_task(state, record, replace(task, in_flight=flying))
+        return _with_task(state, record, replace(task, in_flight=flying), steps=steps)
     usage = Usage.from_json(event.usage)
     cost = None if state.cost_usd is None or event.cost_usd is None else state.cost_usd + event.cost_usd
     new = replace(task, in_flight=flying, usage=task.usage + usage)
-    return _with_task(state, record, new, usage=state.usage + usage, cost_usd=cost)
+    return _with_task(state, record, new, usage=state.usage + usage, cost_usd=cost, steps=steps)
 
 
 def _denied(state: AgentState, record: Record) -> AgentState:

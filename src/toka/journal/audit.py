@@ -45,8 +45,9 @@ class Verdict:
 
 def verify(reader: Reader, run: RunId) -> Verdict:
     """Reads every stored record of a run and reports, per stream, the first one that cannot be trusted."""
-    heads = reader.heads(run)
-    seen: dict[str, tuple[int, bytes]] = dict.fromkeys(heads, (0, GENESIS))
+    before = reader.heads(run)
+    seen: dict[str, tuple[int, bytes]] = {}
+    passed: dict[str, bytes] = {}
     bad: dict[str, Problem] = {}
     count = 0
     for id_, stream, body, stored in reader.stored(run):
@@ -54,30 +55,51 @@ def verify(reader: Reader, run: RunId) -> Verdict:
         if stream in bad:
             continue
         seq, link = seen.get(stream, (0, GENESIS))
-        expected = chain(link, body)
-        what = _misplaced(body, run, stream, seq + 1) or (
-            "" if bytes(stored) == expected else "its hash does not match"
-        )
+        what = _misplaced(body, run, stream, seq + 1)
+        expected = chain(link, body) if not what else link
+        if not what and stored != expected:
+            what = "its hash does not match"
         if what:
             bad[stream] = Problem(stream, seq + 1, id_, what)
         else:
             seen[stream] = (seq + 1, expected)
-    for stream, (head_seq, head) in heads.items():
-        seq, link = seen[stream]
-        if stream not in bad and (seq, link) != (head_seq, head):
-            missing = f"the stream ends at {seq}, its head says {head_seq}"
-            bad[stream] = Problem(
-                stream, seq + 1, None, missing if seq != head_seq else "its head's hash does not match"
-            )
+            if stream in before and before[stream][0] == seq + 1:
+                passed[stream] = expected
+    for stream, head in reader.heads(run).items():
+        end = seen.setdefault(stream, (0, GENESIS))
+        what = _ends_badly(end, head, before.get(stream), passed.get(stream, GENESIS))
+        if what and stream not in bad:
+            bad[stream] = Problem(stream, end[0] + 1, None, what)
     problems = tuple(bad[s] for s in sorted(bad))
     return Verdict(run, count, problems, {s: link.hex() for s, (_, link) in sorted(seen.items())})
 
 
-def _misplaced(body: str, run: str, stream: str, seq: int) -> str:
+def _ends_badly(
+    end: tuple[int, bytes], head: tuple[int, bytes], before: tuple[int, bytes] | None, passed: bytes
+) -> str:
+    """What is wrong with a stream's end; empty when it is its head, or was it before the stream grew meanwhile.
+
+    Args:
+        end: number and hash of the last record that was read.
+        head: what the streams table says now.
+        before: what it said before the records were read; None when the stream did not exist.
+        passed: the hash of the record that was the head then.
+    """
+    if end == head:
+        return ""
+    if end[0] == head[0]:
+        return "its head's hash does not match"
+    grew = before is None or (before[0] <= end[0] and before[1] == passed)
+    return "" if grew and end[0] < head[0] else f"the stream ends at {end[0]}, its head says {head[0]}"
+
+
+def _misplaced(body: object, run: str, stream: str, seq: int) -> str:
+    if not isinstance(body, str):  # what somebody who edits the file may have left there
+        return "it is not a stored event"
     try:
         raw = json.loads(body)
         place = (raw["run"], raw["stream"], raw["seq"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "it is not a stored event"
     if place[:2] != (run, stream):
         return f"it belongs to stream {place[1]!r} of run {place[0]}"

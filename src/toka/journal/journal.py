@@ -158,7 +158,12 @@ class Journal(Reader, Protocol):
         ...
 
     async def bump(self, lease: Lease, stream: str) -> int:
-        """Raises a stream's epoch: whoever holds the old one can append no more. Returns the new epoch."""
+        """Raises a stream's epoch: whoever holds the old one can append no more. Returns the new epoch.
+
+        Raises:
+            StaleEpoch: the lease is no longer the latest.
+            NotFound: the run has no such stream.
+        """
         ...
 
     async def append(self, lease: Lease, stream: str, epoch: int, events: Sequence[Event]) -> list[Record]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from toka.core.clock import Clock
 from toka.core.ids import RunId
-from toka.errors import NotFound, RunBusy, StaleEpoch
+from toka.errors import JournalError, NotFound, RunBusy, StaleEpoch
 from toka.events.event import Event, Record, decode, encode
 from toka.journal.holder import this_holder
 from toka.journal.journal import GENESIS, LEASE_S, Command, Lease, LeaseView, OnCommit, chain
@@ -101,6 +101,7 @@ class MemoryJournal:
     async def bump(self, lease: Lease, stream: str) -> int:
         """See Journal."""
         await asyncio.sleep(0)
+        self._fence(lease)
         if stream not in self._epochs[lease.run]:
             raise NotFound(f"run {lease.run} has no stream {stream!r}")
         self._epochs[lease.run][stream] += 1
@@ -113,24 +114,31 @@ class MemoryJournal:
         return records
 
     def _append(self, lease: Lease, stream: str, epoch: int, events: Sequence[Event]) -> list[Record]:
+        self._fence(lease)
         run = lease.run
-        if self._tokens.get(run) != lease.token or run not in self._held:
-            raise StaleEpoch(f"run {run} is executed by another process now")
         known = self._epochs[run].setdefault(stream, epoch)
         if known != epoch:
             raise StaleEpoch(f"agent {stream or '(run)'} of {run} is in epoch {known}, not {epoch}")
         seq, link = self._heads.get((run, stream), (0, GENESIS))
-        at, records = round(self._clock.now(), 6), list[Record]()
+        at, rows = round(self._clock.now(), 6), list[tuple[str, str, str, bytes]]()
         for event in events:
             seq += 1
-            body = encode(event, run, stream, seq, epoch, at)
+            try:
+                body = encode(event, run, stream, seq, epoch, at)
+            except (RecursionError, TypeError, ValueError) as e:
+                raise JournalError(f"an event cannot be stored: {e}") from e
             link = chain(link, body)
-            self._rows.append((run, stream, body, link))
-            records.append(decode(len(self._rows), body))
+            rows.append((run, stream, body, link))
+        self._rows += rows
+        records = [decode(i, row[2]) for i, row in enumerate(rows, len(self._rows) - len(rows) + 1)]
         self._heads[run, stream] = (seq, link)
         if publish := self._publish.get(run):
             publish(records)
         return records
+
+    def _fence(self, lease: Lease) -> None:
+        if self._tokens.get(lease.run) != lease.token or lease.run not in self._held:
+            raise StaleEpoch(f"run {lease.run} is executed by another process now")
 
     async def put_blob(self, data: bytes) -> str:
         """See Journal."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 from toka.errors import StaleEpoch
@@ -82,4 +83,9 @@ class Recorder:
         for record in records:
             self.state = fold(self.state, record)
             for listener in tuple(self._listeners):
-                listener(record)
+                try:
+                    listener(record)
+                except Exception as e:  # noqa: BLE001 - a listener's defect must neither stop the fold nor its siblings
+                    asyncio.get_running_loop().call_exception_handler(
+                        {"message": f"a listener failed at record {record.id}", "exception": e}
+                    )

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from toka.core.clock import Clock
 from toka.core.ids import RunId
-from toka.errors import JournalCorrupt, JournalError, NotFound, RunBusy, TokaError
+from toka.errors import JournalCorrupt, JournalError, NotFound, RunBusy, StaleEpoch, TokaError
 from toka.events.event import Event, Record, decode
 from toka.journal.database import connect, failure, prepare
 from toka.journal.holder import holder_lives, this_holder
@@ -78,11 +78,14 @@ class SqliteReader:
 
     def stored(self, run: RunId) -> Iterator[tuple[int, str, str, bytes]]:
         """See Reader."""
-        yield from self._db.execute(
-            "SELECT e.id, s.name, e.body, e.hash FROM streams s JOIN events e ON e.stream=s.id "
-            "WHERE s.run=? ORDER BY e.stream, e.seq",
-            (run,),
-        )
+        try:
+            yield from self._db.execute(
+                "SELECT e.id, s.name, e.body, e.hash FROM streams s JOIN events e ON e.stream=s.id "
+                "WHERE s.run=? ORDER BY e.stream, e.seq",
+                (run,),
+            )
+        except sqlite3.Error as e:
+            raise failure(e, self.path) from e
 
     def heads(self, run: RunId) -> Mapping[str, tuple[int, bytes]]:
         """See Reader."""
@@ -172,6 +175,11 @@ class SqliteJournal(SqliteReader):
         """See Journal."""
 
         def body(db: sqlite3.Connection) -> int:
+            held = db.execute(
+                "SELECT 1 FROM leases WHERE run=? AND token=? AND until>0", (lease.run, lease.token)
+            ).fetchone()
+            if held is None:
+                raise StaleEpoch(f"run {lease.run} is executed by another process now")
             db.execute("UPDATE streams SET epoch=epoch+1 WHERE run=? AND name=?", (lease.run, stream))
             row = db.execute("SELECT epoch FROM streams WHERE run=? AND name=?", (lease.run, stream)).fetchone()
             if row is None:
@@ -183,12 +191,12 @@ class SqliteJournal(SqliteReader):
 
     async def append(self, lease: Lease, stream: str, epoch: int, events: Sequence[Event]) -> list[Record]:
         """See Journal."""
-        if self._closed:
-            raise JournalError("the journal is closed")
-        while self._pending >= QUEUE_EVENTS:
+        while self._pending >= QUEUE_EVENTS and not self._closed:
             room: asyncio.Future[None] = self._loop.create_future()
             self._waiting.append(room)
             await room
+        if self._closed:
+            raise JournalError("the journal is closed")
         future: asyncio.Future[list[Record]] = self._loop.create_future()
         self._pending += len(events)
 

@@ -25,6 +25,8 @@ BATCH_EVENTS: Final = 2_000
 """A transaction takes no more than about this many events."""
 _ROWS: Final = (256, 64, 16, 4, 1)
 """Rows of one INSERT: few sizes, so that their compiled statements stay cached."""
+UNSTORABLE: Final = (RecursionError, TypeError, ValueError)
+"""What encoding or binding a value raises that has no stored form. It is refused; the thread goes on."""
 _BUSY_S: Final = 30.0
 """How long a batch waits for a database that another process keeps locked."""
 
@@ -83,7 +85,8 @@ class Writer:
 
     def holds(self, lease: Lease, now: float) -> bool:
         """Whether the lease had not run out at `now`, in boot time, by the latest renewal that was committed."""
-        return now < self._until.get(lease.run, 0.0)
+        latest = self._leases.get(lease.run)
+        return latest is not None and latest.token == lease.token and now < self._until.get(lease.run, 0.0)
 
     def close(self) -> None:
         """Writes what is queued and ends the thread."""
@@ -153,6 +156,8 @@ class Writer:
             result = failure(e, self._path)
         except TokaError as e:
             result = e
+        except UNSTORABLE as e:
+            result = JournalError(f"a value cannot be stored: {e}")
         call.done(result)
 
     def _write(self, batch: list[Append]) -> None:
@@ -160,7 +165,7 @@ class Writer:
             return
         try:
             self._transaction(batch)
-        except (sqlite3.Error, TokaError, ValueError) as e:
+        except (sqlite3.Error, TokaError, *UNSTORABLE) as e:
             if len(batch) > 1:
                 for append in batch:
                     self._write([append])
@@ -204,7 +209,7 @@ class Writer:
         runs = {a.lease.run: a.lease.token for a in batch}
         marks = ",".join("?" * len(runs))
         row: tuple[str | None] = self._connection.execute(
-            f"SELECT group_concat(run || ' ' || token) FROM leases WHERE run IN ({marks})",
+            f"SELECT group_concat(run || ' ' || token) FROM leases WHERE until>0 AND run IN ({marks})",
             tuple(runs),
         ).fetchone()
         tokens = {run: token for run, _, token in (pair.partition(" ") for pair in (row[0] or "").split(","))}

@@ -1,0 +1,215 @@
+"""What Toka costs beside loops written by hand, on this machine, now.
+
+Figures of different machines cannot be compared, nor those of a busy and an idle minute. So everything is measured in
+rounds (A B C, A B C ...), each time in a fresh process, and what counts is the median of the rounds' ratios.
+
+    .venv/bin/python bench/bench_toka.py              # all of it, under four minutes
+    .venv/bin/python bench/bench_toka.py --quick      # one small round, under 40 seconds
+    .venv/bin/python bench/bench_toka.py --only cpu --rounds 5 --json figures.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+import machine
+import specs
+from processes import HERE, Processes
+from report import Experiment, Round, Row, absolute, judge, table
+
+TOKA: Final = Path(sys.executable).with_name("toka")
+GROUPS: Final = ("cpu", "wall", "memory", "start", "journal")
+WRITERS: Final = 50
+"""Streams that are appended to at one time when the journal is measured alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured.
+
+    Attributes:
+        rounds: of each comparison.
+        tasks50, tasks500: tasks of one process at 50 and at 500 at a time.
+        many: agents that wait for a slow model at one time.
+        parked: agents that wait for ever while memory is read.
+        specs: specs to validate.
+        appends: to the journal.
+        starts: how often a command is started.
+        peers: whether the ways that are only shown, not judged, are measured everywhere.
+        budget_s: after so many seconds no further comparison begins.
+    """
+
+    rounds: int
+    tasks50: int
+    tasks500: int
+    many: int
+    parked: int
+    specs: int
+    appends: int
+    starts: int
+    peers: bool
+    budget_s: float
+
+
+FULL: Final = Size(3, 400, 1000, 1000, 1000, 1000, 20_000, 5, peers=True, budget_s=180.0)
+QUICK: Final = Size(1, 200, 500, 500, 300, 200, 5_000, 2, peers=False, budget_s=30.0)
+TINY: Final = Size(1, 10, 10, 10, 10, 10, 50, 1, peers=False, budget_s=30.0)
+
+
+def experiments(size: Size) -> list[Experiment]:
+    """All comparisons."""
+    cpu = ("toka", "sdk", "direct", "aiohttp") if size.peers else ("toka", "sdk", "direct")
+    wall = ("toka", "direct", "sdk", "aiohttp") if size.peers else ("toka", "direct")
+    memory = ("toka", "sdk", "direct") if size.peers else ("toka", "sdk")
+    return [
+        Experiment("cpu50", "CPU per task, 50 at a time", cpu, "sdk", "cpu_ms", "ms", 1.3, size.tasks50, 50),
+        Experiment("cpu500", "CPU per task, 500 at a time", cpu, "sdk", "cpu_ms", "ms", 0.8, size.tasks500, 500),
+        Experiment(
+            "wall",
+            f"Wall time, {size.many} agents, 200 ms model",
+            wall,
+            "direct",
+            "wall_s",
+            "s",
+            1.3,
+            size.many,
+            size.many,
+            delay=0.2,
+        ),
+        Experiment(
+            "memory",
+            f"Memory per waiting agent, {size.parked} of them",
+            memory,
+            "sdk",
+            "kb",
+            "KiB",
+            1.4,
+            size.parked,
+            size.parked,
+            park=60.0,
+        ),
+    ]
+
+
+def measure(processes: Processes, size: Size, groups: tuple[str, ...]) -> list[Row]:
+    """Everything, in rounds over all comparisons; what comes after the budget is left out, and `problems` says so."""
+    end = time.monotonic() + size.budget_s
+    chosen = [e for e in experiments(size) if e.id.rstrip("0123456789") in groups]
+    rounds: dict[str, list[Round]] = {e.id: [] for e in chosen}
+    rows: list[Row] = []
+    for number in range(size.rounds):
+        for experiment in chosen:
+            if time.monotonic() > end:
+                break
+            _say(f"round {number + 1} of {size.rounds}: {experiment.title}")
+            rounds[experiment.id].append(processes.round(experiment))
+        if number == 0 and "start" in groups and time.monotonic() < end:
+            _say("start-up")
+            rows += start_up(processes, size)
+        if number == 0 and "journal" in groups and time.monotonic() < end:
+            _say("journal")
+            rows.append(journal(processes, size))
+    if time.monotonic() > end:
+        processes.problems.append(
+            f"time ran out after {size.budget_s:g} s: some figures have fewer rounds, or are missing"
+        )
+    return [judge(e, rounds[e.id]) for e in chosen] + rows
+
+
+def start_up(processes: Processes, size: Size) -> list[Row]:
+    """Commands as a person waits for them."""
+    directory, toka = processes.directory, str(TOKA)
+    team, one = directory / "team", directory / "hello.yaml"
+    specs.write(team, size.specs)
+    one.write_text(specs.ONE_RUN)
+    run = [toka, "run", str(one), "--state", str(directory / "state"), "--quiet"]
+    help_ms = processes.command([toka, "--help"], size.starts, "cpu", factor=1000)
+    run_s = processes.command(run, size.starts, "wall")
+    validate_s = processes.command([toka, "validate", str(team)], 1, "wall")
+    return [
+        absolute("help", "toka --help, CPU", "ms", help_ms, 150.0),
+        absolute("run", "toka run, one task with `run:`", "s", run_s, 0.6),
+        absolute("validate", f"toka validate, {size.specs} specs", "s", validate_s, 5.0),
+    ]
+
+
+def journal(processes: Processes, size: Size) -> Row:
+    """Events a second through the journal and the fold, each append on disk before the next of its stream."""
+    results = [r for _ in range(min(size.rounds, 2)) if (r := processes.load("journal", size.appends, WRITERS))]
+    title = f"Journal alone, {WRITERS} streams"
+    if not results:
+        return absolute("journal", title, "events/s", None, None)
+    rate = median(2 * size.appends / r["wall_s"] for r in results)
+    cost = median(1000 * r["cpu_ms"] / 2 for r in results)
+    return replace(absolute("journal", title, "events/s", rate, None), note=f"{cost:.0f} us CPU per event, with fold")
+
+
+def conditions(directory: Path) -> list[str]:
+    """What a reader must know to believe the figures."""
+    cores = machine.cores()
+    pinned = f"the measured process on one core, the model stub on another (of {cores})"
+    if cores < 2:
+        pinned = "ONE core: the stub takes its time from the measured process, so do not compare these figures"
+    disk = machine.file_system(directory)
+    told = f"journal on {disk or 'an unknown file system'}, synced at every commit"
+    if disk in ("tmpfs", "ramfs"):
+        told += " - IN MEMORY, where syncing costs nothing: choose a directory on a disk with --directory"
+    return [
+        f"Python {platform.python_version()} on {platform.system()}; {pinned}",
+        told,
+        "one task = two requests to a local model stub and one call of a tool; medians; start-up not counted",
+    ]
+
+
+def _say(text: str) -> None:
+    print(f"  {text}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Measures and prints. Returns 1 when a bar is missed and --strict is given."""
+    parser = argparse.ArgumentParser(description="What Toka costs beside loops written by hand.")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", dest="size", action="store_const", const=QUICK, default=FULL, help="one small round")
+    size.add_argument("--tiny", dest="size", action="store_const", const=TINY, help="only to see that it works")
+    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of each comparison")
+    parser.add_argument("--only", choices=GROUPS, action="append", help="repeatable")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--directory", type=Path, help="a directory on a disk for the journals; default: build")
+    parser.add_argument("--strict", action="store_true", help="exit 1 when a bar is missed")
+    given = parser.parse_args()
+    chosen: Size = given.size
+    if given.rounds:
+        longer = max(1.0, given.rounds / chosen.rounds)
+        chosen = replace(chosen, rounds=given.rounds, budget_s=chosen.budget_s * longer)
+    parent: Path = given.directory or HERE.parent / "build"
+    parent.mkdir(parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(prefix="bench-", dir=parent))
+    began = time.monotonic()
+    try:
+        processes = Processes(directory)
+        told = conditions(directory)
+        rows = measure(processes, chosen, tuple(given.only or GROUPS))
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    print(*told, "", table(rows), "", f"{time.monotonic() - began:.0f} s", sep="\n")
+    problems = list(dict.fromkeys(processes.problems))
+    for problem in problems:
+        print(f"problem: {problem}")
+    if given.json:
+        figures = {"conditions": told, "rows": [asdict(r) for r in rows], "problems": problems}
+        given.json.write_text(json.dumps(figures, indent=1) + "\n")
+    return int(given.strict and any(row.met is False for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""Runs a small team in processes that are killed at a chosen write, and lets others go on with it.
+
+`python survival.py FOLDER` reads cases from standard input, one JSON list of [at, before] pairs a line: where the first
+process dies, where the one after it dies, and so on. The last process is not killed. For each case it prints what is
+left, as one line of JSON. Everything is real: processes, SIGKILL, SQLite, sandboxes. Effects are counted outside Toka:
+commands append to files of the workspace, and the model writes down each call that it answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from toka.app import Parts, open_runtime, read_settings
+from toka.config.agent import AgentConfig
+from toka.core.clock import SystemClock
+from toka.core.ids import AgentName, RunId, StepKey, idempotency_key
+from toka.errors import TokaError
+from toka.events.event import StepDone, StepIntent
+from toka.events.state import fold_all
+from toka.journal.sqlite import SqliteJournal, SqliteReader
+from toka.llm.model import ModelReply, ModelRequest
+from toka.orchestration.engine import OrchestrationEngine
+from toka.orchestration.request import RunRequest
+from toka.testing import DyingJournal, ScriptedModel
+
+TORN = ".toka-"
+"""How the names of files begin that a write was making when it was killed: they are left, and nothing reads them."""
+MODEL = "scripted:survivor"
+NEVER = 1_000_000
+AT_ONE_TIME = 2
+"""Cases that run at one time."""
+
+BUILDER = """
+metadata: {name: builder}
+spec: {name: Builder, domain: infrastructure}
+tasks:
+  default:
+    - {id: prepare, run: 'echo "$TOKA_IDEMPOTENCY_KEY" >> effects/prepare', effect: idempotent}
+    - {id: publish, run: 'echo "$TOKA_IDEMPOTENCY_KEY" >> effects/publish'}
+security:
+  capabilities_required: [{filesystem-write: {paths: [effects]}}]
+"""
+
+FIXER = """
+metadata: {name: fixer}
+spec: {name: Fixer, domain: testing}
+objectives:
+  - {description: the answer is right, check: 'test "$(cat answer.txt)" = 42'}
+tasks:
+  default:
+    - {id: fix, description: Make the answer right and leave a note.}
+security:
+  capabilities_required: [filesystem-write]
+"""
+
+SCRIPT: dict[str, Any] = {
+    "agents": {
+        "fixer": {
+            "fix": [
+                {"calls": [{"read_file": {"path": "answer.txt"}}]},
+                {
+                    "calls": [
+                        {"write_file": {"path": "note.txt", "content": "was 40\n"}},
+                        {"edit_file": {"path": "answer.txt", "old": "40", "new": "41"}},
+                    ]
+                },
+                {"report": {"status": "succeeded", "summary": "answered"}},
+            ],
+            "repair-1": [
+                {"calls": [{"edit_file": {"path": "answer.txt", "old": "41", "new": "42"}}]},
+                {"report": {"status": "succeeded", "summary": "mended"}},
+            ],
+        }
+    }
+}
+
+
+class CountedModel:
+    """Answers from the script, after writing the call's key down where no crash reaches it."""
+
+    name = MODEL
+
+    def __init__(self, ledger: Path) -> None:
+        self._script = ScriptedModel(SCRIPT)
+        self._ledger = ledger
+
+    async def request(self, request: ModelRequest) -> ModelReply:
+        note(self._ledger, request.key)
+        return await self._script.request(request)
+
+    async def aclose(self) -> None:
+        pass
+
+
+def note(ledger: Path, line: str) -> None:
+    fd = os.open(ledger, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+    os.write(fd, f"{line}\n".encode())
+    os.close(fd)
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().split() if path.exists() else []
+
+
+async def live(folder: Path, run: RunId | None, at: int, before: bool, ledger: str) -> None:
+    """One process's life: starts the run, or goes on with it, and dies at its write number `at`."""
+    settings = read_settings({"state": str(folder / "state"), "model": MODEL}, cwd=folder, environment={})
+    journals: list[DyingJournal] = []
+
+    def journal(state: Path, clock: Any) -> DyingJournal:
+        journals.append(DyingJournal(SqliteJournal(state, clock), at, before=before))
+        return journals[0]
+
+    parts = Parts(journal=journal, models={MODEL: CountedModel(folder / ledger)})
+    async with open_runtime(settings, parts, environment={}) as runtime:
+        engine = OrchestrationEngine(runtime)
+        if run is None:
+            request = RunRequest([AgentConfig.parse(BUILDER), AgentConfig.parse(FIXER)], folder / "work")
+            session = await engine.start(request)
+        else:
+            session = await engine.resume(run, author="test")
+        result = await session.run()
+        await session.context.recorder.close()
+        (folder / "result").write_text(json.dumps([result.exit_code, journals[0].writes]))
+
+
+def in_child(body: Callable[[], None]) -> int:
+    """Runs `body` in a process of its own and returns its wait status."""
+    pid = os.fork()
+    if pid:
+        return os.waitpid(pid, 0)[1]
+    try:
+        body()
+    except BaseException:  # noqa: BLE001 - nothing may get past the end of a forked process
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """What the journal says: the run, how things stand, which model calls are paid for, what was in flight."""
+    with closing(SqliteReader(folder / "state", SystemClock())) as reader:
+        runs = reader.runs()
+        if not runs:
+            return {"run": None, "status": None, "paid": [], "flying": []}
+        records = reader.read(runs[0])
+    state = fold_all(runs[0], records)
+    intents = {(r.stream, r.event.step): r.event for r in records if isinstance(r.event, StepIntent)}
+    done = {(r.stream, r.event.step) for r in records if isinstance(r.event, StepDone)}
+    flying = [
+        {"agent": a.name, "effect": intents[a.name, step].effect, "task": t.id}
+        for a in state.agents.values()
+        for t in a.tasks.values()
+        for step in t.in_flight
+    ]
+    agents = list(state.agents.values())
+    paid = [idempotency_key(runs[0], AgentName(a), StepKey.parse(s)) for a, s in done if "/model/" in s]
+    return {
+        "run": runs[0],
+        "status": state.status.value,
+        "agents": {a.name: a.status.value for a in state.agents.values()},
+        "tasks": {f"{a.name}/{t.id}": t.status.value for a in state.agents.values() for t in a.tasks.values()},
+        "reports": {f"{a.name}/{t.id}": t.report for a in state.agents.values() for t in a.tasks.values()},
+        "objectives": {
+            f"{a.name}/{o.number}": [o.status.value, o.round] for a in agents for o in a.objectives.values()
+        },
+        "events": len(records),
+        "paid": paid,
+        "flying": flying,
+    }
+
+
+def one_case(folder: Path, kills: list[tuple[int, bool]]) -> dict[str, Any]:
+    work = folder / "work"
+    (work / "effects").mkdir(parents=True)
+    (work / "answer.txt").write_text("40\n")
+    lives: list[dict[str, Any]] = []
+    for number, (at, before) in enumerate([*kills, (NEVER, False)]):
+        left = recorded(folder) if number else {"run": None, "status": None}
+        if number and left["status"] in (None, "COMPLETED"):
+            break  # it was killed before it began, or after its end
+        (folder / "result").unlink(missing_ok=True)
+        ledger = f"asked-{number}"
+        status = in_child(lambda: asyncio.run(live(folder, left["run"], at, before, ledger)))  # noqa: B023 - at once
+        ended = json.loads((folder / "result").read_text()) if (folder / "result").exists() else None
+        lives.append(
+            {
+                "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
+                "exit": os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
+                "ended": ended,
+                "asked": lines(folder / ledger),
+                "after": recorded(folder),
+            }
+        )
+        if ended:
+            break
+    return {
+        "kills": kills,
+        "lives": lives,
+        "files": {p.name: p.read_text() for p in sorted(work.iterdir()) if p.is_file() and not p.name.startswith(TORN)},
+        "effects": {name: lines(work / "effects" / name) for name in ("prepare", "publish")},
+    }
+
+
+def main(folder: Path) -> None:
+    cases = [json.loads(line) for line in sys.stdin if line.strip()]
+    running: set[int] = set()
+    for number, kills in enumerate(cases):
+        if len(running) >= AT_ONE_TIME:
+            running.discard(os.wait()[0])
+        pid = os.fork()
+        if not pid:
+            try:
+                out = json.dumps(one_case(folder / str(number), kills)) + "\n"
+                note(folder / "results", out.rstrip("\n"))
+            except BaseException:  # noqa: BLE001 - as above
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        running.add(pid)
+    while running:
+        running.discard(os.wait()[0])
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]))
+    except TokaError as error:
+        sys.exit(str(error))
