@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ class Team:
         folder: holds the state directory and the workspace `work`.
         script: the model's answers.
         clock: None is the machine's.
-        execution: settings by their name under `execution`.
+        execution: fields of ExecutionConfig.
         journal: makes the journal; None is SQLite in `folder`.
         tools: beyond the built-in ones.
         records, progress: everything published by sessions that `start` or `resume` made.
@@ -122,8 +122,8 @@ class Team:
     async def open(self) -> AsyncIterator[Runtime]:
         """The runtime."""
         flags = {"state": str(self.folder / "state"), "model": MODEL}
-        flags |= {f"execution.{name}": value for name, value in self.execution.items()}
         settings = read_settings(flags, cwd=self.folder, environment={})
+        settings = replace(settings, execution=replace(settings.execution, **self.execution))
         parts = Parts(self.journal, self.clock, lambda: 1.0, {MODEL: self.model}, self.tools)
         async with open_runtime(settings, parts, environment={}) as runtime:
             yield runtime

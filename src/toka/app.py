@@ -15,8 +15,10 @@ from urllib.parse import urlsplit
 
 from toka.config.settings import Settings, load_settings
 from toka.core.clock import Clock, SystemClock
+from toka.core.ids import RunId
 from toka.errors import ModelUnavailable
 from toka.journal.journal import Journal
+from toka.journal.poke import poke
 from toka.journal.sqlite import SqliteJournal, SqliteReader
 from toka.llm.gateway import LlmGateway
 from toka.llm.model import Model
@@ -64,6 +66,27 @@ def read_settings(
 def open_reader(settings: Settings) -> SqliteReader:
     """The journal for reading. Raises JournalError."""
     return SqliteReader(settings.state, SystemClock())
+
+
+async def submit_command(settings: Settings, run: RunId, verb: str, *, agent: str, by: tuple[str, str]) -> None:
+    """Leaves a request for the executor of a run, durable, and nudges it.
+
+    Args:
+        settings: where the run is recorded.
+        run: the run.
+        verb: what is asked: `resume`.
+        agent: whom it concerns; empty means all.
+        by: (author, reason).
+
+    Raises:
+        JournalError: the request could not be written.
+    """
+    journal = SqliteJournal(settings.state, SystemClock())
+    try:
+        await journal.submit(run, verb, agent=agent, arguments={}, by=by)
+    finally:
+        await journal.aclose()
+    poke(settings.state, run)
 
 
 @asynccontextmanager

@@ -10,14 +10,11 @@ from toka.cli.follow import Follower
 from toka.cli.output import emit_json, say
 from toka.cli.rows import event_line
 from toka.cli.summary import summary_lines
-from toka.config.settings import Settings
-from toka.core.clock import SystemClock
 from toka.core.ids import RunId
 from toka.events.event import Record
 from toka.events.lifecycle import TASK_ENDS, RunStatus
 from toka.events.state import RunState, fold
-from toka.journal.poke import poke
-from toka.journal.sqlite import SqliteJournal, SqliteReader
+from toka.journal.sqlite import SqliteReader
 from toka.orchestration.result import EXIT_PERSON, RunResult
 from toka.runtime.progress import progress_event
 
@@ -45,16 +42,6 @@ def author() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
-
-
-async def ask_to_resume(settings: Settings, run: RunId, by: str, reason: str) -> None:
-    """Leaves the request for the run's executor, durable, and nudges it. Raises JournalError."""
-    journal = SqliteJournal(settings.state, SystemClock())
-    try:
-        await journal.submit(run, "resume", agent="", arguments={}, by=(by, reason))
-    finally:
-        await journal.aclose()
-    poke(settings.state, run)
 
 
 def follow(reader: SqliteReader, state: RunState, pid: int, shown: Display) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from toka.cli.door import read_settings
+from toka.cli.door import ANY_PATH, read_settings
 from toka.cli.output import coloured, emit, say
 from toka.cli.render_findings import as_json, counted, github, sarif
 from toka.cli.render_plan import plan_json, plan_lines
@@ -21,7 +21,7 @@ from toka.errors import UsageError
 
 EXIT_INVALID = 3
 
-_paths = click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+_paths = click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=ANY_PATH)
 _json = click.option("--json", "as_json_", is_flag=True, help="The same as --format json.")
 
 

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -23,13 +23,14 @@ from toka.journal.database import FILE
 from toka.journal.journal import LeaseView
 from toka.journal.sqlite import SqliteReader
 
+ANY_PATH: Final = click.Path(path_type=Path, readable=False)
+"""A path that is not looked at while the command line is parsed: whoever opens it says what is wrong with it."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def state_option(command: F) -> F:
     """Adds `--state DIR`."""
-    option = click.option("--state", metavar="DIR", type=click.Path(path_type=Path), help="Where runs are recorded.")
-    return option(command)
+    return click.option("--state", metavar="DIR", type=ANY_PATH, help="Where runs are recorded.")(command)
 
 
 def read_settings(state: Path | None = None, flags: Mapping[str, object] | None = None) -> Settings:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from toka.cli.text import age
+from toka.cli.text import age, line_of
 from toka.cli.view import Planned, RunView
 from toka.events.lifecycle import AGENT_ENDS, AgentStatus, RunStatus, TaskStatus
 from toka.events.state import AgentState
@@ -42,12 +42,13 @@ def explanation(view: RunView, agent: AgentState) -> list[str]:
         return [_not_started(view, agent)]
     if view.status is RunStatus.INTERRUPTED:
         flying = ", ".join(_in_flight(agent))
-        return [f"was {agent.status.lower()} when its process went away" + (f", in {flying}" if flying else "")]
+        middle = f", in the middle of {flying}" if flying else ""
+        return [f"was {agent.status.lower()} when its process went away{middle}"]
     if agent.reason:
         return [f"{agent.status.lower()}: {agent.reason}"]
     waiting = [f"task {t.id} is tried again soon: {t.reason}" for t in agent.tasks.values()
                if t.status is TaskStatus.RETRY_WAIT]  # fmt: skip
-    return waiting or [f"now in {each}" for each in _in_flight(agent)]
+    return waiting or [f"now: {each}" for each in _in_flight(agent)]
 
 
 def _ending(agent: AgentState) -> list[str]:
@@ -79,7 +80,9 @@ def _not_started(view: RunView, agent: AgentState) -> str:
 
 
 def _in_flight(agent: AgentState) -> list[str]:
-    return [f"{what} (task {task.id})" for task in agent.tasks.values() for what in task.in_flight.values()]
+    return [
+        f"{line_of(what, 80)} (task {task.id})" for task in agent.tasks.values() for what in task.in_flight.values()
+    ]
 
 
 def _executor_gone(view: RunView) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from toka.cli.output import fail, internal
+from toka.cli.output import ReaderGone, fail, internal
 from toka.errors import TokaError
 from toka.version import __version__
 
@@ -95,9 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = fail(e)
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:
-        # Whoever read our output went away; nothing is left to say, and the interpreter must not try.
-        sys.stdout = None
+    except ReaderGone:
         code = 141
     except Exception as e:  # noqa: BLE001 - the last edge: a defect is reported as one, with a code of its own
         code = internal(e)

@@ -11,14 +11,29 @@ from typing import Any
 from toka.errors import ConfigError, ModelUnavailable, TokaError
 
 
+class ReaderGone(Exception):
+    """Whoever read stdout went away: nobody wants the rest of the result."""
+
+
 def say(text: str) -> None:
-    """A message for the person at the terminal, on stderr."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is the one place that prints messages
+    """A message for the person at the terminal, on stderr. Without a reader it is lost, and that is all."""
+    try:
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is the one place that prints messages
+    except BrokenPipeError:
+        sys.stderr = None
 
 
 def emit(text: str) -> None:
-    """A part of the result, on stdout."""
-    print(text, flush=True)  # noqa: T201 - this is the one place that prints results
+    """A part of the result, on stdout.
+
+    Raises:
+        ReaderGone: the reader went away. (click would take a BrokenPipeError for its own business.)
+    """
+    try:
+        print(text, flush=True)  # noqa: T201 - this is the one place that prints results
+    except BrokenPipeError as e:
+        sys.stdout = None  # or the interpreter tries to flush it at its end
+        raise ReaderGone from e
 
 
 def emit_json(value: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from toka.cli.door import again, open_journal, open_run, read_settings, state_option
+from toka.cli.door import ANY_PATH, again, open_journal, open_run, read_settings, state_option
 from toka.cli.follow import Follower, end_text
 from toka.cli.heads import CAN, Noted, compare, heads_json, read_heads
 from toka.cli.ids import find_run, match_name
@@ -77,7 +77,7 @@ def audit() -> None:
 @click.argument("run_id", metavar="[RUN]", required=False)
 @state_option
 @click.option("--all", "every", is_flag=True, help="Verify every run.")
-@click.option("--heads", metavar="FILE", type=click.Path(path_type=Path), help="Compare with heads noted before.")
+@click.option("--heads", metavar="FILE", type=ANY_PATH, help="Compare with heads noted before.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, one for each run.")
 def audit_verify(run_id: str | None, state: Path | None, every: bool, heads: Path | None, as_json: bool) -> int:  # noqa: FBT001
     """Verify the hash chains of a run, or of all runs; names the first bad record of each stream.

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import click
 
-from toka.app import open_reader, open_runtime, read_settings
-from toka.cli.attach import Display, already_ended, ask_to_resume, author, follow
+from toka.app import open_reader, open_runtime, read_settings, submit_command
+from toka.cli.attach import Display, already_ended, author, follow
 from toka.cli.ids import find_run
 from toka.cli.live import Lines, LiveView
 from toka.cli.output import emit_json, fail, live, say
@@ -92,7 +92,7 @@ def resume(run_id: str, state: Path | None, reason: str, **display: bool) -> int
             return already_ended(recorded, shown)
         lease = reader.lease(run)
         if lease is not None and lease.alive:
-            asyncio.run(ask_to_resume(settings, run, author(), reason))
+            asyncio.run(submit_command(settings, run, "resume", agent="", by=(author(), reason)))
             return follow(reader, recorded, lease.holder.pid, shown)
     finally:
         reader.close()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from toka.cli.output import emit_json
+from toka.cli.output import ReaderGone, emit_json
 from toka.core.clock import SystemClock
 from toka.core.ids import RunId
 from toka.journal.sqlite import SqliteReader
@@ -59,7 +59,7 @@ class EventPrinter:
                 if closing:
                     return
                 self._news.wait()
-        except BrokenPipeError:
+        except ReaderGone:
             self._on_broken()
         finally:
             reader.close()

@@ -265,5 +265,4 @@ def _own_url(provider: str, environment: Mapping[str, str]) -> str | None:
 
 
 def _none(tried: tuple[str, ...]) -> ModelUnavailable:
-    lines = "".join(f"\n  {line}" for line in tried)
-    return ModelUnavailable(f"no model found; tried:{lines}", tried=tried, hint=HINT)
+    return ModelUnavailable("no model found", tried=tried, hint=HINT)

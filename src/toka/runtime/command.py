@@ -14,6 +14,8 @@ UNBOUNDED_S = 365 * 86_400.0
 """The deadline of a command that has none, in seconds."""
 KEPT_CHARACTERS = 20_000
 """Of a command's output, in the record."""
+SHOWN_CHARACTERS = 160
+"""Of a command line, where its end is told."""
 TAIL_CHARACTERS = 2_000
 """Of a command's output, in reports and evidence."""
 
@@ -59,7 +61,9 @@ def described(ended: CommandResult) -> dict[str, Any]:
 
 
 def verdict(value: dict[str, Any], line: str, timeout_s: float | None) -> str:
-    """How a command ended, in words: `make test` exited with 2."""
+    """How a command ended, in words and one line: `make test` exited with 2."""
+    flat = " ".join(line.split())
+    line = flat if len(flat) <= SHOWN_CHARACTERS else flat[: SHOWN_CHARACTERS - 1] + "…"
     match value["ended"]:
         case "exited":
             return f"`{line}` exited with {value['exit']}"
