@@ -50,7 +50,7 @@ async def test_a_base_url_goes_before_everything() -> None:
     assert server.asked == [("http://flag:2/v1", None), ("http://env:1/v1", "t")], "a vendor's key stays at home"
     with pytest.raises(ModelUnavailable) as caught:
         await resolve_auto(env, "http://other:3", server)
-    assert caught.value.tried == ("http://other:3/v1: connection refused",)
+    assert caught.value.tried == ("http://other:3: connection refused",)
 
 
 async def test_nothing_found_says_what_was_tried() -> None:

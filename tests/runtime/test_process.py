@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -27,7 +28,7 @@ class Door:
 
     name = "door"
     description = "Waits."
-    parameters: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+    parameters: ClassVar[dict[str, Any]] = {"type": "object", "properties": {}, "additionalProperties": False}
 
     def __init__(self, effect: Effect = Effect.PURE, breaks: int = 0) -> None:
         self.effect = effect
@@ -96,7 +97,7 @@ async def test_a_paused_agent_finishes_what_is_in_flight_and_starts_nothing(fast
     assert statuses(fast) == ["STARTING", "RUNNING", "PAUSING", "PAUSED", "RUNNING", "COMPLETED"]
 
 
-@pytest.mark.parametrize("turns", range(12))
+@pytest.mark.parametrize("turns", range(0, 12, 2))
 async def test_no_step_is_recorded_after_the_hold_whenever_the_pause_comes(fast: Team, turns: int) -> None:
     fast.script = {"default": [{**call("write_file", path="a", content="x"), "repeat": True}]}
     fast.__post_init__()
@@ -210,7 +211,7 @@ async def test_a_stop_beats_a_pause_and_a_wait(slow_motion: Team, clock: ManualC
         assert (await run).status is RunStatus.STOPPED
 
 
-@pytest.mark.parametrize("turns", [0, 1, 2, 3, 4, 5, 6, 8, 11, 15])
+@pytest.mark.parametrize("turns", range(24))
 async def test_a_stop_at_any_moment_of_the_start_ends_legally(fast: Team, turns: int) -> None:
     async with fast.open() as runtime:
         session = await fast.start(runtime, agent(tasks=["a", "b", "c", "d"]))

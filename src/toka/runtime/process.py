@@ -259,6 +259,8 @@ class AgentProcessManager:
             return await self._end(name, AgentOutcome(AgentStatus.FAILED, e.message, "sandbox"))
         except Exception as e:  # noqa: BLE001 - whatever broke, this agent is restarted and its siblings go on
             await prepared.close()
+            if execution.stopping is not None:
+                return await self._stopped(execution, prepared, executor)
             return await self._crashed(execution, executor, e)
         return await self._end(name, outcome)
 
@@ -301,7 +303,8 @@ class AgentProcessManager:
         if outcome.status is AgentStatus.STOPPED and not agent_may(self.state(name).status, AgentStatus.STOPPED):
             await self._change(name, AgentStatus.STOPPING, outcome.reason)
         await self._change(name, outcome.status, outcome.reason, outcome.why)
-        return outcome
+        ended = self.state(name)
+        return AgentOutcome(ended.status, ended.reason, ended.why)
 
     async def _rested(self, name: AgentName) -> None:
         async with self._turn(name):
@@ -322,6 +325,8 @@ class AgentProcessManager:
             old = self.state(name).status
             if old is status or old in AGENT_ENDS:
                 return
+            if old is AgentStatus.STOPPING and status is not AgentStatus.STOPPED:  # the stop came first: it wins
+                status, reason, why = AgentStatus.STOPPED, self.state(name).reason, "stopped"
             if not agent_may(old, status):
                 raise AssertionError(f"agent {name}: {old.value} -> {status.value} is no legal transition")
             await self._run.recorder.record(name, AgentStateChanged(status.value, reason, why))
