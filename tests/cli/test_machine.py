@@ -79,6 +79,7 @@ def test_a_key_may_come_from_the_settings(toka: Toka, tmp_path: Path, monkeypatc
     assert "${env:MY_KEY} is not set" in done.err
 
 
+@pytest.mark.slow
 def test_a_server_is_asked_for_its_models(toka: Toka, server: str) -> None:
     assert toka("models", "--base-url", server).lines[0] == "model   server:tiny"
     assert toka("models", "--base-url", server, "--model", "server:small", "--json").json["note"] == ""

@@ -236,7 +236,7 @@ async def test_a_crash_is_followed_by_restarts_and_the_agent_goes_on(slow_motion
     waits = [
         r.at for r in slow_motion.records if isinstance(r.event, AgentStateChanged) and r.event.state == "STARTING"
     ]
-    assert [b - a for a, b in zip(waits, waits[1:], strict=False)] == [1.0, 2.0, 4.0]
+    assert [b - a for a, b in pairwise(waits)] == [1.0, 2.0, 4.0]
 
 
 async def test_too_many_crashes_without_a_new_step_end_in_a_crash_loop(slow_motion: Team, clock: ManualClock) -> None:

@@ -6,6 +6,7 @@ Commands are imported when they are called: `toka --help` reads only the table b
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from typing import Any, Final
 
@@ -82,6 +83,9 @@ def main(arguments: list[str] | None = None) -> None:
     Exit codes: 0 done, 1 run failed, 2 usage, 3 invalid spec, 4 something missing, 5 denied by policy, 6 limit,
     7 waiting for a person, 8 stopped by a person, 9 not found, 70 internal, 75 try again, 130 and 143 signals.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character gets its number
     try:
         code: Any = cli.main(arguments, prog_name="toka", standalone_mode=False)
     except click.exceptions.Exit as e:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
 from typing import Any
 
+from toka.cli.text import json_line
 from toka.errors import ConfigError, ModelUnavailable, TokaError
 
 
@@ -38,7 +38,7 @@ def emit(text: str) -> None:
 
 def emit_json(value: dict[str, Any]) -> None:
     """One JSON line of the result."""
-    emit(json.dumps(value, ensure_ascii=False, separators=(", ", ": ")))
+    emit(json_line(value))
 
 
 def fail(error: TokaError) -> int:

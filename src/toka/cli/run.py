@@ -15,6 +15,7 @@ import click
 
 from toka.app import open_reader, open_runtime, read_settings, submit_command
 from toka.cli.attach import Display, already_ended, author, follow
+from toka.cli.door import ANY_PATH
 from toka.cli.ids import find_run
 from toka.cli.live import Lines, LiveView
 from toka.cli.output import emit_json, fail, live, say
@@ -39,9 +40,9 @@ FILES: Final = 16_384
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--workspace", type=click.Path(path_type=Path), help="The directory the agents work on. Default: here.")
-@click.option("--state", type=click.Path(path_type=Path), help="Where runs are recorded.")
+@click.argument("paths", nargs=-1, required=True, type=ANY_PATH)
+@click.option("--workspace", type=ANY_PATH, help="The directory the agents work on. Default: here.")
+@click.option("--state", type=ANY_PATH, help="Where runs are recorded.")
 @click.option("--model", help="PROVIDER:MODEL, auto, or scripted:FILE; overrides the specs.")
 @click.option("--base-url", help="A server that speaks the provider's protocol.")
 @click.option("--enable", multiple=True, metavar="NAME", help="Switch on a conditional task group. Repeatable.")
@@ -73,7 +74,7 @@ def run(
 
 @click.command()
 @click.argument("run_id", metavar="RUN")
-@click.option("--state", type=click.Path(path_type=Path), help="Where runs are recorded.")
+@click.option("--state", type=ANY_PATH, help="Where runs are recorded.")
 @click.option("--reason", default="", help="Why, for the record.")
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines.")
 @click.option("--quiet", "-q", is_flag=True, help="Print only errors and the end.")

@@ -253,5 +253,10 @@ CODES: Final[Mapping[str, Code]] = {
         "malformed model name",
         "A model is written as `provider:model`, such as `openai:NAME`, or as `auto`. It has no spaces.",
     ),
+    "TK6101": Code(
+        "mistake in a script",
+        "A scripted model reads its replies from a YAML or JSON file: `script: 1`, then `agents`, below each agent its "
+        "tasks, and below each task a list of replies with `say`, `calls`, `report` or `error`.",
+    ),
 }
 """Every code there is."""
