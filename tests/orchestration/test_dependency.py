@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 
 import pytest
 from hypothesis import given, settings
@@ -60,7 +60,7 @@ def test_the_graph_is_what_brute_force_finds(
             DependencyResolver(team)
         path = str(error.value).rpartition(": ")[2].split(" -> ")
         assert path[0] == path[-1] and len(set(path)) == len(path) - 1
-        assert all((a, b) in required for a, b in zip(path, path[1:], strict=False)), "the circle that is shown is real"
+        assert all((a, b) in required for a, b in pairwise(path)), "the circle that is shown is real"
         return
     graph = DependencyResolver(team)
     kept = {(str(e.agent), str(e.on)) for e in graph.edges}
@@ -74,7 +74,7 @@ def test_the_graph_is_what_brute_force_finds(
     assert waves == {n: depth(n, kept) for n in NAMES}
     path = graph.critical_path
     assert len(path) == longest(kept)
-    assert all((str(b), str(a)) in kept for a, b in zip(path, path[1:], strict=False))
+    assert all((str(b), str(a)) in kept for a, b in pairwise(path))
 
 
 @settings(max_examples=100, deadline=None)
@@ -105,7 +105,7 @@ def test_an_agent_that_requires_itself_is_a_circle_and_an_optional_one_is_nothin
 
 def test_long_chains_need_no_deep_stack() -> None:
     names = [AgentName(f"n{i}") for i in range(5000)]
-    chain = list(zip(names, names[1:], strict=False))
+    chain = list(pairwise(names))
     assert find_cycle(names, chain) is None
     assert find_cycle(names, [*chain, (names[-1], names[0])]) == (*names, names[0])
 

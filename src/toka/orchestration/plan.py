@@ -12,6 +12,7 @@ from toka.core.ids import AgentName
 from toka.core.limits import KINDS, Limits
 from toka.core.message import ToolSpec
 from toka.orchestration.dependency import DependencyResolver
+from toka.orchestration.enforce import unenforced, unopened
 from toka.sandbox.policy import SandboxPolicy, compile_policy
 from toka.tools.builtin import tools_for
 from toka.tools.tool import spec_of
@@ -139,6 +140,7 @@ def _agent(
     needs_model = any(t.run is None for t in tasks)
     checked = sum(1 for o in config.objectives if o.check is not None)
     notes = [note.text for note in config.grant_notes(capabilities)]
+    notes += [*unenforced(config), *unopened(config, capabilities)]
     notes += [
         f"rests on claims: no objective of {edge.on} has a check"
         for edge in graph.before[name]

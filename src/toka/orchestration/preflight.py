@@ -9,6 +9,7 @@ from pathlib import Path
 from toka.config.agent import AgentConfig
 from toka.config.rules import Problem
 from toka.errors import ConfigError, MissingError, ModelUnavailable, UsageError
+from toka.orchestration.enforce import unenforced
 from toka.runtime.context import Runtime
 from toka.sandbox.policy import SandboxPolicy
 from toka.tools.builtin import tools_for
@@ -23,7 +24,7 @@ async def preflight(
         Warnings: agents that will be skipped because no model answers.
 
     Raises:
-        MissingError: this is no Linux.
+        MissingError: this is no Linux, or an agent asks for strict limits that are not enforced.
         SandboxUnavailable: there is no working sandbox.
         ModelUnavailable: no model answers, and no agent can do without one; or a named model cannot be had.
         UsageError, ConfigError: a model string or script is wrong.
@@ -34,6 +35,12 @@ async def preflight(
             hint="run Toka in a Linux machine: Lima on macOS, WSL2 on Windows, or a devcontainer; "
             "validate, plan, ps, show and events work here",
         )
+    for config in configs:
+        if config.security.enforcement == "strict" and (gaps := unenforced(config)):
+            raise MissingError(
+                f"agent {config.name} asks for strict enforcement, and this machine cannot give it: {'; '.join(gaps)}",
+                hint="remove security.enforcement: strict, or these limits",
+            )
     if any(_has_hands(runtime, config, enabled) for config in configs):
         trial = await runtime.start_sandbox(workspace, SandboxPolicy())
         await trial.close()

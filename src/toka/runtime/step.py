@@ -289,7 +289,8 @@ class Steps:
         if value is None:
             return None
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-        if len(text) <= INLINE_BYTES:
+        reference = isinstance(value, dict) and "blob" in value  # what would be taken for one is stored as one
+        if len(text) <= INLINE_BYTES and not reference:
             return value
         return {"blob": await self._recorder.put_blob(text.encode("utf-8", "surrogatepass"))}
 
