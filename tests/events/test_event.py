@@ -22,7 +22,7 @@ values = st.recursive(
     max_leaves=6,
 )
 objects = st.dictionaries(st.text(max_size=8), values, max_size=3)
-texts = st.text(st.characters(exclude_categories=()), max_size=30)
+texts = st.text(st.characters() | st.sampled_from("\ud800\udbff\udc00\udfff"), max_size=30)
 """Any text, half surrogate pairs included."""
 BY_TYPE: dict[str, st.SearchStrategy[Any]] = {
     "str": texts,

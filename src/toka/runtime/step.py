@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 from toka.core.clock import Clock
 from toka.core.effect import Effect
@@ -289,16 +289,20 @@ class Steps:
         if value is None:
             return None
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-        reference = isinstance(value, dict) and "blob" in value  # what would be taken for one is stored as one
-        if len(text) <= INLINE_BYTES and not reference:
+        if len(text) <= INLINE_BYTES and not _is_reference(value):
             return value
         return {"blob": await self._recorder.put_blob(text.encode("utf-8", "surrogatepass"))}
 
     def _loaded(self, value: Any) -> Any:
-        if not isinstance(value, dict) or "blob" not in value:
-            return cast(Any, value)
-        digest: str = cast(dict[str, Any], value)["blob"]
+        if not _is_reference(value):
+            return value
+        digest: str = value["blob"]
         return json.loads(self._recorder.blob(digest).decode("utf-8", "surrogatepass"))
+
+
+def _is_reference(value: Any) -> bool:
+    """Whether a stored result names a blob. A result that looks like that is stored as one itself."""
+    return isinstance(value, dict) and "blob" in value
 
 
 def cut(arguments: Any) -> Any:
