@@ -100,6 +100,7 @@ class Team:
         execution: fields of ExecutionConfig.
         journal: makes the journal; None is SQLite in `folder`.
         tools: beyond the built-in ones.
+        random: what randomness gives, always; 1.0 makes every wait its longest.
         records, progress: everything published by sessions that `start` or `resume` made.
     """
 
@@ -109,6 +110,7 @@ class Team:
     execution: Mapping[str, Any] = field(default_factory=dict[str, Any])
     journal: Callable[[Path, Clock], Journal] | None = None
     tools: tuple[Tool, ...] = ()
+    random: float = 1.0
     records: list[Record] = field(default_factory=list[Record])
     progress: list[ProgressEvent] = field(default_factory=list[ProgressEvent])
 
@@ -124,7 +126,7 @@ class Team:
         flags = {"state": str(self.folder / "state"), "model": MODEL}
         settings = read_settings(flags, cwd=self.folder, environment={})
         settings = replace(settings, execution=replace(settings.execution, **self.execution))
-        parts = Parts(self.journal, self.clock, lambda: 1.0, {MODEL: self.model}, self.tools)
+        parts = Parts(self.journal, self.clock, lambda: self.random, {MODEL: self.model}, self.tools)
         async with open_runtime(settings, parts, environment={}) as runtime:
             yield runtime
 

@@ -44,7 +44,7 @@ FLOORS: Mapping[str, int] = {
 DATA_FOLDERS = {"demo"}
 """Folders of the package that hold files and no modules of ours."""
 
-TEST_FOLDERS = {"fixtures", "torture"}
+TEST_FOLDERS = {"bench", "fixtures", "torture"}
 """Folders under tests/ that belong to no single room."""
 
 VENDORS = {"toka.llm.models", "toka.llm.conversion", "toka.llm.wire_anthropic", "toka.llm.wire_openai"}

@@ -176,7 +176,7 @@ async def test_a_full_disk_refuses_loses_nothing_and_recovers_unaided(state: Pat
 import resource
 lease = await journal.acquire(run)
 used = max(p.stat().st_size for p in state.iterdir())
-resource.setrlimit(resource.RLIMIT_FSIZE, (used + 60_000, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, (used + 200_000, resource.RLIM_INFINITY))
 told, refused = [], None
 for n in range(100):
     try:

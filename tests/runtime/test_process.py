@@ -222,7 +222,11 @@ async def test_a_stop_at_any_moment_of_the_start_ends_legally(fast: Team, turns:
         assert session.manager.state(ONE).ended
 
 
-async def test_a_crash_is_followed_by_restarts_and_the_agent_goes_on(slow_motion: Team, clock: ManualClock) -> None:
+@pytest.mark.parametrize(("random", "waits"), [(1.0, [1.0, 2.0, 4.0]), (0.0, [0.5, 1.0, 2.0])])
+async def test_a_crash_is_followed_by_restarts_and_the_agent_goes_on(
+    slow_motion: Team, clock: ManualClock, random: float, waits: list[float]
+) -> None:
+    slow_motion.random = random
     door = Door(breaks=3)
     door.open.set()
     with_door(slow_motion, door)
@@ -233,10 +237,9 @@ async def test_a_crash_is_followed_by_restarts_and_the_agent_goes_on(slow_motion
         assert (await run).exit_code == 0
     assert statuses(slow_motion).count("BACKOFF") == 3
     assert len(slow_motion.model.requests) == 3, "recorded answers were not asked for again"
-    waits = [
-        r.at for r in slow_motion.records if isinstance(r.event, AgentStateChanged) and r.event.state == "STARTING"
-    ]
-    assert [b - a for a, b in pairwise(waits)] == [1.0, 2.0, 4.0]
+    changes = [r for r in slow_motion.records if isinstance(r.event, AgentStateChanged)]
+    starts = [r.at for r in changes if r.event.state == "STARTING"]  # type: ignore[union-attr]
+    assert [b - a for a, b in pairwise(starts)] == waits
 
 
 async def test_too_many_crashes_without_a_new_step_end_in_a_crash_loop(slow_motion: Team, clock: ManualClock) -> None:
@@ -358,3 +361,26 @@ async def test_a_reply_that_takes_long_is_waited_for(slow_motion: Team, clock: M
         run = asyncio.create_task(session.run())
         await pass_time(clock, run.done, step=5.0)
         assert (await run).exit_code == 0
+
+
+async def test_a_model_call_that_a_crash_lost_counts_towards_the_limit(team: Team) -> None:
+    report = ("report", '{"status": "succeeded", "summary": "s"}')
+    asked: list[ModelRequest] = []
+
+    def slow_at_first(request: ModelRequest) -> Answer:
+        asked.append(request)
+        return ScriptedReply(calls=(report,), delay_s=60.0 if len(asked) == 1 else 0.0)
+
+    team.script = slow_at_first
+    team.__post_init__()
+    async with team.open() as runtime:
+        session = await team.start(runtime, agent(limits={"max_model_calls": 1}))
+        run = asyncio.create_task(session.run())
+        await eventually(lambda: asked)
+        await session.shutdown(0.0)
+        await run
+        await session.context.recorder.close()
+        again = await team.resume(runtime, session.context.id)
+        result = await again.run()
+    one = result.state.agents["one"]
+    assert (one.why, result.exit_code, one.usage.calls, len(asked)) == ("limit", 6, 1, 1)

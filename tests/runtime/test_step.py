@@ -258,3 +258,13 @@ async def test_only_a_step_without_an_end_is_unanswered(journal: OrderedJournal,
     assert (intent := later.unanswered(KEY)) is not None and intent.reserved == [10.0, 5.0]
     await later.run(act(), acting(journal))
     assert (await process()).unanswered(KEY) is None
+
+
+async def test_no_act_starts_when_the_lease_ran_out_while_its_intent_was_written(
+    journal: OrderedJournal, process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = await process()
+    monkeypatch.setattr(journal, "holds", lambda _: False)
+    with pytest.raises(StaleEpoch, match="lost run"):
+        await steps.run(act(), acting(journal))
+    assert "act" not in journal.order

@@ -170,11 +170,20 @@ def fold(state: RunState, record: Record) -> RunState:
 
 
 def fold_all(run: str, records: Iterable[Record]) -> RunState:
-    """The state of a run from its records."""
+    """The state of a run from its records: as `fold` for each, but the agents are not copied for each."""
     state = RunState(run)
-    for record in records:
-        state = fold(state, record)
-    return state
+    agents: dict[str, AgentState] | None = None
+    last: Record | None = None
+    for last in records:
+        if last.stream:
+            agents = dict(state.agents) if agents is None else agents
+            agents[last.stream] = fold_agent(agents.get(last.stream) or AgentState(last.stream), last)
+        else:
+            state = fold(state if agents is None else replace(state, agents=agents), last)
+            agents = None
+    if agents is None or last is None:
+        return state
+    return replace(state, agents=agents, last=last.id, changed_at=last.at)
 
 
 def fold_agent(state: AgentState, record: Record) -> AgentState:

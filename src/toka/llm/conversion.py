@@ -14,6 +14,7 @@ from pydantic_ai.tools import ToolDefinition
 from pydantic_ai.usage import RequestUsage
 
 from toka.core.message import Message, ToolCall, ToolSpec, Usage
+from toka.llm.estimate import ToolSetKey, tool_set_key
 
 REMEMBERED: Final = 256
 """How many tool sets stay converted, per model."""
@@ -125,14 +126,15 @@ def usage_of(usage: RequestUsage) -> Usage | None:
 
 
 class ToolSets:
-    """Tool sets as pydantic-ai's request parameters, kept by the identity of their tuples."""
+    """Tool sets as pydantic-ai's request parameters: the same object for all agents with the same tools."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Sequence[ToolSpec], ModelRequestParameters]] = {}
+        self._known: dict[ToolSetKey, tuple[Sequence[ToolSpec], ModelRequestParameters]] = {}
 
     def of(self, tools: Sequence[ToolSpec]) -> ModelRequestParameters:
-        """The parameters for a tool set: the same object for the same tuple."""
-        known = self._known.get(id(tools))
+        """The parameters for a tool set."""
+        key = tool_set_key(tools)
+        known = self._known.get(key)
         if known is None:
             if len(self._known) >= REMEMBERED:
                 self._known.pop(next(iter(self._known)))
@@ -141,7 +143,7 @@ class ToolSets:
                 for t in tools
             ]
             parameters = ModelRequestParameters(function_tools=definitions, allow_text_output=True)
-            known = self._known[id(tools)] = (tools, parameters)
+            known = self._known[key] = (tools, parameters)
         return known[1]
 
 

@@ -16,15 +16,26 @@ REMEMBERED: Final = 256
 """How many tool sets' sizes are remembered."""
 
 
+ToolSetKey = tuple[tuple[str, str, int], ...]
+"""What a tool set is known by, see `tool_set_key`."""
+
+
+def tool_set_key(tools: Sequence[ToolSpec]) -> ToolSetKey:
+    """What makes two tool sets the same: names, descriptions, and the identity of the schemas, which are not hashable.
+
+    Keep the tool set with its key, so that an identity stays true.
+    """
+    return tuple((t.name, t.description, id(t.parameters)) for t in tools)
+
+
 class Bounds:
     """Bounds the tokens of requests and replies.
 
-    The size of a tool set is kept by the identity of its tuple (schemas are not hashable); the tuple is kept with it,
-    so that an identity stays true.
+    The size of a tool set is kept for all agents that have the same tools.
     """
 
     def __init__(self) -> None:
-        self._tools: dict[int, tuple[Sequence[ToolSpec], int]] = {}
+        self._tools: dict[ToolSetKey, tuple[Sequence[ToolSpec], int]] = {}
 
     def input(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> int:
         """The most tokens that a provider can count for this request, cached ones included."""
@@ -36,7 +47,8 @@ class Bounds:
         return _message_size(message)
 
     def _tool_bytes(self, tools: Sequence[ToolSpec]) -> int:
-        known = self._tools.get(id(tools))
+        key = tool_set_key(tools)
+        known = self._tools.get(key)
         if known is None:
             size = sum(
                 _size(t.name) + _size(t.description) + _size(json.dumps(dict(t.parameters), ensure_ascii=False))
@@ -44,7 +56,7 @@ class Bounds:
             )
             if len(self._tools) >= REMEMBERED:
                 self._tools.pop(next(iter(self._tools)))
-            known = self._tools[id(tools)] = (tools, size + PER_MESSAGE * len(tools) + PER_REQUEST)
+            known = self._tools[key] = (tools, size + PER_MESSAGE * len(tools) + PER_REQUEST)
         return known[1]
 
 

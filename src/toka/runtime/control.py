@@ -20,7 +20,7 @@ class AgentControl:
         """The callbacks record that the agent came to rest at the gate, and that it goes on."""
         self._on_paused = on_paused
         self._on_resumed = on_resumed
-        self._changed = asyncio.Event()
+        self._changed: asyncio.Event | None = None  # made when somebody waits: most agents are never held
         self.holds: dict[str, str] = {}
         self.closing = False
         self.resting = False
@@ -32,9 +32,9 @@ class AgentControl:
                 self.resting = True
                 await self._on_paused()
                 continue
-            self._changed.clear()
-            if self.holds and not self.closing:
-                await self._changed.wait()
+            if self._changed is None or self._changed.is_set():
+                self._changed = asyncio.Event()
+            await self._changed.wait()
         if self.closing:
             raise Closing
         if self.resting:
@@ -44,14 +44,18 @@ class AgentControl:
     def hold(self, hold: str, reason: str) -> None:
         """From here the gate is shut."""
         self.holds[hold] = reason
-        self._changed.set()
+        self._notify()
 
     def lift(self, hold: str) -> None:
         """Takes one hold away; the gate opens with the last one."""
         self.holds.pop(hold, None)
-        self._changed.set()
+        self._notify()
 
     def close(self) -> None:
         """From here every step is refused: the agent unwinds at its next one."""
         self.closing = True
-        self._changed.set()
+        self._notify()
+
+    def _notify(self) -> None:
+        if self._changed is not None:
+            self._changed.set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from toka.core.capability import CapabilityError
 from toka.core.ids import StepKey
@@ -80,7 +80,7 @@ async def _run(
         return Result(_value(tool.name, result), failed=result.failed)
 
     act = Act(key, tool.effect, tool.name, arguments, rule)
-    if isinstance(tool, CheckableTool):
+    if _is_checkable(tool):
         checkable = tool
 
         async def evidence() -> dict[str, Any]:
@@ -92,6 +92,11 @@ async def _run(
 
         act = Act(key, tool.effect, tool.name, arguments, rule, evidence=evidence, probe=probe)
     return _answer(call, await agent.steps.run(act, do))
+
+
+def _is_checkable(tool: Tool) -> TypeGuard[CheckableTool]:
+    """As isinstance, which walks over all members of the protocol each time."""
+    return hasattr(tool, "evidence") and hasattr(tool, "probe") and hasattr(tool, "happened")
 
 
 def _find(agent: AgentContext, name: str) -> Tool | None:
