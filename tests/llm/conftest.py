@@ -6,8 +6,8 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
-from model_server import ModelServer
 
+from llm.model_server import ModelServer
 from toka.core.ids import AgentName, TaskId
 from toka.core.message import Message, ToolSpec, Usage
 from toka.errors import LimitExceeded

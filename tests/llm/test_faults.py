@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FakeClock, Ledger, ask
-from model_server import (
+
+from llm.conftest import FakeClock, Ledger, ask
+from llm.model_server import (
     Behaviour,
     ModelServer,
     anthropic_body,
@@ -27,7 +28,6 @@ from model_server import (
     reply,
     reset,
 )
-
 from toka.core.message import Usage
 from toka.errors import ModelError, ModelRefused, ModelUnavailable
 from toka.llm.failure import CallError, failure_of

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import FakeClock, Ledger, ask
 
+from llm.conftest import FakeClock, Ledger, ask
 from toka.core.message import Message, Usage
 from toka.errors import LimitExceeded, ModelError, ModelRefused, ModelUnavailable
 from toka.llm.failure import failed

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from conftest import FakeClock, ask
-from model_server import ModelServer, anthropic_body, error, hang, openai_body, reply
 
+from llm.conftest import FakeClock, ask
+from llm.model_server import ModelServer, anthropic_body, error, hang, openai_body, reply
 from toka.core.message import Message, ToolCall, Usage
 from toka.errors import ModelError, ModelRefused, ModelUnavailable
 from toka.llm.failure import failure_of

@@ -5,8 +5,8 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
-from conftest import TOOLS
 
+from llm.conftest import TOOLS
 from toka.llm import prompts
 from toka.llm.domains import ALIASES, DEFAULT, DOMAINS, lines_of
 from toka.llm.prompts import AgentBrief, ObjectiveBrief, fence, system_prompt, task_prompt

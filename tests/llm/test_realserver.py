@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TOOLS, Ledger, ask
-from tiny_gguf import write_model
 
+from llm.conftest import TOOLS, Ledger, ask
+from llm.tiny_gguf import write_model
 from toka.core.clock import SystemClock
 from toka.core.message import Message, ToolCall, Usage
 from toka.errors import ModelRefused, ModelUnavailable

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import FakeClock, ask
 
+from llm.conftest import FakeClock, ask
 from toka.errors import ConfigError, ModelUnavailable, UsageError
 from toka.llm.registry import ModelRegistry
 from toka.llm.scripted import ScriptedModel

@@ -5,8 +5,8 @@ import time
 from typing import Any
 
 import pytest
-from model_server import ModelServer, drip, hang, raw, reply
 
+from llm.model_server import ModelServer, drip, hang, raw, reply
 from toka.errors import ModelUnavailable, UsageError
 from toka.llm import resolve
 from toka.llm.pricing import PriceList

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FakeClock, ask
 
+from llm.conftest import FakeClock, ask
 from toka.core.ids import AgentName, TaskId
 from toka.core.message import Message, Usage
 from toka.errors import ConfigError, ModelError, UsageError

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from model_server import ModelServer, drip, hang, reply
 
+from llm.model_server import ModelServer, drip, hang, reply
 from toka.llm.transport import AiohttpTransport, BodyTooLarge, NotJson, TransportSettings
 
 

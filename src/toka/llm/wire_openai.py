@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import httpx2
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, NotGiven, Omit
@@ -104,10 +104,10 @@ class LeanCompletions:
 def _error_of(response: httpx2.Response) -> Any:
     """What the SDK keeps of a refusal: the `error` of its JSON, the JSON without one, or its text."""
     try:
-        body = response.json()
+        body: Any = response.json()
     except ValueError:
         return response.text
-    return body.get("error", body) if isinstance(body, dict) else body
+    return cast("dict[str, Any]", body).get("error", body) if isinstance(body, dict) else body
 
 
 class _OpenAI(KnownTools, OpenAIChatModel):
