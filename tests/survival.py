@@ -31,8 +31,6 @@ from toka.orchestration.engine import OrchestrationEngine
 from toka.orchestration.request import RunRequest
 from toka.testing import DyingJournal, ScriptedModel
 
-TORN = ".toka-"
-"""How the names of files begin that a write was making when it was killed: they are left, and nothing reads them."""
 MODEL = "scripted:survivor"
 NEVER = 1_000_000
 AT_ONE_TIME = 2
@@ -205,7 +203,7 @@ def one_case(folder: Path, kills: list[tuple[int, bool]]) -> dict[str, Any]:
     return {
         "kills": kills,
         "lives": lives,
-        "files": {p.name: p.read_text() for p in sorted(work.iterdir()) if p.is_file() and not p.name.startswith(TORN)},
+        "files": {p.name: p.read_text() for p in sorted(work.iterdir()) if p.is_file()},
         "effects": {name: lines(work / "effects" / name) for name in ("prepare", "publish")},
     }
 

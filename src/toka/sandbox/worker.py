@@ -246,8 +246,11 @@ def hash_file(args: dict[str, Any]) -> Answer:
 # ---- writing
 
 
-def put(path: str, data: bytes) -> bool:
+def put(path: str, data: bytes, token: str) -> bool:
     """Writes a file whole or not at all; True when it is new. Keeps an existing file's mode, follows a link to a file.
+
+    `token` names the file that is made beside it meanwhile. A write that is killed leaves that file, and the same write
+    with the same token, made again, takes it away.
 
     A file that is a mount of its own, or lies in a folder where nothing may be created, cannot be replaced and is
     written in place: a kill in the middle leaves part of it.
@@ -262,7 +265,7 @@ def put(path: str, data: bytes) -> bool:
     else:
         os.makedirs(os.path.dirname(target), exist_ok=True)
     try:
-        replace(target, data, 0o644 if old is None else stat.S_IMODE(old.st_mode) & 0o777)
+        replace(target, data, 0o644 if old is None else stat.S_IMODE(old.st_mode) & 0o777, token)
     except OSError as error:
         if old is None or error.errno not in (errno.EBUSY, errno.EXDEV, errno.EROFS, errno.EACCES, errno.EPERM):
             raise
@@ -275,9 +278,14 @@ def put(path: str, data: bytes) -> bool:
     return old is None
 
 
-def replace(target: str, data: bytes, mode: int) -> None:
+def replace(target: str, data: bytes, mode: int, token: str) -> None:
     """Writes beside the target, makes it durable, and renames."""
-    beside = os.path.join(os.path.dirname(target), f".toka-{os.urandom(8).hex()}")
+    name = hashlib.sha256(token.encode()).hexdigest()[:16] if token else os.urandom(8).hex()
+    beside = os.path.join(os.path.dirname(target), f".toka-{name}")
+    try:
+        os.unlink(beside)  # of the same write, killed earlier
+    except FileNotFoundError:
+        pass
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with open(fd, "wb") as file:
@@ -296,7 +304,7 @@ def write(args: dict[str, Any]) -> Answer:
     data = args["body"]
     if len(data) > MAX_FILE:
         raise Refused("too-large", f"{args['path']}: more than {MAX_FILE} bytes are not written at once")
-    created = put(args["path"], data)
+    created = put(args["path"], data, str(args.get("token", "")))
     return {"created": created, "size": len(data), "sha256": digest(data)}, b""
 
 
@@ -313,7 +321,7 @@ def edit(args: dict[str, Any]) -> Answer:
     if len(result) > MAX_FILE:
         raise Refused("too-large", f"{path}: more than {MAX_FILE} bytes are not written at once")
     if not args["dry"]:
-        put(path, result)
+        put(path, result, str(args.get("token", "")))
     return {"count": found, "size": len(result), "before": digest(data), "after": digest(result)}, b""
 
 

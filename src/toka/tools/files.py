@@ -193,7 +193,9 @@ class WriteFile(_Writing):
     async def call(self, args: Arguments, ctx: ToolContext) -> ToolResult:
         """See Tool."""
         hands = await ctx.hands()
-        answer = await hands.file("write", timeout_s=ctx.timeout_s, path=path_of(args), body=args["content"].encode())
+        answer = await hands.file(
+            "write", timeout_s=ctx.timeout_s, path=path_of(args), token=ctx.key, body=args["content"].encode()
+        )
         if "error" in answer:
             return _failed(answer)
         return self._done(args, "created" if answer["created"] else "wrote", answer["sha256"])
@@ -233,6 +235,7 @@ class EditFile(_Writing):
             new=args["new"],
             count=args.get("count", 1),
             dry=dry,
+            token=ctx.key,
         )
 
     async def evidence(self, args: Arguments, ctx: ToolContext) -> dict[str, Any]:
