@@ -107,22 +107,23 @@ def measure(processes: Processes, size: Size, groups: tuple[str, ...]) -> list[R
     chosen = [e for e in experiments(size) if e.id.rstrip("0123456789") in groups]
     rounds: dict[str, list[Round]] = {e.id: [] for e in chosen}
     rows: list[Row] = []
+    skipped = 0
     for number in range(size.rounds):
         for experiment in chosen:
             if time.monotonic() > end:
-                break
+                skipped += 1
+                continue
             _say(f"round {number + 1} of {size.rounds}: {experiment.title}")
             rounds[experiment.id].append(processes.round(experiment))
-        if number == 0 and "start" in groups and time.monotonic() < end:
-            _say("start-up")
-            rows += start_up(processes, size)
-        if number == 0 and "journal" in groups and time.monotonic() < end:
-            _say("journal")
-            rows.append(journal(processes, size))
-    if time.monotonic() > end:
-        processes.problems.append(
-            f"time ran out after {size.budget_s:g} s: some figures have fewer rounds, or are missing"
-        )
+        for group, part in (("start", start_up), ("journal", journal)):
+            if number == 0 and group in groups:
+                if time.monotonic() > end:
+                    skipped += 1
+                    continue
+                _say(group)
+                rows += part(processes, size)
+    if skipped:
+        processes.problems.append(f"time ran out after {size.budget_s:g} s: {skipped} measurements were left out")
     return [judge(e, rounds[e.id]) for e in chosen] + rows
 
 
@@ -143,15 +144,16 @@ def start_up(processes: Processes, size: Size) -> list[Row]:
     ]
 
 
-def journal(processes: Processes, size: Size) -> Row:
+def journal(processes: Processes, size: Size) -> list[Row]:
     """Events a second through the journal and the fold, each append on disk before the next of its stream."""
     results = [r for _ in range(min(size.rounds, 2)) if (r := processes.load("journal", size.appends, WRITERS))]
     title = f"Journal alone, {WRITERS} streams"
     if not results:
-        return absolute("journal", title, "events/s", None, None)
+        return [absolute("journal", title, "events/s", None, None)]
     rate = median(2 * size.appends / r["wall_s"] for r in results)
     cost = median(1000 * r["cpu_ms"] / 2 for r in results)
-    return replace(absolute("journal", title, "events/s", rate, None), note=f"{cost:.0f} us CPU per event, with fold")
+    row = absolute("journal", title, "events/s", rate, None)
+    return [replace(row, note=f"{cost:.0f} us CPU per event, with fold")]
 
 
 def conditions(directory: Path) -> list[str]:

@@ -19,7 +19,7 @@ from toka.core.ids import RunId
 from toka.errors import ModelUnavailable
 from toka.journal.journal import Journal
 from toka.journal.poke import poke
-from toka.journal.sqlite import SqliteJournal, SqliteReader
+from toka.journal.sqlite import SqliteJournal
 from toka.llm.gateway import LlmGateway
 from toka.llm.model import Model
 from toka.llm.pricing import Price, PriceList
@@ -61,11 +61,6 @@ def read_settings(
 ) -> Settings:
     """The settings of this process: flags, then TOKA_*, then the files. Raises ConfigError."""
     return load_settings(cwd or Path.cwd(), os.environ if environment is None else environment, flags)
-
-
-def open_reader(settings: Settings) -> SqliteReader:
-    """The journal for reading. Raises JournalError."""
-    return SqliteReader(settings.state, SystemClock())
 
 
 async def submit_command(settings: Settings, run: RunId, verb: str, *, agent: str, by: tuple[str, str]) -> None:
@@ -128,6 +123,7 @@ async def open_runtime(
             random=jitter,
             randbelow=secrets.randbelow,
             gateway=gateway,
+            model=settings.model,
             resolve_model=models.resolve,
             start_sandbox=start_sandbox,
             tools=parts.tools,
@@ -176,9 +172,8 @@ class _Models:
         self._given = given
         self._reached: set[str] = set()
 
-    async def resolve(self, model: str | None) -> str:
+    async def resolve(self, chosen: str) -> str:
         """See ResolveModel."""
-        chosen = model or self._settings.model
         if chosen == AUTO:
             return await resolve_auto(self._environment, self._settings.base_url)
         if chosen not in self._given:

@@ -18,11 +18,12 @@ from typing import Any
 
 import pytest
 
-from toka.app import open_reader, read_settings
 from toka.config.check import check_paths
+from toka.core.clock import SystemClock
 from toka.events.event import StepDenied
 from toka.events.lifecycle import AgentStatus, ObjectiveStatus, TaskStatus
 from toka.events.state import RunState, fold_all
+from toka.journal.sqlite import SqliteReader
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -53,7 +54,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 def recorded(state: Path) -> tuple[RunState, list[Any]]:
     """The only run of a state directory, and its refused calls."""
-    reader = open_reader(read_settings({"state": str(state)}, cwd=state, environment={}))
+    reader = SqliteReader(state, SystemClock())
     try:
         (run,) = reader.runs()
         records = reader.read(run)

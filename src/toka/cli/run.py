@@ -13,10 +13,9 @@ from typing import Any, Final
 
 import click
 
-from toka.app import open_reader, open_runtime, read_settings, submit_command
+from toka.app import open_runtime, read_settings, submit_command
 from toka.cli.attach import Display, already_ended, author, follow
-from toka.cli.door import ANY_PATH
-from toka.cli.ids import find_run
+from toka.cli.door import ANY_PATH, again, folded, open_run
 from toka.cli.live import Lines, LiveView
 from toka.cli.output import emit_json, fail, live, say
 from toka.cli.stream import EventPrinter
@@ -25,9 +24,8 @@ from toka.config.agent import AgentConfig
 from toka.config.check import check_paths
 from toka.config.settings import Settings
 from toka.core.ids import RunId
-from toka.errors import ConfigError, RunBusy
+from toka.errors import ConfigError, RunBusy, TokaError
 from toka.events.lifecycle import RunStatus
-from toka.events.state import fold_all
 from toka.orchestration.engine import OrchestrationEngine
 from toka.orchestration.preflight import preflight
 from toka.orchestration.request import RunRequest
@@ -61,14 +59,12 @@ def run(
 
     Every step is recorded: a run that is interrupted goes on with `toka resume`.
     """
-    if model is not None and model.startswith("scripted:"):
-        model = f"scripted:{Path(model.removeprefix('scripted:')).absolute()}"  # a resume may come from elsewhere
+    model = absolute_model(model) if model else None
     settings = read_settings({"state": _text(state), "model": model, "base_url": base_url})
     configs = read_team(paths, settings)
-    request = RunRequest(
-        configs, workspace or Path.cwd(), tuple(enable), model, {"base_url": base_url} if base_url else {}
-    )
-    shown = Display(display["as_json"], display["quiet"], f" --state {state}" if state else "")
+    options = {"model": absolute_model(settings.model), "base_url": settings.base_url}
+    request = RunRequest(configs, workspace or Path.cwd(), tuple(enable), model, options)
+    shown = Display(display["as_json"], display["quiet"], again(state))
     return asyncio.run(execute(settings, request, shown))
 
 
@@ -84,23 +80,28 @@ def resume(run_id: str, state: Path | None, reason: str, **display: bool) -> int
     RUN is an id, the beginning of one, or @last.
     """
     settings = read_settings({"state": _text(state)})
-    shown = Display(display["as_json"], display["quiet"], f" --state {state}" if state else "")
-    reader = open_reader(settings)
-    try:
-        run = find_run(reader, run_id)
-        recorded = fold_all(run, reader.read(run))
+    shown = Display(display["as_json"], display["quiet"], again(state))
+    with open_run(state, run_id) as (reader, run):
+        recorded = folded(run, reader.read(run))
         if recorded.ended:
             return already_ended(recorded, shown)
         lease = reader.lease(run)
         if lease is not None and lease.alive:
             asyncio.run(submit_command(settings, run, "resume", agent="", by=(author(), reason)))
             return follow(reader, recorded, lease.holder.pid, shown)
-    finally:
-        reader.close()
     options = recorded.created.options if recorded.created else {}
-    if options.get("base_url") and not settings.base_url:
-        settings = replace(settings, base_url=options["base_url"])
+    settings = replace(
+        settings,
+        model=options.get("model") or settings.model,
+        base_url=options.get("base_url") or settings.base_url,
+    )
     return asyncio.run(_resume(settings, run, reason, shown))
+
+
+def absolute_model(model: str) -> str:
+    """A model string that means the same from everywhere: a resume may come from another directory."""
+    kind, colon, path = model.partition(":")
+    return f"{kind}:{Path(path).absolute()}" if colon and kind == "scripted" else model
 
 
 def read_team(paths: Sequence[Path], settings: Settings) -> tuple[AgentConfig, ...]:
@@ -130,7 +131,7 @@ async def execute(settings: Settings, request: RunRequest, shown: Display) -> in
     async with open_runtime(settings) as runtime:
         engine = OrchestrationEngine(runtime)
         engine.check(request)
-        for warning in await preflight(runtime, request.configs, request.workspace, request.enabled, request.model):
+        for warning in await preflight(runtime, request):
             say(f"toka: {warning}")
         session = await engine.start(request)
         return await _executed(settings, session, shown, after=0)
@@ -144,7 +145,22 @@ async def _resume(settings: Settings, run: RunId, reason: str, shown: Display) -
             session = await OrchestrationEngine(runtime).resume(run, author=author(), reason=reason)
         except RunBusy as e:
             return fail(e)
+        try:
+            await _check_rest(session)
+        except TokaError:
+            await session.context.recorder.close()
+            raise
         return await _executed(settings, session, shown, after=after)
+
+
+async def _check_rest(session: RunSession) -> None:
+    """Checks what the agents that have not ended need of this machine, before one of them goes on."""
+    run, states = session.context, session.context.recorder.state.agents
+    rest = [config for name, config in session.plan.graph.configs.items() if not states[name].ended]
+    started = {name for name, state in states.items() if state.started_at is not None}
+    request = RunRequest(rest, run.workspace, run.enabled, run.model)
+    for warning in await preflight(run.runtime, request, started):
+        say(f"toka: {warning}")
 
 
 async def _executed(settings: Settings, session: RunSession, shown: Display, *, after: int) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from toka.config.agent import AgentConfig
+from toka.config.graph import cycle_text, find_cycles
 from toka.core.ids import AgentName
 from toka.errors import ConfigError
 
@@ -119,8 +120,11 @@ class DependencyResolver:
 
     def _acyclic(self, edges: list[Edge]) -> list[Edge]:
         required = [e for e in edges if e.required]
-        if (path := find_cycle(self.names, [(e.agent, e.on) for e in required])) is not None:
-            raise ConfigError(f"the agents depend on each other in a circle: {' -> '.join(path)}")
+        upstream: dict[AgentName, list[AgentName]] = {n: [] for n in self.names}
+        for edge in required:
+            upstream[edge.agent].append(edge.on)
+        if circles := find_cycles(upstream):
+            raise ConfigError(f"the agents depend on each other in a circle: {cycle_text(circles[0])}")
         kept = list(required)
         reach = _Reach(self.names, [(e.agent, e.on) for e in required])
         for edge in edges:
@@ -151,36 +155,3 @@ class _Reach:
             seen.update(fresh)
             stack += fresh
         return False
-
-
-def find_cycle(
-    names: Iterable[AgentName], edges: Iterable[tuple[AgentName, AgentName]]
-) -> tuple[AgentName, ...] | None:
-    """One circle of `agent -> what it depends on`, its first name repeated at the end; None when there is none."""
-    on: dict[AgentName, list[AgentName]] = {n: [] for n in names}
-    for agent, target in edges:
-        on[agent].append(target)
-    done: set[AgentName] = set()
-    for start in on:
-        path: list[AgentName] = []
-        at: dict[AgentName, int] = {}
-        stack: list[tuple[AgentName, int]] = [(start, 0)]
-        while stack:
-            name, index = stack.pop()
-            if index == 0:
-                if name in done:
-                    continue
-                at[name] = len(path)
-                path.append(name)
-            if index < len(on[name]):
-                stack.append((name, index + 1))
-                following = on[name][index]
-                if following in at:
-                    return (*path[at[following] :], following)
-                if following not in done:
-                    stack.append((following, 0))
-            else:
-                done.add(name)
-                path.pop()
-                del at[name]
-    return None

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Collection, Sequence
 
 from toka.config.agent import AgentConfig
 from toka.config.rules import Problem
 from toka.errors import ConfigError, MissingError, ModelUnavailable, UsageError
+from toka.llm.resolve import AUTO
 from toka.orchestration.enforce import unenforced
+from toka.orchestration.request import RunRequest
 from toka.runtime.context import Runtime
 from toka.sandbox.policy import SandboxPolicy
 from toka.tools.builtin import tools_for
 
 
-async def preflight(
-    runtime: Runtime, configs: Sequence[AgentConfig], workspace: Path, enabled: Sequence[str], model: str | None
-) -> list[str]:
+async def preflight(runtime: Runtime, request: RunRequest, started: Collection[str] = ()) -> list[str]:
     """Checks what a team needs of this machine.
+
+    Args:
+        runtime: the process's ports.
+        request: the agents that are to run.
+        started: those of them that have worked already: without a model they are not skipped, the run waits.
 
     Returns:
         Warnings: agents that will be skipped because no model answers.
@@ -35,16 +39,16 @@ async def preflight(
             hint="run Toka in a Linux machine: Lima on macOS, WSL2 on Windows, or a devcontainer; "
             "validate, plan, ps, show and events work here",
         )
-    for config in configs:
+    for config in request.configs:
         if config.security.enforcement == "strict" and (gaps := unenforced(config)):
             raise MissingError(
                 f"agent {config.name} asks for strict enforcement, and this machine cannot give it: {'; '.join(gaps)}",
                 hint="remove security.enforcement: strict, or these limits",
             )
-    if any(_has_hands(runtime, config, enabled) for config in configs):
-        trial = await runtime.start_sandbox(workspace, SandboxPolicy())
+    if any(_has_hands(runtime, config, request.enabled) for config in request.configs):
+        trial = await runtime.start_sandbox(request.workspace, SandboxPolicy())
         await trial.close()
-    return await _models(runtime, configs, enabled, model)
+    return await _models(runtime, request, started)
 
 
 def _has_hands(runtime: Runtime, config: AgentConfig, enabled: Sequence[str]) -> bool:
@@ -53,38 +57,35 @@ def _has_hands(runtime: Runtime, config: AgentConfig, enabled: Sequence[str]) ->
     return commands or bool(tools_for(config.grant(runtime.capabilities)))
 
 
-def _misnamed(configs: Sequence[AgentConfig], agents: Sequence[str], error: UsageError) -> ConfigError:
-    """A model that a spec names and that cannot be one, as findings with their places."""
+def _misnamed(configs: Sequence[AgentConfig], error: UsageError) -> ConfigError:
+    """A model that specs name and that cannot be one, as findings with their places."""
     findings = [
         finding
         for config in configs
-        if config.name in agents
         for finding in config.report(Problem("TK6001", error.message, ("model",), help=error.hint))
     ]
     return ConfigError("a spec names a model that does not exist; nothing was started", findings)
 
 
-async def _models(
-    runtime: Runtime, configs: Sequence[AgentConfig], enabled: Sequence[str], model: str | None
-) -> list[str]:
-    wanted: dict[str | None, list[str]] = {}
-    for config in configs:
-        if any(task.run is None for task in config.task_list(enabled)):
-            wanted.setdefault(model or config.model, []).append(config.name)
+async def _models(runtime: Runtime, request: RunRequest, started: Collection[str]) -> list[str]:
+    wanted: dict[str, list[AgentConfig]] = {}
+    for config in request.configs:
+        if any(task.run is None for task in config.task_list(request.enabled)):
+            wanted.setdefault(request.model or config.model or runtime.model, []).append(config)
     skipped: list[str] = []
     missing: ModelUnavailable | None = None
-    for name, agents in wanted.items():
+    for model, configs in wanted.items():
         try:
-            await runtime.resolve_model(name)
+            await runtime.resolve_model(model)
         except UsageError as e:
-            if model is not None:
+            if model in (request.model, runtime.model):
                 raise
-            raise _misnamed(configs, agents, e) from e
+            raise _misnamed(configs, e) from e
         except ModelUnavailable as e:
-            if name not in (None, "auto"):
+            if model != AUTO or any(c.name in started for c in configs):
                 raise
             missing = e
-            skipped += agents
-    if missing is not None and len(skipped) == len(configs):
+            skipped += [c.name for c in configs]
+    if missing is not None and len(skipped) == len(request.configs):
         raise missing
     return [f"no model: {name} will be skipped" for name in sorted(skipped)]

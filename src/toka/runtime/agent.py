@@ -47,7 +47,7 @@ async def prepare(
     state = recorder.state.agents.get(config.name) or AgentState(config.name)
     grant = config.grant(runtime.capabilities)
     needs_model = any(task.run is None for task in config.task_list(run.enabled))
-    model = await runtime.resolve_model(run.model or config.model) if needs_model else None
+    model = await runtime.resolve_model(run.model or config.model or runtime.model) if needs_model else None
     tools = {t.name: t for t in (*tools_for(grant), *runtime.tools)}
     policy = compile_policy(grant, config.limits)
     hands = LazyHands(config.name, run.workspace, policy, runtime.start_sandbox, recorder)

@@ -28,8 +28,8 @@ from toka.tools.tool import Tool
 StartSandbox = Callable[[Path, SandboxPolicy], Awaitable[Sandbox]]
 """Starts a sandbox over a workspace. Raises SandboxUnavailable."""
 
-ResolveModel = Callable[[str | None], Awaitable[str]]
-"""A model string as written (None: the default) -> the one to call. Raises ModelUnavailable, UsageError."""
+ResolveModel = Callable[[str], Awaitable[str]]
+"""A model string as written -> the one to call. Raises ModelUnavailable, UsageError."""
 
 
 class Hands(Protocol):
@@ -51,6 +51,7 @@ class Runtime:
         random: uniform in [0, 1), for jitter.
         randbelow: a random integer in [0, n), for ids.
         gateway: all model calls.
+        model: the settings' model string, for specs that name none.
         resolve_model: which model a spec's `model` means.
         start_sandbox: where hands work.
         tools: tools beyond the built-in ones; every agent has them, and each call is checked against its grant.
@@ -67,6 +68,7 @@ class Runtime:
     random: Callable[[], float]
     randbelow: Callable[[int], int]
     gateway: LlmGateway
+    model: str
     resolve_model: ResolveModel
     start_sandbox: StartSandbox
     tools: tuple[Tool, ...]

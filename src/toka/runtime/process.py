@@ -9,7 +9,7 @@ from typing import Final
 
 from toka.config.agent import AgentConfig
 from toka.core.ids import AgentName
-from toka.errors import JournalError, ModelUnavailable, NotFound, SandboxUnavailable, UsageError
+from toka.errors import ConfigError, JournalError, ModelUnavailable, NotFound, SandboxUnavailable, UsageError
 from toka.events.event import AgentStateChanged, HoldLifted, HoldPlaced
 from toka.events.lifecycle import AGENT_ENDS, AgentStatus, TaskStatus, agent_may
 from toka.events.state import AgentState
@@ -223,7 +223,12 @@ class AgentProcessManager:
         try:
             prepared = await prepare(self._run, config, execution.control.gate, resumed=resumed)
         except ModelUnavailable as e:
+            if resumed:
+                raise  # it has worked already: it stays resumable until there is a model again
             return await self._end(name, AgentOutcome(AgentStatus.SKIPPED, f"no model: {e.message}", "no_model"))
+        except (ConfigError, UsageError) as e:
+            await self._change(name, AgentStatus.STARTING)
+            return await self._end(name, AgentOutcome(AgentStatus.FAILED, e.message, "config"))
         try:
             executor = AgentExecutor(prepared.context, results)
             async with self._turn(name):
