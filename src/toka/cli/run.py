@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -125,6 +126,12 @@ def allow_connections() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def leave_libraries_alone() -> None:
+    """Takes what is loaded by now out of the garbage collector's rounds: libraries stay until the process ends."""
+    gc.collect()
+    gc.freeze()
+
+
 async def execute(settings: Settings, request: RunRequest, shown: Display) -> int:
     """Makes a run, executes it to its end, prints what happens. Returns the exit code."""
     allow_connections()
@@ -133,6 +140,7 @@ async def execute(settings: Settings, request: RunRequest, shown: Display) -> in
         engine.check(request)
         for warning in await preflight(runtime, request):
             say(f"toka: {warning}")
+        leave_libraries_alone()
         session = await engine.start(request)
         return await _executed(settings, session, shown, after=0)
 
@@ -161,6 +169,7 @@ async def _check_rest(session: RunSession) -> None:
     request = RunRequest(rest, run.workspace, run.enabled, run.model)
     for warning in await preflight(run.runtime, request, started):
         say(f"toka: {warning}")
+    leave_libraries_alone()
 
 
 async def _executed(settings: Settings, session: RunSession, shown: Display, *, after: int) -> int:
