@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 from urllib.request import getproxies, proxy_bypass
 
@@ -89,9 +90,7 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
             total=total, connect=None, sock_connect=min(self._settings.connect_s, total), ceil_threshold=30
         )
         body = request.content if hasattr(request, "_content") else await request.aread()
-        headers = [
-            (k.decode("latin-1"), v.decode("latin-1")) for k, v in request.headers.raw if k.lower() not in _DROPPED
-        ]
+        headers = [(_decoded(k), _decoded(v)) for k, v in request.headers.raw if k.lower() not in _DROPPED]
         url = URL(str(request.url), encoded=True)
         try:
             async with session.request(
@@ -152,6 +151,12 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
         if session is not None:
             await session.close()
             await asyncio.sleep(0)  # lets closed sockets leave the loop
+
+
+@lru_cache(maxsize=256)
+def _decoded(text: bytes) -> str:
+    """A header's name or value: nearly all requests have the same ones, and they live as long as the wait."""
+    return text.decode("latin-1")
 
 
 def _deadline(request: httpx2.Request, default: float) -> float:

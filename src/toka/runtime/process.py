@@ -73,6 +73,7 @@ class AgentProcessManager:
         self._run = run
         self._executions: dict[AgentName, AgentExecution] = {}
         self._running: dict[AgentName, asyncio.Event] = {}
+        self._started: set[AgentName] = set()
         self._turns: dict[AgentName, asyncio.Lock] = {}
         self._closing = False
 
@@ -111,7 +112,10 @@ class AgentProcessManager:
 
     def running(self, name: AgentName) -> asyncio.Event:
         """Set once the agent runs in this process."""
-        return self._running.setdefault(name, asyncio.Event())
+        event = self._running.setdefault(name, asyncio.Event())
+        if name in self._started:
+            event.set()
+        return event
 
     async def skip(self, name: AgentName, reason: str, why: str) -> None:
         """Ends an agent that can never start."""
@@ -235,7 +239,9 @@ class AgentProcessManager:
                 await self._run.recorder.record(
                     name, AgentStateChanged(AgentStatus.STARTING.value), AgentStateChanged(AgentStatus.RUNNING.value)
                 )
-            self.running(name).set()
+            self._started.add(name)
+            if name in self._running:  # somebody waits for it; most agents nobody waits for
+                self._running[name].set()
             return await self._execute(execution, prepared, executor)
         finally:
             await asyncio.shield(prepared.close())
