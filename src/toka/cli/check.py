@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -12,12 +12,10 @@ from toka.cli.output import coloured, emit, say
 from toka.cli.render_findings import as_json, counted, github, sarif
 from toka.cli.render_plan import plan_json, plan_lines
 from toka.cli.text import json_line, painter
-from toka.config.agent import AgentConfig
 from toka.config.check import check_paths
 from toka.config.diagnostics import Finding
 from toka.config.load import is_directory, spec_files
 from toka.config.settings import Settings
-from toka.errors import UsageError
 
 EXIT_INVALID = 3
 
@@ -71,6 +69,7 @@ def plan(paths: Sequence[Path], enable: Sequence[str], form: str, as_json_: bool
     Exits 3 with all findings when a spec has an error.
     """
     from toka.orchestration.plan import make_plan, mermaid
+    from toka.orchestration.request import check_groups
 
     settings = _settings()
     form = "json" if as_json_ else form
@@ -102,15 +101,6 @@ def count_specs(paths: Sequence[Path]) -> int:
         files = spec_files(path)[0] if is_directory(path) else (path,)
         seen.update(f.absolute() for f in files if _exists(f))
     return len(seen)
-
-
-def check_groups(configs: Sequence[AgentConfig], enabled: Collection[str]) -> None:
-    """Raises UsageError for a group that no spec has."""
-    known = {group for config in configs for group in config.tasks.conditional}
-    for group in enabled:
-        if group not in known:
-            offered = f"there are: {', '.join(sorted(known))}" if known else "no spec has conditional tasks"
-            raise UsageError(f"no spec has a conditional group {group!r}", hint=offered)
 
 
 def _settings() -> Settings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from toka.journal.recorder import Recorder
 from toka.llm.gateway import LlmGateway
 from toka.orchestration.integration import RuntimeIntegration
 from toka.orchestration.plan import make_plan
-from toka.orchestration.request import RunRequest
+from toka.orchestration.request import RunRequest, check_groups
 from toka.orchestration.result import RunResult
 from toka.orchestration.session import RunSession
 from toka.runtime.context import RunContext, Runtime
@@ -45,7 +45,7 @@ class OrchestrationEngine:
             UsageError: the workspace is no directory, or an enabled group exists nowhere.
         """
         configs = _unique(request.configs)
-        _check_groups(request.configs, request.enabled)
+        check_groups(request.configs, request.enabled)
         if not request.workspace.is_dir():
             raise UsageError(f"workspace {request.workspace} is not a directory", hint="name one with --workspace DIR")
         return configs
@@ -162,11 +162,3 @@ def _unique(configs: Sequence[AgentConfig]) -> dict[AgentName, AgentConfig]:
             raise ConfigError(f"two agents are called {config.name}", hint="rename one: metadata.name")
         out[config.name] = config
     return out
-
-
-def _check_groups(configs: Sequence[AgentConfig], enabled: Collection[str]) -> None:
-    known = {group for config in configs for group in config.tasks.conditional}
-    for group in enabled:
-        if group not in known:
-            offered = f"there are: {', '.join(sorted(known))}" if known else "no spec has conditional tasks"
-            raise UsageError(f"no spec has a conditional group {group!r}", hint=offered)

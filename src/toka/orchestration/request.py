@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from toka.config.agent import AgentConfig
+from toka.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +28,12 @@ class RunRequest:
     enabled: tuple[str, ...] = ()
     model: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+def check_groups(configs: Sequence[AgentConfig], enabled: Collection[str]) -> None:
+    """Raises UsageError when an enabled conditional group exists in no spec: a typing mistake would do nothing."""
+    known = {group for config in configs for group in config.tasks.conditional}
+    for group in enabled:
+        if group not in known:
+            offered = f"there are: {', '.join(sorted(known))}" if known else "no spec has conditional tasks"
+            raise UsageError(f"no spec has a conditional group {group!r}", hint=offered)
