@@ -168,7 +168,7 @@ def test_a_task_keeps_its_title_and_report_and_loses_an_answered_question() -> N
         StepInDoubt("a/1/1/run/0", "Did it?"),
         TaskStateChanged("a", "SUCCEEDED", report=report),
     ).tasks["a"]
-    assert answered == TaskState("a", "Do it", TaskStatus.SUCCEEDED, 1, report=report)
+    assert answered == TaskState("a", "Do it", TaskStatus.SUCCEEDED, 1, report=report, began_s=0.0)
 
 
 def test_holds_come_and_go_one_by_one() -> None:

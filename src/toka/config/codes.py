@@ -171,6 +171,11 @@ CODES: Final[Mapping[str, Code]] = {
         "Secrets are written as references, ${env:NAME} or ${file:/path}, never as values, so that files, plans and "
         "records can be shown to anybody.",
     ),
+    "TK2013": Code(
+        "reserved task id",
+        "Ids such as `repair-1` and `objective-1` are the runtime's own: repairs and checks are recorded under them. "
+        "A conditional group called `repair` or `objective` would make such ids for its tasks.",
+    ),
     "TK3001": Code(
         "unknown required agent",
         "The agent depends on one that is not part of this set of specs, so it could never start. Add the missing "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -38,6 +39,10 @@ class Problem:
         source.add(self.code, self.message, at, label=self.label, help=self.help, severity=self.severity)
 
 
+RESERVED: Final = re.compile(r"(repair|objective)-[0-9]+")
+"""Ids under which the runtime records repairs and the checks of objectives (fullmatch)."""
+
+
 def task_problems(tasks: Tasks, limit_s: float | None) -> Iterator[Problem]:
     """Tasks that are missing, share an id, wait for nothing that exists or for themselves, or outlast their agent.
 
@@ -54,6 +59,9 @@ def task_problems(tasks: Tasks, limit_s: float | None) -> Iterator[Problem]:
         if spec.id in groups:
             help_text = "ids that are not given are task-N by place, GROUP-N in a group"
             yield Problem("TK2007", f"two tasks have the id {quoted(spec.id)}", (*path, "id"), help=help_text)
+        if RESERVED.fullmatch(spec.id):
+            help_text = "repairs and checks are recorded under such names; choose another id or group"
+            yield Problem("TK2013", f"the task id {quoted(spec.id)} is reserved", (*path, "id"), help=help_text)
         groups.setdefault(spec.id, spec.group)
     for spec, path in zip(specs, paths, strict=True):
         yield from _edge_problems(spec, path, groups)

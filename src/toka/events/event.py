@@ -163,7 +163,7 @@ class StepIntent:
         key: idempotency key, the same over restarts.
         effect: what a crash in flight means.
         what: the tool's name, the model, or the command line.
-        arguments: digest of the arguments (SHA-256, 16 hex digits), or the arguments where they are short.
+        arguments: the arguments; of large ones their beginning, their length and their SHA-256.
         rule: the policy rule that allowed it.
         messages: messages added to the conversation since the last recorded step, for a model call.
         evidence: what a probe needs after a crash, for a checkable act.

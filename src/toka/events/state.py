@@ -45,6 +45,7 @@ class TaskState:
         reason: of the last change; for a failed task its error.
         why: the cause as a word for programs.
         report: what the agent reported at the end.
+        began_s: how long the agent had been executed when the task began, in seconds; None before that.
         in_flight: steps with an intent and no end: step key -> what.
         question: of a step in doubt: what a person must answer; empty otherwise.
         usage: tokens of its model calls.
@@ -59,6 +60,7 @@ class TaskState:
     reason: str = ""
     why: str = ""
     report: JSON | None = None
+    began_s: float | None = None
     in_flight: Mapping[str, str] = field(default_factory=dict[str, str])
     question: str = ""
     usage: Usage = field(default_factory=Usage)
@@ -262,8 +264,12 @@ def _task_state(state: AgentState, record: Record) -> AgentState:
     assert isinstance(event, TaskStateChanged)
     old = state.tasks.get(event.task) or TaskState(event.task)
     status = TaskStatus(event.state)
+    began = old.began_s
+    if began is None and status is TaskStatus.RUNNING:
+        began = state.active_s + (max(0.0, record.at - state.stint_at) if state.stint_at is not None else 0.0)
     new = replace(
         old,
+        began_s=began,
         title=event.title or old.title,
         status=status,
         attempt=event.attempt or old.attempt,

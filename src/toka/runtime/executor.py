@@ -22,7 +22,7 @@ class AgentOutcome:
     """How an agent's execution ended.
 
     Attributes:
-        status: COMPLETED, FAILED, or WAITING when a person must answer.
+        status: COMPLETED, FAILED, SKIPPED, STOPPED, or WAITING when a person must answer.
         reason: the error or the question; empty when completed.
         why: the cause as a word: task_failed, check_failed, timeout, limit, in_doubt ...
     """

@@ -305,6 +305,8 @@ class AgentProcessManager:
             await executor.cancelled(TaskStatus.FAILED, reason)
             return await self._end(name, AgentOutcome(AgentStatus.FAILED, f"crash loop: {reason}", "crash_loop"))
         await self._change(name, AgentStatus.BACKOFF, reason)
+        async with self._turn(name):
+            await self._run.recorder.bump(name)  # whatever of the crashed execution still runs can record nothing
         runtime = self._run.runtime
         wait = min(RESTART_CAP_S, 2.0 ** (execution.restarts - 1))
         await runtime.clock.sleep(wait / 2 + wait / 2 * runtime.random())

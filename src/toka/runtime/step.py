@@ -6,6 +6,7 @@ safe; otherwise a person is asked.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, Final, Literal
 
 from toka.core.clock import Clock
 from toka.core.effect import Effect
-from toka.core.ids import AgentName, RunId, StepKey, idempotency_key
+from toka.core.ids import AgentName, RunId, StepKey, TaskId, idempotency_key
 from toka.core.message import Usage
 from toka.events.event import Record, StepDenied, StepDone, StepFailed, StepInDoubt, StepIntent
 from toka.journal.recorder import Recorder
@@ -209,15 +210,15 @@ class Steps:
             started,
             [*act.lost[0].to_json(), act.lost[1]] if act.lost else None,
         )
+        self._open[text] = intent  # before the wait: whoever is cancelled in it leaves an intent that is durable
         await self._recorder.record(self._agent, intent)
-        self._open[text] = intent
         self._count(act.key)
         self._recorder.check_lease()
         began = self._clock.monotonic()
         try:
             result = await do()
         except StepFailure as failure:
-            del self._open[text]
+            self._open.pop(text, None)
             usage = failure.usage.to_json() if failure.usage else None
             await self._recorder.record(
                 self._agent,
@@ -225,7 +226,7 @@ class Steps:
             )
             raise
         wall = round(self._clock.monotonic() - began, 4)
-        del self._open[text]
+        self._open.pop(text, None)
         await self._record_done(text, result, wall)
         return result
 
@@ -244,10 +245,16 @@ class Steps:
         await self._record_done(step.text, result, 0.0)
         return result
 
-    async def abandon(self, error: str, message: str) -> None:
-        """Records a failure for every step that was cancelled in flight; their acts have ended by now."""
-        for text in list(self._open):
-            del self._open[text]
+    async def abandon(self, error: str, message: str, task: TaskId | None = None) -> None:
+        """Records a failure for every step that was cancelled in flight; their acts have ended by now.
+
+        Args:
+            error: the cause as a word.
+            message: for people.
+            task: whose steps; None: those of all tasks of the agent.
+        """
+        for text in [t for t, _ in self._open.items() if task is None or t.startswith(f"{task}/")]:
+            self._open.pop(text, None)
             await self._recorder.record(self._agent, StepFailed(text, error, message))
 
     async def _open_gate(self) -> None:
@@ -312,4 +319,5 @@ def cut(arguments: Any) -> Any:
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     if len(text) <= INLINE_ARGUMENTS:
         return arguments
-    return {"cut": text[: INLINE_ARGUMENTS // 2], "characters": len(text)}
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return {"cut": text[: INLINE_ARGUMENTS // 2], "characters": len(text), "sha256": digest}

@@ -105,11 +105,11 @@ class TaskExecutor:
         if known.status in TASK_ENDS:
             return TaskOutcome(known.status, known.report, known.reason, known.why)
         try:
-            async with self._agent.run.runtime.clock.timeout(work.timeout_s):
+            async with self._agent.run.runtime.clock.timeout(self._left(work, known)):
                 outcome = await self._attempts(work, known)
         except TimeoutError:
             reason = f"timed out after {work.timeout_s or 0:g} s"
-            await self._agent.steps.abandon("timeout", reason)
+            await self._agent.steps.abandon("timeout", reason, work.task)
             outcome = TaskOutcome(TaskStatus.FAILED, None, reason, "timeout")
         if outcome.status is known.status:  # it still waits for the same answer
             return outcome
@@ -119,6 +119,14 @@ class TaskExecutor:
         )
         await self._agent.run.recorder.record(self._agent.name, event)
         return outcome
+
+    def _left(self, work: _Work, known: TaskState) -> float | None:
+        """Seconds the task may still take: its timeout less what earlier executions of it took."""
+        agent = self._agent.run.recorder.state.agents.get(self._agent.name)
+        if work.timeout_s is None or agent is None or known.began_s is None or agent.stint_at is None:
+            return work.timeout_s
+        now = agent.active_s + max(0.0, self._agent.run.runtime.clock.now() - agent.stint_at)
+        return max(0.0, work.timeout_s - max(0.0, now - known.began_s))
 
     async def _attempts(self, work: _Work, known: TaskState) -> TaskOutcome:
         number, last = max(1, known.attempt), known.reason

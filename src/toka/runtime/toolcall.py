@@ -33,7 +33,7 @@ async def answer_call(agent: AgentContext, key: StepKey, call: ToolCall) -> Answ
     """Answers one tool call.
 
     Raises:
-        StepFailure: the agent's tool calls are used up.
+        LimitExceeded: the tool calls of a scope are used up.
         InDoubt, JournalError: see Steps.run.
     """
     if (known := agent.steps.recorded(key)) is not None:
