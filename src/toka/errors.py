@@ -14,6 +14,7 @@ TokaError                    the base; `exit_code` says how a command ends
 ├── SandboxError             the sandbox failed while it was in use (exit 1)
 └── JournalError             the record cannot be read or written (exit 75)
     ├── StaleEpoch           another executor owns this stream now; nothing was written
+    ├── JournalUnavailable   the state directory or its database cannot be opened (exit 4)
     ├── RunBusy              a live process executes this run
     └── JournalCorrupt       the record contradicts itself (exit 70)
 
@@ -165,6 +166,12 @@ class JournalError(TokaError):
     """The record cannot be read or written."""
 
     exit_code = 75
+
+
+class JournalUnavailable(JournalError):
+    """The state directory or its database cannot be opened; nothing was started."""
+
+    exit_code = 4
 
 
 class StaleEpoch(JournalError):

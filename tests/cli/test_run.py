@@ -316,7 +316,7 @@ def test_an_unwritable_state_directory_is_told(place: Path) -> None:
     result = subprocess.run(
         [*TOKA, "run", "agents", "--state", "file/below"], cwd=place, env=environment(), capture_output=True, text=True
     )
-    assert result.returncode == 75
+    assert result.returncode == 4
     assert "--state" in result.stderr
 
 

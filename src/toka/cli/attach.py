@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from toka.cli.follow import Follower
 from toka.cli.output import emit_json, say
 from toka.cli.rows import event_line
-from toka.cli.summary import summary_lines
+from toka.cli.summary import details_of, done_json, summary_lines
 from toka.core.ids import RunId
 from toka.events.event import Record
 from toka.events.lifecycle import TASK_ENDS, RunStatus
@@ -64,17 +64,17 @@ def follow(reader: SqliteReader, state: RunState, pid: int, shown: Display) -> i
             state = fold(state, record)
             _show(record, state, shown)
     if follower.end == "ended":
-        return already_ended(state, shown, launched=True)
+        return already_ended(reader, state, shown, launched=True)
     waits = follower.end == "waiting"
     status = RunStatus.WAITING if waits else RunStatus.INTERRUPTED
     reason = state.reason if waits else f"process {pid} is gone"
-    _print_end(RunResult(run, status, state, reason), shown)
+    _print_end(reader, RunResult(run, status, state, reason), shown)
     if not waits:
         say(f"toka: process {pid} is gone; go on with: toka resume {run}{shown.options}")
     return EXIT_PERSON if waits else EXIT_TRY_AGAIN
 
 
-def already_ended(state: RunState, shown: Display, *, launched: bool = False) -> int:
+def already_ended(reader: SqliteReader, state: RunState, shown: Display, *, launched: bool = False) -> int:
     """Prints the end of a run that has ended; returns its exit code."""
     run = RunId(state.id)
     if not launched:
@@ -83,15 +83,16 @@ def already_ended(state: RunState, shown: Display, *, launched: bool = False) ->
         else:
             say(f"run {run} has ended; there is nothing to resume")
     result = RunResult(run, state.status, state, state.reason)
-    _print_end(result, shown)
+    _print_end(reader, result, shown)
     return result.exit_code
 
 
-def _print_end(result: RunResult, shown: Display) -> None:
+def _print_end(reader: SqliteReader, result: RunResult, shown: Display) -> None:
+    details = details_of(reader, result.run)
     if shown.as_json:
-        emit_json(result.to_json())
+        emit_json(done_json(result, details))
         return
-    for line in summary_lines(result, options=shown.options):
+    for line in summary_lines(result, options=shown.options, details=details):
         say(line)
 
 

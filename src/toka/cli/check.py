@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def plan(paths: Sequence[Path], enable: Sequence[str], form: str, as_json_: bool
         say(f"toka: {counted(count_specs(paths), findings)}; there is no plan")
         return EXIT_INVALID
     check_groups(configs, enable)
-    made = make_plan(configs, enabled=enable, capabilities=settings.capabilities)
+    made = make_plan(configs, enabled=enable, capabilities=settings.capabilities, root=os.geteuid() == 0)
     match form:
         case "json":
             emit(json_line(plan_json(made, configs, findings)))

@@ -129,7 +129,7 @@ class LiveView:
         """The run begins."""
         tally = self._tally = Tally(session)
         before = {str(n): tuple(str(e.on) for e in session.plan.graph.before[n]) for n in session.plan.graph.order}
-        scripted = is_scripted(session.context.model)
+        scripted = any(map(is_scripted, session.models))
 
         def draw() -> RenderableType:
             state, height = session.context.recorder.state, self._console.height

@@ -71,7 +71,9 @@ def _agent(agent: AgentPlan, findings: Sequence[Finding], default_model: str, pa
         out.append(_row("checks", _checks(*agent.checks)))
     out.append(_row("grant", "; ".join(map(_capability, agent.grant.capabilities)) or "nothing"))
     out.append(_row("limits", limits_text(agent.limits) or "none"))
-    out.append(_row("model", (agent.model or f"{default_model} (the default)") if agent.needs_model else "needs none"))
+    asked = agent.model or f"{default_model} (the default)"
+    label = "   SCRIPTED" if asked.startswith("scripted:") else ""
+    out.append(_row("model", asked + label if agent.needs_model else "needs none"))
     if agent.tools:
         out.append(_row("tools", ", ".join(t.name for t in agent.tools)))
     for finding in findings:

@@ -16,11 +16,12 @@ import click
 
 from toka.app import open_runtime, read_settings, submit_command
 from toka.cli.attach import Display, already_ended, author, follow
+from toka.cli.check import warn_of
 from toka.cli.door import ANY_PATH, again, folded, open_run
 from toka.cli.live import Lines, LiveView
 from toka.cli.output import emit_json, fail, live, say
 from toka.cli.stream import EventPrinter
-from toka.cli.summary import Details, details_of, summary_lines
+from toka.cli.summary import Details, details_of, done_json, is_scripted, summary_lines
 from toka.config.agent import AgentConfig
 from toka.config.check import check_paths
 from toka.config.settings import Settings
@@ -62,6 +63,7 @@ def run(
     """
     model = absolute_model(model) if model else None
     settings = read_settings({"state": _text(state), "model": model, "base_url": base_url})
+    warn_of(settings.findings)
     configs = read_team(paths, settings)
     options = {"model": absolute_model(settings.model), "base_url": settings.base_url}
     request = RunRequest(configs, workspace or Path.cwd(), tuple(enable), model, options)
@@ -81,11 +83,12 @@ def resume(run_id: str, state: Path | None, reason: str, **display: bool) -> int
     RUN is an id, the beginning of one, or @last.
     """
     settings = read_settings({"state": _text(state)})
+    warn_of(settings.findings)
     shown = Display(display["as_json"], display["quiet"], again(state))
     with open_run(state, run_id) as (reader, run):
         recorded = folded(run, reader.read(run))
         if recorded.ended:
-            return already_ended(recorded, shown)
+            return already_ended(reader, recorded, shown)
         lease = reader.lease(run)
         if lease is not None and lease.alive:
             asyncio.run(submit_command(settings, run, "resume", agent="", by=(author(), reason)))
@@ -192,6 +195,8 @@ async def _executed(settings: Settings, session: RunSession, shown: Display, *, 
         view = LiveView() if live() else Lines()
         session.reporter.subscribe(view.on_event)
         say(f"run {run} in {session.context.workspace}")
+        if any(map(is_scripted, session.models)):
+            say("SCRIPTED: a script answers in place of a model")
         view.start(session)
     try:
         with signals:
@@ -202,16 +207,16 @@ async def _executed(settings: Settings, session: RunSession, shown: Display, *, 
         if printer is not None:
             await asyncio.to_thread(printer.close)
         await session.context.recorder.close()
-    details = None if shown.as_json else details_of(session.context.runtime.journal, run)
+    details = details_of(session.context.runtime.journal, run)
     return _finish(result, signals, shown, details)
 
 
-def _finish(result: RunResult, signals: _Signals, shown: Display, details: Details | None) -> int:
+def _finish(result: RunResult, signals: _Signals, shown: Display, details: Details) -> int:
     """The last lines, and the exit code."""
     if signals.is_broken:
         return EXIT_BROKEN_PIPE
     if shown.as_json:
-        emit_json(result.to_json())
+        emit_json(done_json(result, details))
     else:
         for line in summary_lines(result, options=shown.options, details=details):
             say(line)
@@ -268,6 +273,7 @@ def _launch(settings: Settings, session: RunSession) -> dict[str, Any]:
         "workspace": str(session.context.workspace),
         "agents": list(session.plan.graph.order),
         "pid": os.getpid(),
+        "scripted": any(map(is_scripted, session.models)),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from toka.cli.rows import NAME_WIDTH, clean, objectives_in_words
 from toka.cli.text import columns, money, some, span
@@ -66,6 +66,11 @@ def summary_lines(result: RunResult, *, options: str = "", details: Details | No
     lines += ["", *_agents(state), *_objectives(state), *_denials(state, details), "", _use(state), "", "look further"]
     lines += [f"  {command}{options}" for command in _commands(state)]
     return lines
+
+
+def done_json(result: RunResult, details: Details) -> dict[str, Any]:
+    """The `done` record of `--json`: the result, and whether a script answered in place of a model."""
+    return {**result.to_json(), "scripted": any(map(is_scripted, details.models))}
 
 
 def is_scripted(model: str | None) -> bool:

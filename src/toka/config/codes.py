@@ -258,6 +258,11 @@ CODES: Final[Mapping[str, Code]] = {
         "malformed model name",
         "A model is written as `provider:model`, such as `openai:NAME`, or as `auto`. It has no spaces.",
     ),
+    "TK6002": Code(
+        "cost limit without a price",
+        "A limit in dollars can be held only when the model's price is known. Give the price in the settings, under "
+        '`[pricing."PROVIDER:MODEL"]`, or limit tokens instead.',
+    ),
     "TK6101": Code(
         "mistake in a script",
         "A scripted model reads its replies from a YAML or JSON file: `script: 1`, then `agents`, below each agent its "

@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from toka.errors import JournalError
+from toka.errors import JournalError, JournalUnavailable
 
 FILE: Final = "journal.db"
 SCHEMA: Final = 1
@@ -45,7 +45,7 @@ def prepare(state: Path) -> Path:
         if not os.access(path, os.R_OK | os.W_OK) or not os.access(state, os.W_OK | os.X_OK):
             raise PermissionError(13, "Permission denied", str(path))
     except OSError as e:
-        raise JournalError(
+        raise JournalUnavailable(
             f"cannot use the state directory {state}: {e.strerror or e}",
             hint="choose another with --state DIR or TOKA_STATE, or mend its permissions",
         ) from e
@@ -75,7 +75,8 @@ def connect(path: Path, *, readonly: bool = False, anywhere: bool = False) -> sq
         if readonly:
             connection.execute("PRAGMA query_only=ON")
     except sqlite3.Error as e:
-        raise failure(e, path) from e
+        known = failure(e, path)
+        raise JournalUnavailable(known.message, hint=known.hint) from e
     return connection
 
 
@@ -102,7 +103,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
         if version == SCHEMA:
             return
         if version > SCHEMA:
-            raise JournalError(
+            raise JournalUnavailable(
                 f"journal {path} was written by a newer Toka (form {version}, this one knows {SCHEMA})",
                 hint="use that version, or choose another --state DIR",
             )

@@ -96,6 +96,7 @@ class AgentBrief:
         tools: what the model can call.
         workspace: what it works on, one paragraph.
         grants: one line per thing it may do.
+        metrics: (name, what it counts, unit) of each figure that its reports may fill.
     """
 
     title: str
@@ -111,6 +112,7 @@ class AgentBrief:
     tools: tuple[ToolSpec, ...] = ()
     workspace: str = ""
     grants: tuple[str, ...] = ()
+    metrics: tuple[tuple[str, str, str], ...] = ()
 
 
 def system_prompt(brief: AgentBrief) -> str:
@@ -127,6 +129,7 @@ def system_prompt(brief: AgentBrief) -> str:
         _section("Objectives", [_objective(ObjectiveBrief(*o)) for o in brief.objectives]),
         *(_section(f"Directives: {_heading(name)}", lines) for name, lines in brief.directives.items()),
         _section("Risks", [f"{risk} -> {answer}" if answer else risk for risk, answer in brief.risks]),
+        _section("Metrics for your reports", [_metric(*m) for m in brief.metrics]),
         *(_section(f"Success: {_heading(name)}", lines) for name, lines in brief.success.items()),
     ]
     prompt = shortened("\n\n".join(s for s in sections if s), MAX_PROMPT - MAX_EXTENSIONS)
@@ -255,6 +258,11 @@ def _rules() -> tuple[str, ...]:
 def _skills(brief: AgentBrief) -> list[str]:
     lines = [f"Main: {', '.join(brief.primary[:MAX_ITEMS])}"] if brief.primary else []
     return [*lines, f"Also: {', '.join(brief.secondary[:MAX_ITEMS])}"] if brief.secondary else lines
+
+
+def _metric(name: str, description: str, unit: str) -> str:
+    told = f"{name}: {description}" if description else name
+    return f"{told} ({unit})" if unit else told
 
 
 def _objective(objective: ObjectiveBrief) -> str:

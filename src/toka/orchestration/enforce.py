@@ -9,10 +9,17 @@ from toka.core.capability import Capability
 from toka.core.catalogue import GIT_ACCESS, NETWORK_ACCESS
 
 
-def unenforced(config: AgentConfig) -> list[str]:
-    """Limits of a spec that are not enforced, or only in part, one sentence each; empty when all hold."""
+def unenforced(config: AgentConfig, *, root: bool) -> list[str]:
+    """Limits of a spec that are not enforced, or only in part, one sentence each; empty when all hold.
+
+    Args:
+        config: the spec.
+        root: the runtime runs as root, whom the kernel allows any number of processes.
+    """
     limits = config.limits
     out: list[str] = []
+    if limits.processes is not None and root:
+        out.append("max_processes does not bind root: run Toka as an ordinary user")
     if limits.cpu_cores is not None:
         out.append("max_cpu is not enforced: commands share the processor as any other process does")
     if limits.memory_bytes is not None:

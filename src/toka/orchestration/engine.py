@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 from toka.config.agent import AgentConfig
 from toka.config.settings import ExecutionConfig
 from toka.core.ids import AgentName, RunId, new_run_id
-from toka.errors import ConfigError, JournalError, TokaError, UsageError
+from toka.errors import ConfigError, JournalError, MissingError, TokaError, UsageError
 from toka.events.event import ExecutorAttached, RunCreated, RunStateChanged
 from toka.events.lifecycle import RunStatus
 from toka.journal.holder import this_holder
 from toka.journal.recorder import Recorder
 from toka.llm.gateway import LlmGateway
+from toka.orchestration.enforce import unenforced
 from toka.orchestration.integration import RuntimeIntegration
 from toka.orchestration.plan import make_plan
 from toka.orchestration.request import RunRequest, check_groups
@@ -43,8 +45,15 @@ class OrchestrationEngine:
         Raises:
             ConfigError: there are no agents, or two have one name.
             UsageError: the workspace is no directory, or an enabled group exists nowhere.
+            MissingError: an agent asks for strict limits that are not enforced here.
         """
         configs = _unique(request.configs)
+        for config in request.configs:
+            if config.security.enforcement == "strict" and (gaps := unenforced(config, root=os.geteuid() == 0)):
+                raise MissingError(
+                    f"agent {config.name} asks for strict limits, and these cannot be given here: {'; '.join(gaps)}",
+                    hint="remove security.enforcement: strict, or these limits",
+                )
         check_groups(request.configs, request.enabled)
         if not request.workspace.is_dir():
             raise UsageError(f"workspace {request.workspace} is not a directory", hint="name one with --workspace DIR")

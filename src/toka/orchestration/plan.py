@@ -96,6 +96,7 @@ def make_plan(
     *,
     enabled: Collection[str] = (),
     capabilities: Mapping[str, tuple[Capability, ...]] | None = None,
+    root: bool = False,
 ) -> Plan:
     """Plans a team.
 
@@ -103,13 +104,14 @@ def make_plan(
         configs: its specs; names are unique.
         enabled: conditional task groups that are switched on.
         capabilities: presets from settings.
+        root: the run would be executed by root, whom some limits do not bind.
 
     Raises:
         ConfigError: a required dependency is missing or circular.
     """
     graph = DependencyResolver(configs)
     agents = {
-        name: _agent(graph, name, number, enabled, capabilities or {})
+        name: _agent(graph, name, number, enabled, capabilities or {}, root)
         for number, wave in enumerate(graph.waves, 1)
         for name in wave
     }
@@ -133,6 +135,7 @@ def _agent(
     wave: int,
     enabled: Collection[str],
     capabilities: Mapping[str, tuple[Capability, ...]],
+    root: bool,  # noqa: FBT001 - one of six of its caller's values
 ) -> AgentPlan:
     config = graph.configs[name]
     grant = config.grant(capabilities)
@@ -140,7 +143,7 @@ def _agent(
     needs_model = any(t.run is None for t in tasks)
     checked = sum(1 for o in config.objectives if o.check is not None)
     notes = [note.text for note in config.grant_notes(capabilities)]
-    notes += [*unenforced(config), *unopened(config, capabilities)]
+    notes += [*unenforced(config, root=root), *unopened(config, capabilities)]
     notes += [
         f"rests on claims: no objective of {edge.on} has a check"
         for edge in graph.before[name]

@@ -9,7 +9,6 @@ from toka.config.agent import AgentConfig
 from toka.config.rules import Problem
 from toka.errors import ConfigError, MissingError, ModelUnavailable, UsageError
 from toka.llm.resolve import AUTO
-from toka.orchestration.enforce import unenforced
 from toka.orchestration.request import RunRequest
 from toka.runtime.context import Runtime
 from toka.sandbox.policy import SandboxPolicy
@@ -28,7 +27,7 @@ async def preflight(runtime: Runtime, request: RunRequest, started: Collection[s
         Warnings: agents that will be skipped because no model answers.
 
     Raises:
-        MissingError: this is no Linux, or an agent asks for strict limits that are not enforced.
+        MissingError: this is no Linux.
         SandboxUnavailable: there is no working sandbox.
         ModelUnavailable: no model answers, and no agent can do without one; or a named model cannot be had.
         UsageError, ConfigError: a model string or script is wrong.
@@ -39,12 +38,6 @@ async def preflight(runtime: Runtime, request: RunRequest, started: Collection[s
             hint="run Toka in a Linux machine: Lima on macOS, WSL2 on Windows, or a devcontainer; "
             "validate, plan, ps, show and events work here",
         )
-    for config in request.configs:
-        if config.security.enforcement == "strict" and (gaps := unenforced(config)):
-            raise MissingError(
-                f"agent {config.name} asks for strict enforcement, and this machine cannot give it: {'; '.join(gaps)}",
-                hint="remove security.enforcement: strict, or these limits",
-            )
     if any(_has_hands(runtime, config, request.enabled) for config in request.configs):
         trial = await runtime.start_sandbox(request.workspace, SandboxPolicy())
         await trial.close()
@@ -67,16 +60,35 @@ def _misnamed(configs: Sequence[AgentConfig], error: UsageError) -> ConfigError:
     return ConfigError("a spec names a model that does not exist; nothing was started", findings)
 
 
+def _unpriced(found: Sequence[tuple[AgentConfig, str]]) -> ConfigError:
+    """A cost limit that cannot be held, because nobody knows what the model costs."""
+    path = ("security", "resource_limits", "max_cost")
+    findings = [
+        finding
+        for config, model in found
+        for finding in config.report(
+            Problem(
+                "TK6002",
+                f"max_cost cannot be held: the price of {model} is unknown",
+                path,
+                help=f'give it in toka.toml: [pricing."{model}"] input and output, in dollars per million tokens',
+            )
+        )
+    ]
+    return ConfigError("a cost limit meets a model of unknown price; nothing was started", findings)
+
+
 async def _models(runtime: Runtime, request: RunRequest, started: Collection[str]) -> list[str]:
     wanted: dict[str, list[AgentConfig]] = {}
     for config in request.configs:
         if any(task.run is None for task in config.task_list(request.enabled)):
             wanted.setdefault(request.model or config.model or runtime.model, []).append(config)
     skipped: list[str] = []
+    unpriced: list[tuple[AgentConfig, str]] = []
     missing: ModelUnavailable | None = None
     for model, configs in wanted.items():
         try:
-            await runtime.resolve_model(model)
+            found = await runtime.resolve_model(model)
         except UsageError as e:
             if model in (request.model, runtime.model):
                 raise
@@ -86,6 +98,11 @@ async def _models(runtime: Runtime, request: RunRequest, started: Collection[str
                 raise
             missing = e
             skipped += [c.name for c in configs]
+        else:
+            if runtime.gateway.price(found) is None:
+                unpriced += [(config, found) for config in configs if config.limits.cost_usd is not None]
+    if unpriced:
+        raise _unpriced(unpriced)
     if missing is not None and len(skipped) == len(request.configs):
         raise missing
     return [f"no model: {name} will be skipped" for name in sorted(skipped)]

@@ -45,6 +45,13 @@ class RunSession:
         self._closing = False
         self._applied = max(context.recorder.state.commands, default=0)
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The model strings that its agents were asked to use, `auto` where that is to be found out."""
+        run = self.context
+        asked = [c for c in self._configs.values() if any(t.run is None for t in c.task_list(run.enabled))]
+        return tuple(dict.fromkeys(run.model or c.model or run.runtime.model for c in asked))
+
     async def run(self) -> RunResult:
         """Executes the team to its end.
 

@@ -32,4 +32,5 @@ def brief(config: AgentConfig, grant: Grant, tools: Iterable[Tool]) -> AgentBrie
         tools=tuple(ToolSpec(t.name, t.description, t.parameters) for t in tools),
         workspace=WORKSPACE,
         grants=tuple(c.text for c in grant.capabilities),
+        metrics=tuple((m.name, m.description, m.unit or "") for m in config.reporting.metrics),
     )
