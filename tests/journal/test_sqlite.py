@@ -272,7 +272,9 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path, python: Pyt
     read_only = in_child_as_user(lambda: SqliteReader(folder, SystemClock()))
     missing = in_child_as_user(lambda: SqliteReader(folder / "deeper", SystemClock()))
     for message, path in ((read_only, folder), (missing, folder / "deeper")):
-        assert message.startswith(f"JournalUnavailable: cannot use the state directory {path}: Permission denied // choose")
+        assert message.startswith(
+            f"JournalUnavailable: cannot use the state directory {path}: Permission denied // choose"
+        )
 
 
 def in_child_as_user(body: Callable[[], object]) -> str:

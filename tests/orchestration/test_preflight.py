@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from harness import Team, agent
+from toka.errors import ConfigError, MissingError, ModelUnavailable
+from toka.orchestration.engine import OrchestrationEngine
+from toka.orchestration.preflight import preflight
+from toka.orchestration.request import RunRequest
+from toka.runtime.context import Runtime
+
+
+def request(team: Team, *configs: object, model: str | None = None) -> RunRequest:
+    return RunRequest(list(configs), team.work, model=model)  # type: ignore[arg-type]
+
+
+async def checked(team: Team, runtime: Runtime, *configs: object, started: tuple[str, ...] = ()) -> list[str]:
+    return await preflight(runtime, request(team, *configs), started)
+
+
+async def test_a_cost_limit_needs_a_price(team: Team) -> None:
+    async def itself(model: str) -> str:
+        return model
+
+    costly = agent("one", model="server:odd", security={"resource_limits": {"max_cost": "$1"}})
+    async with team.open() as runtime:
+        object.__setattr__(runtime, "resolve_model", itself)
+        with pytest.raises(ConfigError) as caught:
+            await checked(team, runtime, costly)
+        assert await checked(team, runtime, agent("one", model="server:odd")) == []
+    assert [f.code for f in caught.value.findings] == ["TK6002"]
+    assert "server:odd" in caught.value.findings[0].text
+    (team.folder / "toka.toml").write_text('[pricing."server:odd"]\ninput = 1\noutput = 2\n')
+    async with team.open() as runtime:
+        object.__setattr__(runtime, "resolve_model", itself)
+        assert await checked(team, runtime, costly) == []
+
+
+async def test_strict_limits_that_do_not_hold_refuse_the_run(team: Team) -> None:
+    strict = agent("one", security={"enforcement": "strict", "resource_limits": {"max_cpu": "50%"}})
+    loose = agent("one", security={"resource_limits": {"max_cpu": "50%"}})
+    bound = agent("one", security={"enforcement": "strict", "resource_limits": {"timeout": "1h"}})
+    async with team.open() as runtime:
+        engine = OrchestrationEngine(runtime)
+        with pytest.raises(MissingError, match="max_cpu is not enforced"):
+            await engine.start(request(team, strict))
+        assert runtime.journal.runs() == [], "nothing was started"
+        for fine in (loose, bound):
+            assert list(engine.check(request(team, fine))) == ["one"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has no limit of processes")
+async def test_a_limit_of_processes_does_not_bind_root(team: Team) -> None:
+    strict = agent("one", security={"enforcement": "strict", "resource_limits": {"max_processes": 5}})
+    async with team.open() as runtime:
+        with pytest.raises(MissingError, match="max_processes"):
+            OrchestrationEngine(runtime).check(request(team, strict))
+
+
+async def test_agents_without_a_model_are_skipped_unless_none_is_left_or_one_has_worked(
+    team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(model: str) -> str:
+        raise ModelUnavailable("no model found", tried=["nobody"])
+
+    command = agent("runs", tasks=[{"description": "x", "run": "true"}])
+    thinks = agent("thinks", model="auto")
+    async with team.open() as runtime:
+        object.__setattr__(runtime, "resolve_model", nothing)
+        assert await checked(team, runtime, command, thinks) == ["no model: thinks will be skipped"]
+        with pytest.raises(ModelUnavailable):
+            await checked(team, runtime, thinks)
+        with pytest.raises(ModelUnavailable):
+            await checked(team, runtime, command, thinks, started=("thinks",))
+        with pytest.raises(ModelUnavailable):
+            await checked(team, runtime, command, agent("named", model="server:x"))
+
+
+async def test_agents_run_on_linux_only(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with team.open() as runtime:
+        monkeypatch.setattr(sys, "platform", "darwin")
+        with pytest.raises(MissingError, match="agents run on Linux") as caught:
+            await checked(team, runtime, agent("one"))
+    assert caught.value.exit_code == 4
+    assert "Lima" in (caught.value.hint or "")
