@@ -19,7 +19,7 @@ from toka.app import read_settings
 from toka.cli.attach import Display
 from toka.cli.output import say
 from toka.cli.run import execute, read_team
-from toka.cli.summary import is_scripted
+from toka.cli.tally import is_script
 from toka.config.settings import Settings
 from toka.errors import ConfigError, MissingError, UsageError
 from toka.orchestration.request import RunRequest
@@ -65,7 +65,7 @@ def _prepare(settings: Settings, home: Path, project: Path, model: str | None) -
     except OSError as e:
         raise UsageError(f"cannot write {e.filename}: {e.strerror}") from e
     chosen = model or f"scripted:{home / SCRIPT}"
-    kind = "the model is SCRIPTED, everything else is real" if is_scripted(chosen) else f"the model is {chosen}"
+    kind = "the model is SCRIPTED, everything else is real" if is_script(chosen) else f"the model is {chosen}"
     say(f"demo: four agents repair a copy of a small Python project; {kind}")
     say(f"specs {home / 'agents'}")
     options = {"base_url": settings.base_url} if settings.base_url else {}

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from toka.cli.output import coloured, say
 from toka.cli.rows import NAME_WIDTH, Row, clean, event_line, event_text, heartbeat_line, rows_of
-from toka.cli.summary import is_scripted
+from toka.cli.tally import is_scripted
 from toka.cli.text import clock, money, span
 from toka.events.lifecycle import AgentStatus
 from toka.events.state import RunState
@@ -129,7 +129,7 @@ class LiveView:
         """The run begins."""
         tally = self._tally = Tally(session)
         before = {str(n): tuple(str(e.on) for e in session.plan.graph.before[n]) for n in session.plan.graph.order}
-        scripted = any(map(is_scripted, session.models))
+        scripted = is_scripted(session.models)
 
         def draw() -> RenderableType:
             state, height = session.context.recorder.state, self._console.height

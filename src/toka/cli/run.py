@@ -21,7 +21,8 @@ from toka.cli.door import ANY_PATH, again, folded, open_run
 from toka.cli.live import Lines, LiveView
 from toka.cli.output import emit_json, fail, live, say
 from toka.cli.stream import EventPrinter
-from toka.cli.summary import Details, details_of, done_json, is_scripted, summary_lines
+from toka.cli.summary import Details, details_of, done_json, summary_lines
+from toka.cli.tally import is_scripted
 from toka.config.agent import AgentConfig
 from toka.config.check import check_paths
 from toka.config.settings import Settings
@@ -64,6 +65,9 @@ def run(
     model = absolute_model(model) if model else None
     settings = read_settings({"state": _text(state), "model": model, "base_url": base_url})
     warn_of(settings.findings)
+    for name, sink in settings.channels.items():
+        if sink.webhook:
+            say(f"toka: channel {name}: a webhook is not called by this version; give it a file")
     configs = read_team(paths, settings)
     options = {"model": absolute_model(settings.model), "base_url": settings.base_url}
     request = RunRequest(configs, workspace or Path.cwd(), tuple(enable), model, options)
@@ -195,7 +199,7 @@ async def _executed(settings: Settings, session: RunSession, shown: Display, *, 
         view = LiveView() if live() else Lines()
         session.reporter.subscribe(view.on_event)
         say(f"run {run} in {session.context.workspace}")
-        if any(map(is_scripted, session.models)):
+        if is_scripted(session.models):
             say("SCRIPTED: a script answers in place of a model")
         view.start(session)
     try:
@@ -273,7 +277,7 @@ def _launch(settings: Settings, session: RunSession) -> dict[str, Any]:
         "workspace": str(session.context.workspace),
         "agents": list(session.plan.graph.order),
         "pid": os.getpid(),
-        "scripted": any(map(is_scripted, session.models)),
+        "scripted": is_scripted(session.models),
     }
 
 

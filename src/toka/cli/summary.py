@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from toka.cli.rows import NAME_WIDTH, clean, objectives_in_words
+from toka.cli.tally import is_scripted
 from toka.cli.text import columns, money, some, span
 from toka.cli.view import Denial, denials_of
 from toka.core.ids import RunId
@@ -19,7 +20,6 @@ from toka.orchestration.result import RunResult
 SHOWN: Final = 30
 """Agents, objectives and denials that are listed; further ones are counted."""
 PAGE: Final = 500
-SCRIPTED: Final = "scripted:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +70,7 @@ def summary_lines(result: RunResult, *, options: str = "", details: Details | No
 
 def done_json(result: RunResult, details: Details) -> dict[str, Any]:
     """The `done` record of `--json`: the result, and whether a script answered in place of a model."""
-    return {**result.to_json(), "scripted": any(map(is_scripted, details.models))}
-
-
-def is_scripted(model: str | None) -> bool:
-    """Whether a model string names a script."""
-    return (model or "").startswith(SCRIPTED)
+    return {**result.to_json(), "scripted": is_scripted(details.models)}
 
 
 def _head(result: RunResult, details: Details | None) -> str:
@@ -83,7 +78,7 @@ def _head(result: RunResult, details: Details | None) -> str:
     took = max(0.0, (state.ended_at or state.changed_at) - (state.started_at or state.changed_at))
     line = f"run {result.run} {result.status.value} after {span(took)}"
     models = list(details.models) if details else [state.created.model or ""] if state.created else []
-    if any(map(is_scripted, models)):
+    if is_scripted(models):
         line += "   SCRIPTED: the model's replies come from a script, everything else is real"
     return line
 

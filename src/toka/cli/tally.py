@@ -82,9 +82,14 @@ class RunLine:
         return max(0.0, until - (self.started_at or until))
 
 
+def is_script(model: str | None) -> bool:
+    """Whether a model string names a script."""
+    return (model or "").startswith(SCRIPTED)
+
+
 def is_scripted(models: Sequence[str]) -> bool:
     """Whether one of the models is a script."""
-    return any(m.startswith(SCRIPTED) for m in models)
+    return any(map(is_script, models))
 
 
 def tally(reader: SqliteReader, runs: Sequence[RunId]) -> list[RunLine]:

@@ -236,8 +236,7 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "TK4005": Code(
         "no sandbox asked for",
-        "`sandbox: false` is honoured only where the operator's settings allow it. Otherwise the agent is confined "
-        "all the same.",
+        "`sandbox: false` has no effect: this version has no way to run an agent outside its sandbox.",
         "warning",
     ),
     "TK5001": Code(

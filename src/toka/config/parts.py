@@ -172,7 +172,7 @@ class ResourceLimits(Part):
 class Security(Part):
     """What the agent may touch and use. Everything that is not asked for is denied."""
 
-    sandbox: bool = Field(default=True, strict=True, description="false is honoured only where the settings allow it.")
+    sandbox: bool = Field(default=True, strict=True, description="false has no effect: agents are always confined.")
     capabilities_required: tuple[CapabilityRequest, ...] = Field(
         default=(), max_length=MAX_ITEMS, description="What it asks for. Names that nobody defines grant nothing."
     )

@@ -254,4 +254,7 @@ def _state(chosen: str | None, cwd: Path, environment: Mapping[str, str]) -> Pat
 def _text(value: object) -> str:
     if isinstance(value, tuple):
         return "; ".join(c.text for c in cast("tuple[Capability, ...]", value))
+    if isinstance(value, Limits | ChannelSink | ModelPrice):
+        set_ = {f.name: getattr(value, f.name) for f in fields(value)}
+        return ", ".join(f"{name} = {v}" for name, v in set_.items() if v is not None) or "none"
     return "none" if value is None else str(value)
