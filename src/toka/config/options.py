@@ -121,7 +121,7 @@ OPTIONS: Final = (
     Option("execution.command_timeout", "command_timeout_s", _seconds, 600.0, "How long a command or check may take."),
     Option("execution.repair_rounds", "repair_rounds", _whole(0, 20), 2, "How often failing checks are repaired."),
     Option("execution.grace", "grace_s", _seconds, 10.0, "How long a stop waits before it kills."),
-    Option("execution.pause_timeout", "pause_timeout_s", _seconds, 30.0, "Reserved: a pause waits for the call in flight."),
+    Option("execution.pause_timeout", "pause_timeout_s", _seconds, 30.0, "Reserved: pauses wait for calls in flight."),
     Option("execution.retry_base", "retry_base_s", _seconds, 1.0, "The first wait before a retry; it doubles."),
     Option("execution.retry_cap", "retry_cap_s", _seconds, 60.0, "The longest wait before a retry."),
     Option("execution.max_turns", "max_turns", _whole(1, 10_000), 50, "Model calls in one attempt of a task."),
