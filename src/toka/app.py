@@ -63,22 +63,31 @@ def read_settings(
     return load_settings(cwd or Path.cwd(), os.environ if environment is None else environment, flags)
 
 
-async def submit_command(settings: Settings, run: RunId, verb: str, *, agent: str, by: tuple[str, str]) -> None:
+async def submit_command(
+    settings: Settings,
+    run: RunId,
+    verb: str,
+    *,
+    by: tuple[str, str],
+    agent: str = "",
+    arguments: Mapping[str, Any] | None = None,
+) -> None:
     """Leaves a request for the executor of a run, durable, and nudges it.
 
     Args:
         settings: where the run is recorded.
         run: the run.
-        verb: what is asked: `resume`.
-        agent: whom it concerns; empty means all.
+        verb: what is asked: `resume`, `resolve`.
         by: (author, reason).
+        agent: whom it concerns; empty means all.
+        arguments: of the verb; None: it has none.
 
     Raises:
         JournalError: the request could not be written.
     """
     journal = SqliteJournal(settings.state, SystemClock())
     try:
-        await journal.submit(run, verb, agent=agent, arguments={}, by=by)
+        await journal.submit(run, verb, agent=agent, arguments=arguments or {}, by=by)
     finally:
         await journal.aclose()
     poke(settings.state, run)

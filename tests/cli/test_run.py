@@ -153,6 +153,40 @@ def test_a_step_that_must_not_run_twice_waits_for_a_person(place: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("answer", "code", "ledger", "state"),
+    [
+        ("--happened", 0, ["first", "wait", "last"], "SUCCEEDED"),
+        ("--not-happened", 0, ["first", "wait", "wait", "last"], "SUCCEEDED"),
+        ("--abandon", 1, ["first", "wait"], "FAILED"),
+    ],
+)
+def test_a_person_answers_and_the_run_goes_on(
+    place: Path, answer: str, code: int, ledger: list[str], state: str
+) -> None:
+    spec(place, SLOW.replace(",\n     effect: idempotent", ""))
+    process = start(place, "run", "agents", "--workspace", "ws")
+    until((place / "ws" / "started").exists, "the second task")
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    (place / "ws" / "go").touch()
+    assert toka(place, "resume", "@last").returncode == 7
+    assert "toka resolve" in toka(place, "show", "@last").stdout
+    nobody = toka(place, "resolve", "@last", "last", answer)
+    assert nobody.returncode == 9
+    assert "slow: wait" in nobody.stderr
+    assert toka(place, "resolve", "@last", "wait").returncode == 2
+    told = toka(place, "resolve", "@last", "wait", answer, "--reason", "looked at the ledger")
+    assert told.returncode == 0, told.stderr
+    assert "toka resume" in told.stderr
+    result = toka(place, "resume", "@last", "--json")
+    assert result.returncode == code, result.stderr
+    assert lines(result.stdout)[-1]["agents"]["slow"]["tasks"]["wait"] == state
+    assert (place / "ws" / "ledger.txt").read_text().split() == ledger
+    assert toka(place, "resolve", "@last", "wait", answer).returncode == 9
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_gracefully_and_the_run_can_be_resumed(place: Path, number: int, code: int) -> None:
     spec(place, SLOW)

@@ -59,7 +59,8 @@ def _ending(agent: AgentState) -> list[str]:
 
 def _questions(agent: AgentState) -> list[str]:
     return [
-        f"task {t.id} needs an answer: {t.question or t.reason}"
+        f"task {t.id} needs an answer: {t.question or t.reason} "
+        f"(toka resolve RUN {t.id} --happened, --not-happened or --abandon)"
         for t in agent.tasks.values()
         if t.status is TaskStatus.NEEDS_ATTENTION
     ]

@@ -22,6 +22,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "plan": ("toka.cli.check:plan", "Show what would run: order, grants, limits, warnings."),
     "run": ("toka.cli.run:run", "Run a team of agents."),
     "resume": ("toka.cli.run:resume", "Go on with an interrupted run, or lift a pause."),
+    "resolve": ("toka.cli.resolve:resolve", "Answer whether a step in doubt happened."),
     "demo": ("toka.cli.demo:demo", "Run four agents on a small project that comes with Toka."),
     "ps": ("toka.cli.look:ps", "List runs."),
     "show": ("toka.cli.look:show", "Show one run: agents, tasks, objectives, why something waits."),

@@ -17,6 +17,7 @@ from toka.events.event import (
     RunStateChanged,
     SandboxReady,
     StepInDoubt,
+    StepResolved,
     TaskStateChanged,
     Unknown,
 )
@@ -54,6 +55,8 @@ def change_lines(event: Event, paint: Paint = plain) -> list[str]:
             return [head, *(f"  {line_of(str(note))}" for note in event.notes)]
         case TaskStateChanged():
             return _task(event, paint)
+        case StepResolved():
+            return [f"answered by {line_of(event.author) or 'somebody'}: {line_of(event.answer)}"]
         case StepInDoubt():
             return [f"{paint('in doubt', 'warn')}: {line_of(event.question)}"]
         case ObjectiveChanged():

@@ -95,7 +95,7 @@ def resume(run_id: str, state: Path | None, reason: str, **display: bool) -> int
             return already_ended(reader, recorded, shown)
         lease = reader.lease(run)
         if lease is not None and lease.alive:
-            asyncio.run(submit_command(settings, run, "resume", agent="", by=(author(), reason)))
+            asyncio.run(submit_command(settings, run, "resume", by=(author(), reason)))
             return follow(reader, recorded, lease.holder.pid, shown)
     options = recorded.created.options if recorded.created else {}
     settings = replace(

@@ -251,6 +251,21 @@ class StepInDoubt:
 
 
 @dataclass(frozen=True, slots=True)
+class StepResolved:
+    """A person answered whether a step in doubt happened.
+
+    Attributes:
+        answer: `happened`, `not-happened` (it runs again) or `abandon` (it counts as failed).
+    """
+
+    KIND: ClassVar[str] = "step_resolved"
+    step: str
+    answer: str
+    author: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ObjectiveChanged:
     """What is known of an objective changed.
 
@@ -293,6 +308,7 @@ Event = (
     | StepFailed
     | StepDenied
     | StepInDoubt
+    | StepResolved
     | ObjectiveChanged
     | Unknown
 )
@@ -301,7 +317,8 @@ KINDS: Final[Mapping[str, type[Any]]] = {
     c.KIND: c
     for c in (
         RunCreated, ExecutorAttached, RunStateChanged, CommandApplied, AgentStateChanged, HoldPlaced, HoldLifted,
-        SandboxReady, TaskStateChanged, StepIntent, StepDone, StepFailed, StepDenied, StepInDoubt, ObjectiveChanged,
+        SandboxReady, TaskStateChanged, StepIntent, StepDone, StepFailed, StepDenied, StepInDoubt, StepResolved,
+        ObjectiveChanged,
     )
 }  # fmt: skip
 

@@ -26,6 +26,7 @@ from toka.events.event import (
     StepFailed,
     StepInDoubt,
     StepIntent,
+    StepResolved,
     TaskStateChanged,
 )
 from toka.events.lifecycle import AGENT_ENDS, RUN_ENDS, AgentStatus, ObjectiveStatus, RunStatus, TaskStatus
@@ -323,6 +324,12 @@ def _doubt(state: AgentState, record: Record) -> AgentState:
     return _with_task(state, record, replace(_task_of(state, event.step), question=event.question))
 
 
+def _resolved(state: AgentState, record: Record) -> AgentState:
+    event = record.event
+    assert isinstance(event, StepResolved)
+    return _with_task(state, record, replace(_task_of(state, event.step), question=""))
+
+
 def _objective(state: AgentState, record: Record) -> AgentState:
     event = record.event
     assert isinstance(event, ObjectiveChanged)
@@ -367,5 +374,6 @@ _AGENT_RULES: Final[Mapping[type[Any], Callable[[AgentState, Record], AgentState
     StepFailed: _ended_step,
     StepDenied: _denied,
     StepInDoubt: _doubt,
+    StepResolved: _resolved,
     ObjectiveChanged: _objective,
 }

@@ -9,7 +9,7 @@ from typing import Final
 from toka.config.agent import AgentConfig
 from toka.core.ids import AgentName
 from toka.errors import JournalError, StaleEpoch
-from toka.events.event import CommandApplied, HoldLifted, RunStateChanged
+from toka.events.event import CommandApplied, HoldLifted, RunStateChanged, StepResolved
 from toka.events.lifecycle import RunStatus
 from toka.events.state import AgentState
 from toka.journal.journal import Command
@@ -42,6 +42,8 @@ class RunSession:
         self._ended: asyncio.Queue[AgentName] = asyncio.Queue()
         self._running: dict[AgentName, AgentExecution] = {}
         self._stopped: set[AgentName] = set()
+        self._again: set[AgentName] = set()
+        self._executing = False
         self._closing = False
         self._applied = max(context.recorder.state.commands, default=0)
 
@@ -66,6 +68,7 @@ class RunSession:
         inbox = asyncio.create_task(self._watch())
         sinks = ChannelSinks(self.context.id, self.context.runtime.channels, self.reporter)
         try:
+            await self._take_answers()
             await self._execute()
             if inbox.done():
                 inbox.result()
@@ -101,6 +104,7 @@ class RunSession:
         schedule, blocked = recovered(self.plan.graph, self.context.recorder.state.agents)
         await self._skip(blocked)
         limit = self.context.execution.max_concurrent_agents
+        self._executing = True
         while True:
             while not self._closing and len(self._running) < limit and (name := schedule.next()) is not None:
                 if name in self._stopped:
@@ -119,6 +123,9 @@ class RunSession:
                 raise error
             if (state := self.manager.state(name)).ended:
                 await self._skip(schedule.ended(state))
+            elif name in self._again:
+                self._again.discard(name)
+                self._start(name)
 
     def _start(self, name: AgentName) -> None:
         execution = self._running[name] = self.manager.launch(self._configs[name], self._results(name))
@@ -161,6 +168,24 @@ class RunSession:
         names = [AgentName(command.agent)] if command.agent else list(self.plan.graph.order)
         await asyncio.gather(*(self._request(name, command) for name in names if name in self._configs))
 
+    async def _take_answers(self) -> None:
+        """Records the answers that were given while nobody executed the run, before anything asks again."""
+        for command in self.context.runtime.journal.commands(self.context.id, self._applied):
+            if command.verb == "resolve":
+                await self._resolve(AgentName(command.agent), command)
+
+    async def _resolve(self, name: AgentName, command: Command) -> None:
+        """Records a person's answer about a task in doubt; an agent that waits for it goes on."""
+        task = self.manager.state(name).tasks.get(str(command.arguments.get("task")))
+        if task is None or not task.question:
+            return  # answered before, or never asked
+        answer = str(command.arguments.get("answer"))
+        for step in task.in_flight:
+            await self.context.recorder.record(name, StepResolved(step, answer, command.author, command.reason))
+        if self._executing and name not in self._running:
+            self._again.add(name)
+            self._ended.put_nowait(name)
+
     async def _request(self, name: AgentName, command: Command) -> None:
         match command.verb:
             case "resume":
@@ -172,5 +197,7 @@ class RunSession:
                 await self.manager.stop(name, command.reason, command.author)
                 if name not in self._running:
                     self._ended.put_nowait(name)
+            case "resolve":
+                await self._resolve(name, command)
             case _:
                 pass  # a verb of a newer Toka: recorded as seen, without effect

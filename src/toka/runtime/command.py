@@ -12,6 +12,7 @@ from toka.sandbox.host import CommandResult, shell
 
 UNBOUNDED_S = 365 * 86_400.0
 """The deadline of a command that has none, in seconds."""
+BY_WORD = "(a person says that this happened; its output is lost)"
 KEPT_CHARACTERS = 20_000
 """Of a command's output, in the record."""
 SHOWN_CHARACTERS = 160
@@ -42,7 +43,8 @@ async def run_line(agent: AgentContext, key: StepKey, line: str, effect: Effect,
         )
         return Result(described(ended), failed=not (ended.ended == "exited" and ended.exit_code == 0))
 
-    return await agent.steps.run(Act(key, effect, line, rule="written by a person"), do)
+    assumed = {"exit": 0, "ended": "exited", "output": BY_WORD, "dropped": 0}
+    return await agent.steps.run(Act(key, effect, line, rule="written by a person", assumed=assumed), do)
 
 
 def described(ended: CommandResult) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from toka.events.event import (
     RunStateChanged,
     StepDenied,
     StepInDoubt,
+    StepResolved,
     TaskStateChanged,
 )
 from toka.events.lifecycle import AGENT_ENDS, TASK_ENDS, AgentStatus
@@ -218,6 +219,9 @@ def progress_event(record: Record) -> ProgressEvent | None:
         return ProgressEvent("tool_denied", agent, _task_id(event.step), f"{event.what} denied: {event.reason}", at)
     if isinstance(event, StepInDoubt):
         return ProgressEvent("step_in_doubt", agent, _task_id(event.step), event.question, at)
+    if isinstance(event, StepResolved):
+        who = f" by {event.author}" if event.author else ""
+        return ProgressEvent("step_resolved", agent, _task_id(event.step), f"answered{who}: {event.answer}", at)
     if isinstance(event, ObjectiveChanged):
         kind = "check_failed" if event.state == "failed" else f"objective_{event.state}"
         word = "check failed" if event.state == "failed" else event.state

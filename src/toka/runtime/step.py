@@ -16,11 +16,12 @@ from toka.core.clock import Clock
 from toka.core.effect import Effect
 from toka.core.ids import AgentName, RunId, StepKey, TaskId, idempotency_key
 from toka.core.message import Usage
-from toka.events.event import Record, StepDenied, StepDone, StepFailed, StepInDoubt, StepIntent
+from toka.events.event import Record, StepDenied, StepDone, StepFailed, StepInDoubt, StepIntent, StepResolved
 from toka.journal.recorder import Recorder
 
 INLINE_BYTES: Final = 16_384
 """Results above this size go to a blob."""
+ABANDONED: Final = "given up by a person, who could not tell whether it happened"
 INLINE_ARGUMENTS: Final = 2_048
 """Arguments above this size are recorded cut."""
 
@@ -74,6 +75,7 @@ class Act:
         messages: added to the conversation since the last recorded step.
         reserved: what was reserved for it: [tokens, USD].
         lost: what the start before is charged with, when its answer was lost: usage and cost.
+        assumed: the result to go on with when a person says that it happened and its own result is lost.
         evidence: what `probe` will need.
         probe: of a checkable act: did it happen? Called with the evidence of the recorded intent.
     """
@@ -86,6 +88,7 @@ class Act:
     messages: list[dict[str, Any]] | None = None
     reserved: list[float] | None = None
     lost: tuple[Usage, float | None] | None = None
+    assumed: Any = None
     evidence: Callable[[], Awaitable[dict[str, Any]]] | None = None
     probe: Callable[[dict[str, Any]], Awaitable[tuple[Literal["happened", "not-happened", "unknown"], Any]]] | None = (
         None
@@ -136,16 +139,21 @@ class Steps:
         self._open: dict[str, StepIntent] = {}
         self._turns: dict[tuple[str, int], int] = {}
         self._doubts: dict[str, str] = {}
+        self._answers: dict[str, str] = {}
         for record in history:
             event = record.event
             if isinstance(event, StepIntent):
                 self._intents[event.step] = event
                 self._count(StepKey.parse(event.step))
+                self._doubts.pop(event.step, None)  # it was started again: an answer was about the start before
+                self._answers.pop(event.step, None)
                 self._started[event.step] = self._started.get(event.step, 0) + 1
             elif isinstance(event, StepDone | StepFailed | StepDenied):
                 self._ends[event.step] = event
             elif isinstance(event, StepInDoubt):
                 self._doubts[event.step] = event.question
+            elif isinstance(event, StepResolved):
+                self._answers[event.step] = event.answer
 
     def key(self, step: StepKey) -> str:
         """The step's idempotency key."""
@@ -275,6 +283,18 @@ class Steps:
                 await self._record_done(act.key.text, result, 0.0)
                 return result
         text = act.key.text
+        match self._answers.get(text):
+            case "not-happened":
+                return None
+            case "happened":
+                result = Result(act.assumed)
+                await self._record_done(text, result, 0.0)
+                return result
+            case "abandon":
+                await self._recorder.record(self._agent, StepFailed(text, "abandoned", ABANDONED, retryable=False))
+                raise StepFailure("abandoned", ABANDONED, retryable=False)
+            case _:
+                pass
         if text not in self._doubts:
             question = f"{intent.what} was started and Toka was killed before its end. Did it happen?"
             await self._recorder.record(self._agent, StepInDoubt(text, question))

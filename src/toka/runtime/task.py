@@ -111,7 +111,7 @@ class TaskExecutor:
             reason = f"timed out after {work.timeout_s or 0:g} s"
             await self._agent.steps.abandon("timeout", reason, work.task)
             outcome = TaskOutcome(TaskStatus.FAILED, None, reason, "timeout")
-        if outcome.status is known.status:  # it still waits for the same answer
+        if outcome.status is self._state(work.task).status:  # it still waits for the same answer
             return outcome
         attempt = self._state(work.task).attempt
         event = TaskStateChanged(
@@ -133,7 +133,8 @@ class TaskExecutor:
         if known.status is TaskStatus.RETRY_WAIT:
             number += 1
         while True:
-            if self._state(work.task).attempt < number:
+            answered = self._state(work.task).status is TaskStatus.NEEDS_ATTENTION and not known.question
+            if self._state(work.task).attempt < number or answered:
                 await self._change(work.task, TaskStatus.RUNNING, attempt=number, reason=last, title=work.title)
             try:
                 return TaskOutcome(TaskStatus.SUCCEEDED, await work.attempt(number, last))

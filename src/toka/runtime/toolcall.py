@@ -79,7 +79,8 @@ async def _run(
             result = ToolResult(f"{type(e).__name__}: {e}", failed=True)  # a custom tool's own defect: told, not raised
         return Result(_value(tool.name, result), failed=result.failed)
 
-    act = Act(key, tool.effect, tool.name, arguments, rule)
+    assumed = _value(tool.name, ToolResult("this call was made before a crash; a person says that it happened"))
+    act = Act(key, tool.effect, tool.name, arguments, rule, assumed=assumed)
     if _is_checkable(tool):
         checkable = tool
 
@@ -90,7 +91,7 @@ async def _run(
             outcome = await checkable.probe(arguments, noted, context)
             return outcome, _value(tool.name, checkable.happened(arguments, noted)) if outcome == "happened" else None
 
-        act = Act(key, tool.effect, tool.name, arguments, rule, evidence=evidence, probe=probe)
+        act = Act(key, tool.effect, tool.name, arguments, rule, assumed=assumed, evidence=evidence, probe=probe)
     return _answer(call, await agent.steps.run(act, do))
 
 
