@@ -13,8 +13,9 @@ from typing import Any
 from toka.app import Parts, open_runtime, read_settings
 from toka.config.agent import AgentConfig
 from toka.core.clock import Clock
-from toka.events.event import AgentStateChanged, Event, Record, TaskStateChanged
+from toka.events.event import AgentStateChanged, Event, TaskStateChanged
 from toka.events.lifecycle import AgentStatus, TaskStatus, agent_may, task_may
+from toka.events.record import Record
 from toka.journal.journal import Journal
 from toka.llm.model import ModelReply, ModelRequest
 from toka.llm.scripted import Answer, ScriptedModel

@@ -13,7 +13,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from toka.core.ids import RunId
-from toka.events.event import Event, Record
+from toka.events.event import Event
+from toka.events.record import Record
 from toka.journal.journal import Command, Journal, Lease, LeaseView, OnCommit
 from toka.journal.memory import MemoryJournal
 from toka.llm.scripted import ScriptedModel

@@ -15,7 +15,6 @@ from toka.events.event import (
     HoldLifted,
     HoldPlaced,
     ObjectiveChanged,
-    Record,
     SandboxReady,
     StepDone,
     StepFailed,
@@ -24,6 +23,7 @@ from toka.events.event import (
     TaskStateChanged,
     Unknown,
 )
+from toka.events.record import Record
 from toka.llm.prompts import tool_error, tool_result
 
 

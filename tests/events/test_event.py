@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toka.events.event import KINDS, RESERVED_KINDS, VERSION, Record, Unknown, decode, encode, payload
+from toka.events.event import KINDS, RESERVED_KINDS, Unknown
 from toka.events.event import Event as AnyEvent
+from toka.events.record import VERSION, Record, decode, encode, payload
 
 STORED = Path(__file__).resolve().parents[1] / "fixtures" / "runs" / "v1.jsonl"
 

@@ -16,7 +16,6 @@ from toka.events.event import (
     HoldLifted,
     HoldPlaced,
     ObjectiveChanged,
-    Record,
     RunCreated,
     RunStateChanged,
     StepDenied,
@@ -26,9 +25,9 @@ from toka.events.event import (
     StepIntent,
     TaskStateChanged,
     Unknown,
-    decode,
 )
 from toka.events.lifecycle import AgentStatus, ObjectiveStatus, RunStatus, TaskStatus
+from toka.events.record import Record, decode
 from toka.events.state import AgentState, RunState, TaskState, fold, fold_all
 
 STORED = Path(__file__).resolve().parents[1] / "fixtures" / "runs" / "v1.jsonl"

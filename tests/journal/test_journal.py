@@ -10,7 +10,8 @@ import pytest
 
 from journal.conftest import OTHER, RUN, event
 from toka.errors import JournalError, NotFound, RunBusy, StaleEpoch
-from toka.events.event import HoldPlaced, Record, RunStateChanged, Unknown
+from toka.events.event import HoldPlaced, RunStateChanged, Unknown
+from toka.events.record import Record
 from toka.journal.audit import verify
 from toka.journal.journal import Journal
 

@@ -10,7 +10,8 @@ from toka.core.effect import Effect
 from toka.core.ids import AgentName, RunId, StepKey, TaskId
 from toka.core.message import Usage
 from toka.errors import JournalError, StaleEpoch
-from toka.events.event import Event, Record, StepDenied, StepDone, StepFailed, StepInDoubt, StepIntent, payload
+from toka.events.event import Event, StepDenied, StepDone, StepFailed, StepInDoubt, StepIntent
+from toka.events.record import Record, payload
 from toka.journal.journal import Lease
 from toka.journal.recorder import Recorder
 from toka.runtime.step import INLINE_ARGUMENTS, INLINE_BYTES, Act, InDoubt, Result, StepFailure, Steps

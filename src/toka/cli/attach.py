@@ -11,8 +11,8 @@ from toka.cli.output import emit_json, say
 from toka.cli.rows import event_line
 from toka.cli.summary import details_of, done_json, summary_lines
 from toka.core.ids import RunId
-from toka.events.event import Record
 from toka.events.lifecycle import TASK_ENDS, RunStatus
+from toka.events.record import Record
 from toka.events.state import RunState, fold
 from toka.journal.sqlite import SqliteReader
 from toka.orchestration.result import EXIT_PERSON, RunResult

@@ -16,8 +16,8 @@ from toka.config.settings import Settings, load_settings
 from toka.core.clock import SystemClock
 from toka.core.ids import RunId
 from toka.errors import JournalCorrupt, NotFound
-from toka.events.event import Record
 from toka.events.lifecycle import RunStatus
+from toka.events.record import Record
 from toka.events.state import RunState, fold_all
 from toka.journal.database import FILE
 from toka.journal.journal import LeaseView

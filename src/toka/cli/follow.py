@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Final, Literal
 
 from toka.core.ids import RunId
-from toka.events.event import Record, RunStateChanged
+from toka.events.event import RunStateChanged
 from toka.events.lifecycle import RUN_ENDS, RunStatus
+from toka.events.record import Record
 from toka.journal.journal import Reader
 
 PAGE: Final = 500

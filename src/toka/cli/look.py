@@ -20,7 +20,8 @@ from toka.cli.view import RunView, denials_of, models_of, planned_of
 from toka.core.clock import SystemClock
 from toka.core.ids import RunId
 from toka.errors import NotFound
-from toka.events.event import Record, RunCreated
+from toka.events.event import RunCreated
+from toka.events.record import Record
 from toka.journal.sqlite import SqliteReader
 
 NEWEST = 20

@@ -19,7 +19,8 @@ from toka.cli.text import json_line, line_of, some
 from toka.core.clock import SystemClock
 from toka.core.ids import RunId
 from toka.errors import NotFound, UsageError
-from toka.events.event import KINDS, Record, RunCreated, payload
+from toka.events.event import KINDS, RunCreated
+from toka.events.record import Record, payload
 from toka.journal.audit import Problem, Verdict, verify
 from toka.journal.database import failure
 from toka.journal.sqlite import SqliteReader

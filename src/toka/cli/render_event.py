@@ -6,7 +6,8 @@ from typing import Final
 
 from toka.cli.render_change import MALFORMED, change_lines
 from toka.cli.text import clock, compact, line_of, span
-from toka.events.event import Event, Record, StepDenied, StepDone, StepFailed, StepIntent, payload
+from toka.events.event import Event, StepDenied, StepDone, StepFailed, StepIntent
+from toka.events.record import Record, payload
 
 TEXT: Final = 160
 """Characters of what happened."""

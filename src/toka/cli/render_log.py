@@ -13,7 +13,8 @@ from typing import Any, Final, cast
 from toka.cli.render_change import MALFORMED, change_lines
 from toka.cli.text import LINE, Paint, clock, compact, line_of, lines_of, money, plain, some, span
 from toka.errors import TokaError
-from toka.events.event import Record, StepDenied, StepDone, StepFailed, StepIntent
+from toka.events.event import StepDenied, StepDone, StepFailed, StepIntent
+from toka.events.record import Record
 
 ASKED_LINES: Final = 12
 SAID_LINES: Final = 60

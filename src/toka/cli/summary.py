@@ -11,8 +11,9 @@ from toka.cli.tally import is_scripted
 from toka.cli.text import columns, money, some, span
 from toka.cli.view import Denial, denials_of
 from toka.core.ids import RunId
-from toka.events.event import Record, StepDenied, StepDone
+from toka.events.event import StepDenied, StepDone
 from toka.events.lifecycle import TASK_ENDS, AgentStatus, ObjectiveStatus
+from toka.events.record import Record
 from toka.events.state import AgentState, RunState
 from toka.journal.journal import Reader
 from toka.orchestration.result import RunResult

@@ -9,8 +9,9 @@ from typing import Any
 
 from toka.config.agent import AgentConfig
 from toka.errors import ConfigError
-from toka.events.event import Record, StepDenied, StepIntent
+from toka.events.event import StepDenied, StepIntent
 from toka.events.lifecycle import TASK_ENDS, RunStatus
+from toka.events.record import Record
 from toka.events.state import AgentState, RunState
 from toka.journal.journal import LeaseView
 

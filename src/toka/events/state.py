@@ -18,7 +18,6 @@ from toka.events.event import (
     HoldLifted,
     HoldPlaced,
     ObjectiveChanged,
-    Record,
     RunCreated,
     RunStateChanged,
     StepDenied,
@@ -30,6 +29,7 @@ from toka.events.event import (
     TaskStateChanged,
 )
 from toka.events.lifecycle import AGENT_ENDS, RUN_ENDS, AgentStatus, ObjectiveStatus, RunStatus, TaskStatus
+from toka.events.record import Record
 
 JSON = dict[str, Any]
 

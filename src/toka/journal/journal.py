@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from toka.core.ids import RunId
-from toka.events.event import Event, Record
+from toka.events.event import Event
+from toka.events.record import Record
 
 LEASE_S: Final = 15.0
 """How long a lease lasts without renewal, in seconds of boot time."""

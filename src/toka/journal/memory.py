@@ -10,7 +10,8 @@ from typing import Any
 from toka.core.clock import Clock
 from toka.core.ids import RunId
 from toka.errors import JournalError, NotFound, RunBusy, StaleEpoch
-from toka.events.event import Event, Record, decode, encode
+from toka.events.event import Event
+from toka.events.record import Record, decode, encode
 from toka.journal.holder import this_holder
 from toka.journal.journal import GENESIS, LEASE_S, Command, Lease, LeaseView, OnCommit, chain
 

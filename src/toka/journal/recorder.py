@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from toka.errors import StaleEpoch
-from toka.events.event import Event, Record
+from toka.events.event import Event
+from toka.events.record import Record
 from toka.events.state import RunState, fold, fold_all
 from toka.journal.journal import Journal, Lease
 

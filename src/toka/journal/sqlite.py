@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from toka.core.clock import Clock
 from toka.core.ids import RunId
 from toka.errors import JournalCorrupt, JournalError, NotFound, RunBusy, StaleEpoch, TokaError
-from toka.events.event import Event, Record, decode
+from toka.events.event import Event
+from toka.events.record import Record, decode
 from toka.journal.database import connect, failure, prepare
 from toka.journal.holder import holder_lives, this_holder
 from toka.journal.journal import LEASE_S, QUEUE_EVENTS, Command, Holder, Lease, LeaseView, OnCommit

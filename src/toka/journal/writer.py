@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from toka.core.clock import Clock
 from toka.errors import JournalError, StaleEpoch, TokaError
-from toka.events.event import Event, Record, encode
+from toka.events.event import Event
+from toka.events.record import Record, encode
 from toka.journal.database import connect, failure
 from toka.journal.journal import GENESIS, LEASE_S, RENEW_S, Lease, chain
 

@@ -18,7 +18,6 @@ from toka.events.event import (
     AgentStateChanged,
     Event,
     ObjectiveChanged,
-    Record,
     RunStateChanged,
     StepDenied,
     StepInDoubt,
@@ -26,6 +25,7 @@ from toka.events.event import (
     TaskStateChanged,
 )
 from toka.events.lifecycle import AGENT_ENDS, TASK_ENDS, AgentStatus
+from toka.events.record import Record
 from toka.events.state import AgentState
 from toka.journal.recorder import Recorder
 

@@ -16,7 +16,8 @@ from toka.core.clock import Clock
 from toka.core.effect import Effect
 from toka.core.ids import AgentName, RunId, StepKey, TaskId, idempotency_key
 from toka.core.message import Usage
-from toka.events.event import Record, StepDenied, StepDone, StepFailed, StepInDoubt, StepIntent, StepResolved
+from toka.events.event import StepDenied, StepDone, StepFailed, StepInDoubt, StepIntent, StepResolved
+from toka.events.record import Record
 from toka.journal.recorder import Recorder
 
 INLINE_BYTES: Final = 16_384
