@@ -323,7 +323,7 @@ async def test_an_agent_past_its_time_fails_with_its_tasks(slow_motion: Team, cl
         await eventually(lambda: door.inside)
         await pass_time(clock, run.done, step=10.0)
         one = (await run).state.agents["one"]
-    assert (one.status, one.why, one.reason) == (AgentStatus.FAILED, "timeout", "timed out after 90 s")
+    assert (one.status, one.why, one.reason) == (AgentStatus.FAILED, "limit", "timed out after 90 s")
     assert [t.status for t in one.tasks.values()] == [TaskStatus.FAILED, TaskStatus.SKIPPED]
     assert one.ended_at and one.started_at and one.ended_at - one.started_at == 90.0
     assert door.inside == 0 and not any(t.in_flight for t in one.tasks.values())

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +28,7 @@ from toka.config.agent import AgentConfig
 from toka.config.check import check_paths
 from toka.config.settings import Settings
 from toka.core.ids import RunId
-from toka.errors import ConfigError, RunBusy, TokaError
+from toka.errors import ConfigError, JournalError, RunBusy, TokaError
 from toka.events.lifecycle import RunStatus
 from toka.orchestration.engine import OrchestrationEngine
 from toka.orchestration.preflight import preflight
@@ -147,6 +148,8 @@ async def execute(settings: Settings, request: RunRequest, shown: Display) -> in
         engine.check(request)
         for warning in await preflight(runtime, request):
             say(f"toka: {warning}")
+        if settings.state.resolve().is_relative_to(request.workspace.resolve()):
+            say("toka: the state directory lies inside the workspace: who may write there can change the record")
         leave_libraries_alone()
         session = await engine.start(request)
         return await _executed(settings, session, shown, after=0)
@@ -185,6 +188,7 @@ async def _executed(settings: Settings, session: RunSession, shown: Display, *, 
     loop = asyncio.get_running_loop()
     signals = _Signals(session, run, shown)
     printer: EventPrinter | None = None
+    broken: TokaError | None = None
     view: Lines | LiveView | None = None
     if shown.as_json:
         emit_json(_launch(settings, session))
@@ -205,12 +209,20 @@ async def _executed(settings: Settings, session: RunSession, shown: Display, *, 
     try:
         with signals:
             result = await session.run()
+    except TokaError as e:
+        broken = e
+        result = RunResult(run, RunStatus.INTERRUPTED, session.context.recorder.state, e.message)
     finally:
         if view is not None:
             view.stop()
         if printer is not None:
             await asyncio.to_thread(printer.close)
-        await session.context.recorder.close()
+        with suppress(JournalError):  # a lease that cannot be given back runs out
+            await session.context.recorder.close()
+    if broken is not None:
+        if shown.as_json:
+            emit_json(done_json(result, Details()))
+        raise broken
     details = details_of(session.context.runtime.journal, run)
     return _finish(result, signals, shown, details)
 

@@ -77,9 +77,14 @@ def _edges(
                 code = "TK3001" if kind == "required" else "TK3002"
                 message = f"{kind} agent {quoted(name)} is not part of this set"
                 yield Problem(code, message, path, help=near.get(name))
-            elif target is not None and edge.verified and any(o.check is None for o in target.objectives):
-                message = f"{quoted(name)} has objectives without a check, which cannot be verified"
+            elif target is not None and edge.verified and _claims(target):
+                message = f"{quoted(name)} has objectives or criteria without a check, which cannot be verified"
                 yield Problem("TK3006", message, path)
+
+
+def _claims(target: AgentConfig) -> bool:
+    """Whether an agent has an objective that no check can verify; success criteria are such."""
+    return any(o.check is None for o in target.objectives) or any(target.success_criteria.values())
 
 
 def _circles(known: dict[AgentName, AgentConfig]) -> dict[AgentName, list[Problem]]:

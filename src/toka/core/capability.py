@@ -8,9 +8,9 @@ paths are compared name by name, and the operating system's mounts, not this mod
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 ARGUMENTS: Final = ("paths", "hosts", "programs", "ports")
 HOST: Final = re.compile(
@@ -152,6 +152,16 @@ class Capability:
             _meet(self.ports, other.ports, _same),
         )
         return None if met.empty else met
+
+    def to_json(self) -> dict[str, Any]:
+        """The name and the arguments that restrict it."""
+        items = {a: getattr(self, a) for a in ARGUMENTS}
+        return {"name": self.name, **{a: list(v) for a, v in items.items() if v is not None}}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Capability:
+        """The inverse of `to_json`. Raises CapabilityError."""
+        return Capability(data["name"], **{a: tuple(data[a]) for a in ARGUMENTS if a in data})
 
     @property
     def empty(self) -> bool:

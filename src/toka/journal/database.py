@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +12,8 @@ from toka.errors import JournalError, JournalUnavailable
 
 FILE: Final = "journal.db"
 SCHEMA: Final = 1
+WAL_S: Final = 10.0
+"""How long opening waits for others that are opening a new file, in seconds."""
 
 _DDL: Final = """
 CREATE TABLE streams(
@@ -70,7 +73,7 @@ def connect(path: Path, *, readonly: bool = False, anywhere: bool = False) -> sq
     """
     try:
         connection = sqlite3.connect(path, isolation_level=None, timeout=10, check_same_thread=not anywhere)
-        connection.execute("PRAGMA journal_mode=WAL")
+        _to_wal(connection)
         connection.execute("PRAGMA synchronous=FULL")
         if readonly:
             connection.execute("PRAGMA query_only=ON")
@@ -78,6 +81,20 @@ def connect(path: Path, *, readonly: bool = False, anywhere: bool = False) -> sq
         known = failure(e, path)
         raise JournalUnavailable(known.message, hint=known.hint) from e
     return connection
+
+
+def _to_wal(connection: sqlite3.Connection) -> None:
+    """Switches the file to a write-ahead log. SQLite does not wait for others there, so this waits itself."""
+    end = time.monotonic() + WAL_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as e:
+            code = getattr(e, "sqlite_errorcode", 0) & 0xFF
+            if code not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 def failure(error: sqlite3.Error, path: Path) -> JournalError:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from toka.config.agent import AgentConfig
 from toka.config.settings import ExecutionConfig
+from toka.core.capability import Capability
 from toka.core.ids import AgentName, RunId, new_run_id
 from toka.errors import ConfigError, JournalError, MissingError, TokaError, UsageError
 from toka.events.event import ExecutorAttached, RunCreated, RunStateChanged
@@ -49,6 +50,7 @@ class OrchestrationEngine:
         """
         configs = _unique(request.configs)
         for config in request.configs:
+            _check_tasks(config, request.enabled)
             if config.security.enforcement == "strict" and (gaps := unenforced(config, root=os.geteuid() == 0)):
                 raise MissingError(
                     f"agent {config.name} asks for strict limits, and these cannot be given here: {'; '.join(gaps)}",
@@ -80,7 +82,7 @@ class OrchestrationEngine:
             workspace=str(request.workspace.resolve()),
             enabled=list(request.enabled),
             model=request.model,
-            options={**request.options, "execution": asdict(runtime.execution)},
+            options={**request.options, "execution": asdict(runtime.execution), **_recorded(runtime.capabilities)},
             toka=__version__,
         )
         me = this_holder()
@@ -112,7 +114,7 @@ class OrchestrationEngine:
 
     async def _attached(self, recorder: Recorder) -> RunSession:
         """A session that goes on with what is recorded."""
-        runtime, lease, created = self._runtime, recorder.lease, recorder.state.created
+        lease, created = recorder.lease, recorder.state.created
         run = lease.run
         if created is None:
             raise JournalError(f"run {run} has no first record", hint="it was killed before it began; start it again")
@@ -120,7 +122,7 @@ class OrchestrationEngine:
             raise UsageError(f"run {run} has ended: {recorder.state.status.value}")
         specs = json.loads(recorder.blob(created.specs))
         configs = _unique([AgentConfig.from_json(s) for s in specs])
-        plan = make_plan(configs.values(), enabled=created.enabled, capabilities=runtime.capabilities)
+        plan = make_plan(configs.values(), enabled=created.enabled, capabilities=_capabilities(created))
         me = this_holder()
         attached = ExecutorAttached(me.host, me.pid, lease.token)
         await recorder.record("", attached, RunStateChanged(RunStatus.RUNNING.value, "resumed"))
@@ -152,14 +154,37 @@ class OrchestrationEngine:
             execution=execution,
             enabled=tuple(created.enabled),
             model=created.model,
+            capabilities=_capabilities(created),
             gateway=gateway or self._runtime.gateway,
         )
+
+
+def _check_tasks(config: AgentConfig, enabled: Collection[str]) -> None:
+    tasks = config.task_list(enabled)
+    known = {task.id for task in tasks}
+    for task in tasks:
+        for needed in task.depends_on:
+            if needed not in known:
+                raise UsageError(
+                    f"agent {config.name}: task {task.id} waits for {needed}, which is not among the tasks of this run",
+                    hint="switch its group on with --enable NAME, or remove it from depends_on",
+                )
 
 
 def _execution(recorded: dict[str, Any] | None) -> ExecutionConfig:
     """The settings a run was made with; what an older version did not know has its default."""
     known = {f.name for f in fields(ExecutionConfig)}
     return ExecutionConfig(**{k: v for k, v in (recorded or {}).items() if k in known})
+
+
+def _recorded(presets: Mapping[str, tuple[Capability, ...]]) -> dict[str, Any]:
+    return {"capabilities": {name: [c.to_json() for c in each] for name, each in presets.items()}} if presets else {}
+
+
+def _capabilities(created: RunCreated) -> dict[str, tuple[Capability, ...]]:
+    """The presets as they were when the run was made: whoever resumes it elsewhere changes no grant."""
+    recorded: dict[str, list[dict[str, Any]]] = created.options.get("capabilities") or {}
+    return {name: tuple(Capability.from_json(c) for c in each) for name, each in recorded.items()}
 
 
 def _unique(configs: Sequence[AgentConfig]) -> dict[AgentName, AgentConfig]:

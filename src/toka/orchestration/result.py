@@ -36,10 +36,11 @@ class RunResult:
             return EXIT_STOPPED
         if self.status is RunStatus.WAITING:
             return EXIT_PERSON
+        if agents and all(a.status is AgentStatus.SKIPPED for a in agents):
+            return EXIT_MISSING
         if self.status is RunStatus.FAILED:
             return EXIT_LIMIT if any(a.why == "limit" for a in agents) else EXIT_FAILED
-        ran = [a for a in agents if a.status is not AgentStatus.SKIPPED]
-        return EXIT_MISSING if agents and not ran else EXIT_DONE
+        return EXIT_DONE
 
     def to_json(self) -> dict[str, Any]:
         """The `done` record of `--json`."""
@@ -66,6 +67,8 @@ def verdict(state: RunState) -> tuple[RunStatus, str]:
     unmet = [a for a in agents if a.status is AgentStatus.SKIPPED and a.why != "no_model"]
     if unmet:
         return RunStatus.FAILED, "; ".join(f"{a.name}: {_line(a.reason)}" for a in unmet[:5])
+    if agents and all(a.status is AgentStatus.SKIPPED for a in agents):
+        return RunStatus.FAILED, f"nothing ran: {_line(agents[0].reason)}"
     return RunStatus.COMPLETED, ""
 
 

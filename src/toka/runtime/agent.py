@@ -45,7 +45,7 @@ async def prepare(
     """
     recorder, runtime = run.recorder, run.runtime
     state = recorder.state.agents.get(config.name) or AgentState(config.name)
-    grant = config.grant(runtime.capabilities)
+    grant = config.grant(run.capabilities)
     needs_model = any(task.run is None for task in config.task_list(run.enabled))
     model = await runtime.resolve_model(run.model or config.model or runtime.model) if needs_model else None
     tools = {t.name: t for t in (*tools_for(grant), *runtime.tools)}

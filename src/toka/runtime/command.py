@@ -8,6 +8,7 @@ from toka.core.effect import Effect
 from toka.core.ids import StepKey
 from toka.runtime.context import AgentContext
 from toka.runtime.step import Act, Result
+from toka.sandbox.command import FLOOD_BYTES
 from toka.sandbox.host import CommandResult, shell
 
 UNBOUNDED_S = 365 * 86_400.0
@@ -72,7 +73,7 @@ def verdict(value: dict[str, Any], line: str, timeout_s: float | None) -> str:
         case "timeout":
             return f"`{line}` was killed after {timeout_s or UNBOUNDED_S:g} s"
         case "flood":
-            return f"`{line}` was killed: it wrote too much output"
+            return f"`{line}` was killed: it wrote more than {FLOOD_BYTES // 1024**2} MiB"
         case _:
             return f"`{line}` was lost with its sandbox ({value['ended']})"
 

@@ -92,6 +92,7 @@ class RunContext:
         execution: settings of this run (the runtime's, as they were when the run was made).
         enabled: conditional task groups that are switched on.
         model: what was asked for on the command line; None leaves it to each spec.
+        capabilities: presets that the settings defined when the run was made: a later change grants nothing.
         gateway: the runtime's, or the caller's own.
     """
 
@@ -103,6 +104,7 @@ class RunContext:
     execution: ExecutionConfig
     enabled: tuple[str, ...]
     model: str | None
+    capabilities: Mapping[str, tuple[Capability, ...]]
     gateway: LlmGateway
 
 

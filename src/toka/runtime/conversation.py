@@ -22,7 +22,7 @@ from toka.tools.tool import validate
 NUDGES: Final = 2
 """Replies without a tool call that are answered with a reminder before the attempt fails."""
 INVALID_IN_A_ROW: Final = 2
-"""Malformed calls in a row that fail the attempt: one error to learn from, no more."""
+"""Replies with malformed calls, in a row, that fail the attempt: one error to learn from, no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ class Conversation:
         self._messages: list[Message] = []
         self._nudges = 0
         self._invalid = 0
+        self._wrong = ""
         self._earlier_calls = agent.steps.model_calls(task, attempt)
 
     async def run(self, opening: list[Message]) -> Report:
@@ -73,11 +74,13 @@ class Conversation:
         for turn in range(1, self._agent.run.execution.max_turns + 1):
             reply = await self._ask(turn, news)
             news = []
+            self._wrong = ""
             for index, call in enumerate(reply.calls):
                 if call.name == REPORT_TOOL.name and (report := await self._report(turn, index, call)):
                     return report
                 if call.name != REPORT_TOOL.name:
                     await self._call(turn, index, call)
+            self._count_invalid()
             if not reply.calls:
                 news = self._nudge()
         raise StepFailure("turns", f"no report after {self._agent.run.execution.max_turns} turns")
@@ -158,7 +161,8 @@ class Conversation:
         except LimitExceeded as e:
             raise used_up(e) from e
         self._messages.append(answer.message)
-        self._count_invalid(answer.invalid, call.name)
+        if answer.invalid:
+            self._wrong = answer.invalid
 
     async def _report(self, turn: int, index: int, call: ToolCall) -> Report | None:
         """The report, or None after a malformed one was answered."""
@@ -167,15 +171,18 @@ class Conversation:
             return Report(str(arguments["status"]), arguments)
         key = StepKey(self._task, self._attempt, turn, "tool", index)
         text = bad_arguments(REPORT_TOOL.name, arguments)
-        await self._agent.steps.answer(key, {"text": text, "invalid": True})
+        await self._agent.steps.answer(key, {"text": text, "invalid": arguments})
         self._messages.append(Message("tool", text, call_id=call.id, name=call.name, failed=True))
-        self._count_invalid(True, call.name)
+        self._wrong = arguments
         return None
 
-    def _count_invalid(self, invalid: bool, name: str) -> None:  # noqa: FBT001 - what an answer says of itself
-        self._invalid = self._invalid + 1 if invalid else 0
+    def _count_invalid(self) -> None:
+        """One reply is one chance to learn: however many of its calls were malformed, it counts once."""
+        self._invalid = self._invalid + 1 if self._wrong else 0
         if self._invalid >= INVALID_IN_A_ROW:
-            raise StepFailure("malformed", f"{self._invalid} malformed tool calls in a row, the last one of {name!r}")
+            raise StepFailure(
+                "malformed", f"{self._invalid} malformed tool calls in a row, a reply each: {self._wrong}"
+            )
 
     def _nudge(self) -> list[Message]:
         self._nudges += 1

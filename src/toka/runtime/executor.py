@@ -90,6 +90,8 @@ class AgentExecutor:
                     else:
                         running[asyncio.create_task(self._run_task(task))] = task
                 if not running:
+                    if queue and bad is None:
+                        raise AssertionError(f"tasks that can never start: {', '.join(t.id for t in queue)}")
                     break
                 done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for finished in done:

@@ -258,7 +258,7 @@ class AgentProcessManager:
             reason = f"timed out after {wall:g} s"
             await prepared.close()
             await executor.cancelled(TaskStatus.FAILED, reason)
-            return await self._end(name, AgentOutcome(AgentStatus.FAILED, reason, "timeout"))
+            return await self._end(name, AgentOutcome(AgentStatus.FAILED, reason, "limit"))
         except (asyncio.CancelledError, Closing):
             if execution.stopping is None or self._closing:
                 raise

@@ -257,14 +257,18 @@ class Steps:
     async def abandon(self, error: str, message: str, task: TaskId | None = None) -> None:
         """Records a failure for every step that was cancelled in flight; their acts have ended by now.
 
+        A model call that was cut off may have been paid for: it is charged at its reservation.
+
         Args:
             error: the cause as a word.
             message: for people.
             task: whose steps; None: those of all tasks of the agent.
         """
         for text in [t for t, _ in self._open.items() if task is None or t.startswith(f"{task}/")]:
-            self._open.pop(text, None)
-            await self._recorder.record(self._agent, StepFailed(text, error, message))
+            reserved = self._open.pop(text).reserved
+            usage = Usage(int(reserved[0]), int(reserved[1]), calls=1).to_json() if reserved else None
+            cost = (reserved[2] if len(reserved) > 2 else None) if reserved else None
+            await self._recorder.record(self._agent, StepFailed(text, error, message, True, usage, cost))
 
     async def _open_gate(self) -> None:
         if self._gate is not None:
@@ -297,7 +301,8 @@ class Steps:
             case _:
                 pass
         if text not in self._doubts:
-            question = f"{intent.what} was started and Toka was killed before its end. Did it happen?"
+            what = f"{intent.what} {_short(intent.arguments)}".strip()
+            question = f"{what} was started and Toka ended before it did. Did it happen?"
             await self._recorder.record(self._agent, StepInDoubt(text, question))
             self._doubts[text] = question
         raise InDoubt(text, self._doubts[text])
@@ -331,6 +336,11 @@ class Steps:
 def _is_reference(value: Any) -> bool:
     """Whether a stored result names a blob. A result that looks like that is stored as one itself."""
     return isinstance(value, dict) and "blob" in value
+
+
+def _short(arguments: Any) -> str:
+    text = "" if arguments is None else json.dumps(arguments, ensure_ascii=False)
+    return text if len(text) <= 300 else text[:299] + "…"
 
 
 def cut(arguments: Any) -> Any:

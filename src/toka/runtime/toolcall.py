@@ -22,11 +22,11 @@ class Answer:
 
     Attributes:
         message: the tool message for the model.
-        invalid: the call named no tool or its arguments were malformed: nothing was run.
+        invalid: why the call could not be run (it named no tool, or its arguments were malformed); empty when it was.
     """
 
     message: Message
-    invalid: bool = False
+    invalid: str = ""
 
 
 async def answer_call(agent: AgentContext, key: StepKey, call: ToolCall) -> Answer:
@@ -40,14 +40,16 @@ async def answer_call(agent: AgentContext, key: StepKey, call: ToolCall) -> Answ
         return _answer(call, known)
     tool = _find(agent, call.name)
     if tool is None:
-        return await _reject(agent, key, call, unknown_tool(call.name, [*agent.tools, "report"]))
+        return await _reject(
+            agent, key, call, unknown_tool(call.name, [*agent.tools, "report"]), f"no tool {call.name!r}"
+        )
     arguments = validate(tool, call.arguments)
     if isinstance(arguments, str):
-        return await _reject(agent, key, call, bad_arguments(call.name, arguments))
+        return await _reject(agent, key, call, bad_arguments(call.name, arguments), arguments)
     try:
         needs = tool.needs(arguments)
     except CapabilityError as e:
-        return await _reject(agent, key, call, bad_arguments(call.name, str(e)))
+        return await _reject(agent, key, call, tool_error(call.name, str(e)), str(e))
     if agent.steps.unanswered(key) is None:  # one that was in flight at a crash was counted when it started
         agent.scope.count_tool_call()
     decision = agent.validator.check(needs)
@@ -110,15 +112,16 @@ def _value(name: str, result: ToolResult) -> dict[str, Any]:
     return {"text": text, "data": result.data} if result.data else {"text": text}
 
 
-async def _reject(agent: AgentContext, key: StepKey, call: ToolCall, text: str) -> Answer:
-    return _answer(call, await agent.steps.answer(key, {"text": text, "invalid": True}))
+async def _reject(agent: AgentContext, key: StepKey, call: ToolCall, text: str, why: str) -> Answer:
+    """Answers a call that cannot be run: `text` for the model, `why` for the record and the next attempt."""
+    return _answer(call, await agent.steps.answer(key, {"text": text, "invalid": why}))
 
 
 def _answer(call: ToolCall, result: Result) -> Answer:
     value: dict[str, Any] = result.value
     text = tool_error(call.name, f"denied: {value['text']}") if "denied" in value else value["text"]
     message = Message("tool", text, call_id=call.id, name=call.name, failed=result.failed)
-    return Answer(message, invalid=bool(value.get("invalid")))
+    return Answer(message, invalid=str(value.get("invalid") or ""))
 
 
 def used_up(error: Exception) -> StepFailure:

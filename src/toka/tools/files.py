@@ -13,6 +13,8 @@ from toka.tools.tool import Arguments, Probed, ToolContext, ToolResult, cut
 
 PATH: Final = {"type": "string", "minLength": 1, "description": "Path relative to the workspace."}
 MOUNT: Final = "/workspace"
+SEARCH_S: Final = 30.0
+"""Longest time of one search, in seconds: a regular expression can be made to take for ever."""
 
 
 def path_of(args: Arguments) -> str:
@@ -139,7 +141,7 @@ class Search(_Reading):
         hands = await ctx.hands()
         answer = await hands.file(
             "search",
-            timeout_s=ctx.timeout_s,
+            timeout_s=min(ctx.timeout_s, SEARCH_S),
             path=path_of(args),
             pattern=args["pattern"],
             regex=args.get("regex", False),
