@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from toka.config.agent import AgentConfig
 from toka.core.capability import Capability
 from toka.core.catalogue import GIT_ACCESS, NETWORK_ACCESS
+from toka.core.effect import Effect
 
 
 def unenforced(config: AgentConfig, *, root: bool) -> list[str]:
@@ -32,11 +33,16 @@ def unenforced(config: AgentConfig, *, root: bool) -> list[str]:
 
 
 def unopened(config: AgentConfig, capabilities: Mapping[str, tuple[Capability, ...]]) -> list[str]:
-    """Capabilities of a spec that are known and open nothing in this version's sandbox, one sentence each."""
+    """What a spec asks for that is known and has no effect in this version, one sentence each."""
     grant = config.grant(capabilities)
     out: list[str] = []
     if grant.named(NETWORK_ACCESS):
         out.append("network-access opens nothing: the sandbox has no network")
     if grant.named(GIT_ACCESS):
         out.append("git-access adds nothing: a repository is as open as its path is granted")
+    out += [
+        f"task {task.id}: effect {task.effect.value} counts as once: after a crash in the middle a person is asked"
+        for task in config.task_list(config.tasks.conditional)
+        if task.run is not None and task.effect in (Effect.WORKSPACE, Effect.CHECKABLE)
+    ]
     return out
