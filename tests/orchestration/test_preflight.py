@@ -7,6 +7,7 @@ import pytest
 
 from harness import Team, agent
 from toka.errors import ConfigError, MissingError, ModelUnavailable
+from toka.orchestration.enforce import unopened
 from toka.orchestration.engine import OrchestrationEngine
 from toka.orchestration.preflight import preflight
 from toka.orchestration.request import RunRequest
@@ -86,3 +87,11 @@ async def test_agents_run_on_linux_only(team: Team, monkeypatch: pytest.MonkeyPa
             await checked(team, runtime, agent("one"))
     assert caught.value.exit_code == 4
     assert "Lima" in (caught.value.hint or "")
+
+
+def test_an_effect_that_counts_as_once_is_told() -> None:
+    tasks = [{"id": "t", "description": "t", "run": "true", "effect": "workspace"}]
+    assert unopened(agent("one", tasks=tasks), {}) == [
+        "task t: effect workspace counts as once: after a crash in the middle a person is asked"
+    ]
+    assert unopened(agent("one", tasks=[{**tasks[0], "effect": "idempotent"}]), {}) == []

@@ -41,7 +41,7 @@ def unopened(config: AgentConfig, capabilities: Mapping[str, tuple[Capability, .
     if grant.named(GIT_ACCESS):
         out.append("git-access adds nothing: a repository is as open as its path is granted")
     out += [
-        f"task {task.id}: effect {task.effect.value} counts as once: after a crash in the middle a person is asked"
+        f"task {task.id}: effect {task.effect} counts as once: after a crash in the middle a person is asked"
         for task in config.task_list(config.tasks.conditional)
         if task.run is not None and task.effect in (Effect.WORKSPACE, Effect.CHECKABLE)
     ]
