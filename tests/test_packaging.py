@@ -159,6 +159,5 @@ def test_installed_command_tells_the_version(installed: Path, tmp_path: Path) ->
     assert toka.__version__ in outside(installed, "toka", "--version", home=tmp_path)
 
 
-@pytest.mark.skipif(not (PACKAGE / "demo").exists(), reason="src/toka/demo is not there yet")
 def test_installed_demo_runs(installed: Path, tmp_path: Path) -> None:
     outside(installed, "toka", "demo", home=tmp_path)

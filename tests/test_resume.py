@@ -113,9 +113,12 @@ def test_killed_twice_at_any_writes_a_run_ends_as_if_it_had_not_been(tmp_path: P
         for before in (True, False)
         for after in (True, False)
     ]
+    judged = 0
     for outcome in survived(tmp_path / "killed", cases):
         if outcome["lives"][0]["after"]["status"] != "COMPLETED" and outcome["lives"][-1]["signal"] == 0:
             judge(outcome, whole, writes)
+            judged += 1
+    assert judged, "no case came to a second kill"
 
 
 async def test_a_finished_run_cannot_be_resumed(team: Team) -> None:
