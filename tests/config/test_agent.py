@@ -248,7 +248,7 @@ def test_a_directory_is_loaded_as_a_whole(tmp_path: Path) -> None:
 
 
 def test_a_file_named_twice_is_read_once(fixture_specs: Path) -> None:
-    configs, _ = AgentConfig.read([fixture_specs, fixture_specs / "smallest.yaml"])
+    configs = AgentConfig.read([fixture_specs, fixture_specs / "smallest.yaml"]).configs
     assert sorted(c.name for c in configs) == sorted({c.name for c in configs})
 
 

@@ -7,17 +7,19 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Self, cast
+from typing import Annotated, Any, Final, NamedTuple, Self, cast
 
 from pydantic import Field, JsonValue, PrivateAttr, SkipValidation, ValidationError
 
 from toka.config import rules
 from toka.config.diagnostics import Finding, Position, in_order, summary
-from toka.config.dialect import CAPABILITY_LIST, canonical
+from toka.config.dialect import canonical
+from toka.config.draft import standing, unreliable, without
 from toka.config.faults import place_of, report
 from toka.config.fields import Part, Priority, Prose
 from toka.config.load import is_directory, read_source, spec_files
-from toka.config.nodes import MapNode, plain
+from toka.config.nodes import MapNode
+from toka.config.origin import Origin, data_of
 from toka.config.parts import (
     AgentSpec,
     CapabilityRequest,
@@ -87,17 +89,20 @@ class GrantNote:
     empty: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a spec came from.
+class Reading(NamedTuple):
+    """What files hold.
 
     Attributes:
-        source: its text, empty when it was rebuilt from a record, and the findings about it.
-        path: its file; None for text.
+        configs: the sound specs, in the order of the files.
+        drafts: what stands of those with errors: enough to check it together with the others, never to be run.
+        findings: what was found in all files.
+        complete: False when a file is so broken that not even the name of its agent is known.
     """
 
-    source: Source
-    path: Path | None
+    configs: tuple[AgentConfig, ...]
+    drafts: tuple[AgentConfig, ...]
+    findings: tuple[Finding, ...]
+    complete: bool
 
 
 class AgentConfig(Part):
@@ -152,21 +157,19 @@ class AgentConfig(Part):
             ConfigError: there are none, or any is wrong; the error holds the findings of all files.
         """
         files, notes = spec_files(Path(path))
-        configs, findings = cls.read(files)
+        configs, _, findings, _ = cls.read(files)
         findings = (*notes.findings, *findings)
         if any(f.severity == "error" for f in findings):
             raise ConfigError(summary(findings), findings)
-        return tuple(sorted(configs, key=lambda c: c.name))
+        return tuple(sorted((c for c in configs if isinstance(c, cls)), key=lambda c: c.name))
 
     @classmethod
-    def read(cls, paths: Iterable[str | Path]) -> tuple[tuple[Self, ...], tuple[Finding, ...]]:
-        """Reads files and directories without raising; a file that is named twice is read once.
-
-        Returns:
-            The specs that could be read, in the order of the files, and what was found in all of them.
-        """
-        configs: list[Self] = []
+    def read(cls, paths: Iterable[str | Path]) -> Reading:
+        """Reads files and directories without raising; a file that is named twice is read once."""
+        configs: list[AgentConfig] = []
+        drafts: list[AgentConfig] = []
         findings: list[Finding] = []
+        complete = True
         seen: set[Path] = set()
         for given in map(Path, paths):
             files, notes = spec_files(given) if is_directory(given) else ((given,), Source(""))
@@ -178,8 +181,11 @@ class AgentConfig(Part):
                 source = read_source(file)
                 config = cls._from_source(source, file)
                 findings += in_order(source.findings)
-                configs += [config] if config else []
-        return tuple(configs), tuple(findings)
+                complete &= config is not None and not config.lacks("metadata", "name")
+                if config is not None:
+                    (drafts if source.broken else configs).append(config)
+            complete &= not notes.broken
+        return Reading(tuple(configs), tuple(drafts), tuple(findings), complete)
 
     @classmethod
     def parse(cls, text: str, file: str = "<text>") -> Self:
@@ -209,7 +215,7 @@ class AgentConfig(Part):
             source.add("TK2002", f"this is no record of a spec, version {RECORD_VERSION}")
             raise ConfigError(summary(source.findings), source.findings)
         origin = Origin(source, Path(file) if isinstance(file, str) else None)
-        return cls._or_raise(cls._validated(cast("dict[str, Any]", spec), None, origin), source)
+        return cls._or_raise(cls._validated(cast("dict[str, Any]", spec), origin), source)
 
     def to_json(self) -> dict[str, Any]:
         """The spec in canonical form as plain data, with its version and the path it was read from."""
@@ -295,12 +301,20 @@ class AgentConfig(Part):
         return Position(self._origin.source.file, line, column)
 
     def report(self, problem: rules.Problem, *more: rules.Problem) -> tuple[Finding, ...]:
-        """Problems of this spec as findings, with their places and source lines."""
+        """Problems of this spec as findings, with their places and source lines.
+
+        Of a draft, those are left out that may only come from what errors took out of it.
+        """
         source = Source(self._origin.source.file, self._origin.source.text)
         nodes = self._nodes()
         for one in (problem, *more):
-            one.add_to(source, nodes)
+            if not unreliable(one.code, one.path, self._origin.lost):
+                one.add_to(source, nodes)
         return tuple(source.findings)
+
+    def lacks(self, *path: str | int) -> bool:
+        """Whether this is a draft (see `Reading`) from which an error took this part, or something in it."""
+        return any(lost[: len(path)] == path for lost in self._origin.lost)
 
     def __eq__(self, other: object) -> bool:
         """Whether the specs say the same."""
@@ -316,37 +330,51 @@ class AgentConfig(Part):
 
     def _nodes(self) -> MapNode | None:
         """The canonical nodes, read again: keeping them would cost ten times the memory of the spec."""
+        if self._origin.nodes is not None:
+            return self._origin.nodes
         source = Source(self._origin.source.file, self._origin.source.text)
         root = read_nodes(source) if source.text else None
         return canonical(root, source) if root else None
 
     @classmethod
     def _or_raise(cls, config: Self | None, source: Source) -> Self:
-        if config is None:
+        if config is None or source.broken:
             findings = in_order(source.findings)
             raise ConfigError(summary(findings), findings)
         return config
 
     @classmethod
     def _from_source(cls, source: Source, path: Path | None) -> Self | None:
-        """A spec; None when the source has errors, which it holds."""
+        """A spec; when the source has errors, which it holds, a draft, or None when nothing stands."""
         nodes = None if source.broken else read_nodes(source)
         root = canonical(nodes, source) if nodes else None
-        return cls._validated(_data(root), root, Origin(source, path)) if root else None
+        return cls._validated(root, Origin(source, path)) if root else None
 
     @classmethod
-    def _validated(cls, data: dict[str, Any], root: MapNode | None, origin: Origin) -> Self | None:
-        """Builds the models and applies the rules; None when there are errors, which the source then holds."""
-        if root is not None:
-            _mark_requests(data, root, origin.source.file)
+    def _validated(cls, given: MapNode | dict[str, Any], origin: Origin) -> Self | None:
+        """Builds the models and applies the rules. Errors go to the source; with them, what stands is a draft."""
+        root = given if isinstance(given, MapNode) else None
         try:
-            config = cls.model_validate(data, context=origin)
+            config = cls.model_validate(given, context=origin) if root is None else cls._built(root, origin)
         except ValidationError as error:
             report(error, root, origin.source)
-            return None
-        for problem in _problems(config):
+            lost = None if root is None else standing(lambda n: cls._built(n, origin), root, error)
+            if root is None or lost is None:
+                return None
+            origin = Origin(origin.source, origin.path, root, lost)
+            config = cls._built(root, origin)
+        problems = [p for p in _problems(config) if not unreliable(p.code, p.path, origin.lost)]
+        for problem in problems:
             problem.add_to(origin.source, root)
-        return None if origin.source.broken else config
+        wrong = {p.path for p in problems if p.path[:2] == rules.REQUESTS}
+        if root is None or not wrong:
+            return config
+        origin = Origin(origin.source, origin.path, root, origin.lost | without(root, wrong))
+        return cls._built(root, origin)
+
+    @classmethod
+    def _built(cls, nodes: MapNode, origin: Origin) -> Self:
+        return cls.model_validate(data_of(nodes, origin.source.file), context=origin)
 
 
 def _problems(config: AgentConfig) -> Iterable[rules.Problem]:
@@ -354,18 +382,3 @@ def _problems(config: AgentConfig) -> Iterable[rules.Problem]:
     yield from rules.task_problems(config.tasks, config.limits.wall_s)
     yield from rules.security_problems(config.security)
     yield from rules.reporting_problems(config.reporting)
-
-
-def _data(root: MapNode) -> dict[str, Any]:
-    """Canonical nodes as data. Numbers stay as written in known sections and become numbers in extensions."""
-    return {name: plain(node, numbers=name == "extensions") for name, node in root.entries.items()}
-
-
-def _mark_requests(data: dict[str, Any], root: MapNode, file: str) -> None:
-    """Tells each requested capability where it stands. What is not shaped as it should be is left to the models."""
-    security: object = data.get("security")
-    requests: object = cast("dict[str, object]", security).get(CAPABILITY_LIST) if isinstance(security, dict) else None
-    for index, request in enumerate(cast("list[object]", requests) if isinstance(requests, list) else ()):
-        if isinstance(request, dict):
-            line, column, _ = place_of(root, ("security", CAPABILITY_LIST, index))
-            cast("dict[str, object]", request)["position"] = Position(file, line, column)

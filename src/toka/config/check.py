@@ -19,16 +19,17 @@ def check(
     """Checks specs that are to run together.
 
     Args:
-        configs: the specs.
+        configs: the specs, and drafts of those with errors.
         custom: capabilities that the settings define; None = only the known ones.
-        complete: False when further specs exist that could not be read: unknown agents are not reported then.
+        complete: False when further specs exist whose names are not known: unknown agents are not reported then.
 
     Returns:
         All findings, those about single specs included, by file and line. Nothing is raised.
     """
     first: dict[AgentName, AgentConfig] = {}
     for config in configs:
-        first.setdefault(config.name, config)
+        if not config.lacks("metadata", "name"):
+            first.setdefault(config.name, config)
     circles = _circles(first)
     missing = {t for c in configs for t in c.dependencies.required if AgentName(t) not in first}
     near = {name: did_you_mean(name, first) for name in missing if complete}
@@ -36,7 +37,7 @@ def check(
     for config in configs:
         out += config.findings
         problems = [*_clashes(config, first), *_grants(config, custom), *_edges(config, first, near, complete=complete)]
-        if first[config.name] is config:
+        if first.get(config.name) is config:
             problems += circles.get(config.name, ())
         if problems:
             out += config.report(*problems)
@@ -52,15 +53,15 @@ def check_paths(
         The specs that could be read, sorted by name, and all findings. When a finding is an error, the specs must not
         be run.
     """
-    configs, found = AgentConfig.read(paths)
-    complete = not any(f.severity == "error" for f in found)
-    findings = in_order((*found, *check(configs, custom, complete=complete)))
+    configs, drafts, found, complete = AgentConfig.read(paths)
+    specs = sorted((*configs, *drafts), key=lambda c: str(c.source))
+    findings = in_order((*found, *check(specs, custom, complete=complete)))
     return tuple(sorted(configs, key=lambda c: c.name)), findings
 
 
 def _clashes(config: AgentConfig, first: dict[AgentName, AgentConfig]) -> Iterator[Problem]:
-    other = first[config.name]
-    if other is not config:
+    other = first.get(config.name, config)
+    if other is not config and not config.lacks("metadata", "name"):
         label = f"first in {other.position('metadata', 'name').text}"
         yield Problem("TK2008", f"a second agent is called {quoted(config.name)}", ("metadata", "name"), label)
 
@@ -84,6 +85,8 @@ def _edges(
 
 def _claims(target: AgentConfig) -> bool:
     """Whether an agent has an objective that no check can verify; success criteria are such."""
+    if target.lacks("objectives"):
+        return False
     return any(o.check is None for o in target.objectives) or any(target.success_criteria.values())
 
 

@@ -68,7 +68,9 @@ def _word(kind: str, words: dict[str, T]) -> Callable[[object], T]:
     return read
 
 
-def _quantity(read: Callable[[Any], N], low: float = 0, high: float = float("inf")) -> Callable[[object], N]:
+def _quantity(
+    read: Callable[[Any], N], low: float = 0, high: float = float("inf"), show: Callable[[Any], str] = "{:,}".format
+) -> Callable[[object], N]:
     def parse(value: object) -> N:
         if not isinstance(value, (str, int, float)):
             raise fault("TK5001", "a quantity is one number or text", label="expected such as 512MB, 75% or 2h")
@@ -78,7 +80,8 @@ def _quantity(read: Callable[[Any], N], low: float = 0, high: float = float("inf
             message = str(error).partition(";")[0]
             raise fault("TK5001", message, label=f"write {error.forms}") from None
         if not low <= amount <= high:
-            raise fault("TK5003", f"{value} is out of range", label=f"at least {low:g}, at most {high:g}")
+            upper = "" if high == float("inf") else f", at most {show(high)}"
+            raise fault("TK5003", f"{value} is out of range", label=f"at least {show(low)}{upper}")
         return amount
 
     return parse
@@ -135,7 +138,7 @@ Duration = Annotated[
 """Seconds."""
 MemorySize = Annotated[
     int,
-    BeforeValidator(_quantity(units.parse_bytes, 1024**2)),
+    BeforeValidator(_quantity(units.parse_bytes, 1024**2, show=units.format_bytes)),
     _text_or_number("A size of at least 1 MB.", ["512MB", "1GB"]),
 ]
 """Bytes."""

@@ -39,12 +39,14 @@ class Problem:
         source.add(self.code, self.message, at, label=self.label, help=self.help, severity=self.severity)
 
 
+REQUESTS: Final = ("security", "capabilities_required")
+"""Where the requested capabilities are; every problem below this path is an error."""
 RESERVED: Final = re.compile(r"(repair|objective)-[0-9]+")
 """Ids under which the runtime records repairs and the checks of objectives (fullmatch)."""
 
 
 def task_problems(tasks: Tasks, limit_s: float | None) -> Iterator[Problem]:
-    """Tasks that are missing, share an id, wait for nothing that exists or for themselves, or outlast their agent.
+    """Tasks that are missing, say nothing, share an id, wait in vain or for themselves, or outlast their agent.
 
     Args:
         tasks: the section.
@@ -55,6 +57,10 @@ def task_problems(tasks: Tasks, limit_s: float | None) -> Iterator[Problem]:
     if not tasks.default:
         yield Problem("TK2009", "the agent has no task that is always done", ("tasks",))
     groups: dict[str, str | None] = {}
+    entries = (*tasks.default, *(entry for group in tasks.conditional.values() for entry in group))
+    for entry, path in zip(entries, paths, strict=True):
+        if entry.description is None and entry.run is None:
+            yield Problem("TK2001", "a task needs a description or a command to run", path)
     for spec, path in zip(specs, paths, strict=True):
         if spec.id in groups:
             help_text = "ids that are not given are task-N by place, GROUP-N in a group"
@@ -99,7 +105,7 @@ def security_problems(security: Security) -> Iterator[Problem]:
     for index, request in enumerate(security.capabilities_required):
         for argument, items in request.arguments.items():
             if argument not in ARGUMENTS:
-                path = ("security", "capabilities_required", index, "arguments", argument)
+                path = (*REQUESTS, index, "arguments", argument)
                 near = closest(argument, ARGUMENTS, 0.6)
                 told = f'did you mean "{near}"?' if near else f"known: {one_of(ARGUMENTS)}"
                 yield Problem("TK2003", f"unknown argument {quoted(argument)}", path, help=told)
@@ -108,7 +114,7 @@ def security_problems(security: Security) -> Iterator[Problem]:
                 try:
                     Capability(request.name, **{argument: (item,)})
                 except CapabilityError as error:
-                    path = ("security", "capabilities_required", index, "arguments", argument, place)
+                    path = (*REQUESTS, index, "arguments", argument, place)
                     yield Problem("TK4003", str(error), path)
     if not security.sandbox:
         message = "the agent asks to run without a sandbox; it gets one unless the settings allow that"

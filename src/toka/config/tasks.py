@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from toka.config.fields import (
     MAX_ITEMS,
@@ -19,7 +18,6 @@ from toka.config.fields import (
     PriorityWord,
     Prose,
     SmallCount,
-    fault,
 )
 from toka.core.effect import Effect
 from toka.core.ids import TaskId
@@ -41,12 +39,6 @@ class TaskEntry(Part):
     )
     effect: EffectWord | None = Field(default=None, description="What a crash in the middle of its command means.")
     estimated_duration: Line | None = Field(default=None, description="A person's estimate; shown, not enforced.")
-
-    @model_validator(mode="after")
-    def _says_what_to_do(self) -> Self:
-        if self.description is None and self.run is None:
-            raise fault("TK2001", "a task needs a description or a command to run")
-        return self
 
 
 class Tasks(Part):

@@ -1,0 +1,51 @@
+"""Where a spec came from, and its canonical nodes as data for the models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from toka.config.diagnostics import Position
+from toka.config.dialect import CAPABILITY_LIST
+from toka.config.faults import place_of
+from toka.config.nodes import MapNode, plain
+from toka.config.source import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a spec came from.
+
+    Attributes:
+        source: its text, empty when it was rebuilt from a record, and the findings about it.
+        path: its file; None for text.
+        nodes: what is left of the canonical nodes of a draft; None for a sound spec, whose text is read again.
+        lost: the paths that errors took out of a draft.
+    """
+
+    source: Source
+    path: Path | None
+    nodes: MapNode | None = None
+    lost: frozenset[tuple[str | int, ...]] = frozenset()
+
+
+def data_of(root: MapNode, file: str) -> dict[str, Any]:
+    """Canonical nodes as data for the models.
+
+    Numbers stay as written in known sections and become numbers in extensions. Each requested capability is told
+    where it stands. `file` is the name of the spec in messages.
+    """
+    data = {name: plain(node, numbers=name == "extensions") for name, node in root.entries.items()}
+    _mark_requests(data, root, file)
+    return data
+
+
+def _mark_requests(data: dict[str, Any], root: MapNode, file: str) -> None:
+    """Tells each requested capability where it stands. What is not shaped as it should be is left to the models."""
+    security: object = data.get("security")
+    requests: object = cast("dict[str, object]", security).get(CAPABILITY_LIST) if isinstance(security, dict) else None
+    for index, request in enumerate(cast("list[object]", requests) if isinstance(requests, list) else ()):
+        if isinstance(request, dict):
+            line, column, _ = place_of(root, ("security", CAPABILITY_LIST, index))
+            cast("dict[str, object]", request)["position"] = Position(file, line, column)
