@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from toka.cli.follow import Follower
 from toka.cli.output import emit_json, say
 from toka.cli.rows import event_line
-from toka.cli.summary import details_of, done_json, summary_lines
+from toka.cli.summary import Details, details_of, done_json, summary_lines
 from toka.core.ids import RunId
+from toka.errors import JournalError
+from toka.events.fold import fold
 from toka.events.lifecycle import TASK_ENDS, RunStatus
 from toka.events.record import Record
-from toka.events.state import RunState, fold
+from toka.events.state import RunState
 from toka.journal.sqlite import SqliteReader
 from toka.orchestration.result import EXIT_PERSON, RunResult
 from toka.runtime.progress import progress_event
@@ -52,6 +54,9 @@ def follow(reader: SqliteReader, state: RunState, pid: int, shown: Display) -> i
         state: the run so far: only what comes after it is printed.
         pid: for the message.
         shown: how to print.
+
+    Raises:
+        JournalError: the record cannot be read any more.
     """
     run = RunId(state.id)
     if shown.as_json:
@@ -59,10 +64,15 @@ def follow(reader: SqliteReader, state: RunState, pid: int, shown: Display) -> i
     else:
         say(f"run {run} is being executed by process {pid}; following it (Ctrl-C leaves it running)")
     follower = Follower(reader, run, state.last)
-    for records in follower.follow():
-        for record in records:
-            state = fold(state, record)
-            _show(record, state, shown)
+    try:
+        for records in follower.follow():
+            for record in records:
+                state = fold(state, record)
+                _show(record, state, shown)
+    except JournalError as e:
+        if shown.as_json:
+            emit_json(done_json(RunResult(run, RunStatus.INTERRUPTED, state, e.message), Details()))
+        raise
     if follower.end == "ended":
         return already_ended(reader, state, shown, launched=True)
     waits = follower.end == "waiting"

@@ -20,7 +20,7 @@ from toka.cli.attach import Display, already_ended, author, follow
 from toka.cli.check import warn_of
 from toka.cli.door import ANY_PATH, again, folded, open_run
 from toka.cli.live import Lines, LiveView
-from toka.cli.output import emit_json, fail, live, say
+from toka.cli.output import emit_json, live, say
 from toka.cli.stream import EventPrinter
 from toka.cli.summary import Details, details_of, done_json, summary_lines
 from toka.cli.tally import is_scripted
@@ -28,8 +28,9 @@ from toka.config.agent import AgentConfig
 from toka.config.check import check_paths
 from toka.config.settings import Settings
 from toka.core.ids import RunId
-from toka.errors import ConfigError, JournalError, RunBusy, TokaError
+from toka.errors import ConfigError, JournalError, RunBusy, TokaError, UsageError
 from toka.events.lifecycle import RunStatus
+from toka.events.state import RunState
 from toka.orchestration.engine import OrchestrationEngine
 from toka.orchestration.preflight import preflight
 from toka.orchestration.request import RunRequest
@@ -90,21 +91,26 @@ def resume(run_id: str, state: Path | None, reason: str, **display: bool) -> int
     settings = read_settings({"state": _text(state)})
     warn_of(settings.findings)
     shown = Display(display["as_json"], display["quiet"], again(state))
-    with open_run(state, run_id) as (reader, run):
-        recorded = folded(run, reader.read(run))
-        if recorded.ended:
-            return already_ended(reader, recorded, shown)
-        lease = reader.lease(run)
-        if lease is not None and lease.alive:
-            asyncio.run(submit_command(settings, run, "resume", by=(author(), reason)))
-            return follow(reader, recorded, lease.holder.pid, shown)
-    options = recorded.created.options if recorded.created else {}
-    settings = replace(
-        settings,
-        model=options.get("model") or settings.model,
-        base_url=options.get("base_url") or settings.base_url,
-    )
-    return asyncio.run(_resume(settings, run, reason, shown))
+    while True:
+        with open_run(state, run_id) as (reader, run):
+            recorded = folded(run, reader.read(run))
+            if recorded.ended:
+                return already_ended(reader, recorded, shown)
+            lease = reader.lease(run)
+            if lease is not None and lease.alive:
+                asyncio.run(submit_command(settings, run, "resume", by=(author(), reason)))
+                return follow(reader, recorded, lease.holder.pid, shown)
+        code = asyncio.run(_resume(_as_recorded(settings, recorded), run, reason, shown))
+        if code is not None:
+            return code
+        run_id = run  # another process was faster; by now @last may mean another run
+
+
+def _as_recorded(settings: Settings, run: RunState) -> Settings:
+    """The settings to go on with: the model and the server are those that the run was made with."""
+    options = run.created.options if run.created else {}
+    model, base_url = options.get("model"), options.get("base_url")
+    return replace(settings, model=model or settings.model, base_url=base_url or settings.base_url)
 
 
 def absolute_model(model: str) -> str:
@@ -155,14 +161,19 @@ async def execute(settings: Settings, request: RunRequest, shown: Display) -> in
         return await _executed(settings, session, shown, after=0)
 
 
-async def _resume(settings: Settings, run: RunId, reason: str, shown: Display) -> int:
+async def _resume(settings: Settings, run: RunId, reason: str, shown: Display) -> int | None:
+    """Goes on with a run. None: another process was faster, and has it now or has brought it to its end."""
     allow_connections()
     async with open_runtime(settings) as runtime:
         try:
             after = max((r.id for r in runtime.journal.read(run)), default=0)
             session = await OrchestrationEngine(runtime).resume(run, author=author(), reason=reason)
-        except RunBusy as e:
-            return fail(e)
+        except RunBusy:
+            return None
+        except UsageError:
+            if folded(run, runtime.journal.read(run)).ended:
+                return None
+            raise
         try:
             await _check_rest(session)
         except TokaError:
@@ -217,6 +228,8 @@ async def _executed(settings: Settings, session: RunSession, shown: Display, *, 
             view.stop()
         if printer is not None:
             await asyncio.to_thread(printer.close)
+            if printer.failure is not None:
+                say(f"toka: not all events were printed: {printer.failure.message}")
         with suppress(JournalError):  # a lease that cannot be given back runs out
             await session.context.recorder.close()
     if broken is not None:

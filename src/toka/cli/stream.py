@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 from toka.cli.output import ReaderGone, emit_json
 from toka.core.clock import SystemClock
 from toka.core.ids import RunId
+from toka.errors import JournalError
 from toka.journal.sqlite import SqliteReader
 
 PAGE: Final = 500
 
 
 class EventPrinter:
-    """Prints a run's events, in order and without gaps, until it is closed; then the rest."""
+    """Prints a run's events, in order and without gaps, until it is closed; then the rest.
+
+    Attributes:
+        failure: why it stopped printing before that: the record could not be read; None: it did not.
+    """
 
     def __init__(self, state: Path, run: RunId, after: int, on_broken: Callable[[], None]) -> None:
         """Starts the thread.
@@ -36,6 +42,7 @@ class EventPrinter:
         self._on_broken = on_broken
         self._news = threading.Event()
         self._closing = False
+        self.failure: JournalError | None = None
         self._thread = threading.Thread(target=self._loop, name="toka-events", daemon=True)
         self._thread.start()
 
@@ -50,19 +57,19 @@ class EventPrinter:
         self._thread.join()
 
     def _loop(self) -> None:
-        reader = SqliteReader(self._state, SystemClock())
         try:
-            while True:
-                closing = self._closing
-                self._news.clear()
-                self._print_all(reader)
-                if closing:
-                    return
-                self._news.wait()
+            with closing(SqliteReader(self._state, SystemClock())) as reader:
+                while True:
+                    is_last = self._closing
+                    self._news.clear()
+                    self._print_all(reader)
+                    if is_last:
+                        return
+                    self._news.wait()
         except ReaderGone:
             self._on_broken()
-        finally:
-            reader.close()
+        except JournalError as e:
+            self.failure = e
 
     def _print_all(self, reader: SqliteReader) -> None:
         while records := reader.read(self._run, after=self._after, limit=PAGE):
