@@ -13,8 +13,8 @@ import pytest
 
 from journal.conftest import OTHER, RUN, event, texts
 from toka.core.clock import SystemClock
-from toka.errors import JournalUnavailable, StaleEpoch
-from toka.journal.database import FILE, JournalGone, OpenFile
+from toka.errors import JournalGone, JournalUnavailable, StaleEpoch
+from toka.journal.database import FILE, OpenFile
 from toka.journal.sqlite import SqliteJournal, SqliteReader
 
 

@@ -20,8 +20,6 @@ from toka.journal.sqlite import SqliteReader
 from toka.orchestration.result import EXIT_PERSON, RunResult
 from toka.runtime.progress import progress_event
 
-EXIT_TRY_AGAIN = 75
-
 
 @dataclass(frozen=True, slots=True)
 class Display:
@@ -81,7 +79,7 @@ def follow(reader: SqliteReader, state: RunState, pid: int, shown: Display) -> i
     _print_end(reader, RunResult(run, status, state, reason), shown)
     if not waits:
         say(f"toka: process {pid} is gone; go on with: toka resume {run}{shown.options}")
-    return EXIT_PERSON if waits else EXIT_TRY_AGAIN
+    return EXIT_PERSON if waits else JournalError.exit_code
 
 
 def already_ended(reader: SqliteReader, state: RunState, shown: Display, *, launched: bool = False) -> int:

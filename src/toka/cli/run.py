@@ -7,6 +7,7 @@ import gc
 import os
 import resource
 import signal
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -17,15 +18,14 @@ import click
 
 from toka.app import open_runtime, read_settings, submit_command
 from toka.cli.attach import Display, already_ended, author, follow
-from toka.cli.check import warn_of
+from toka.cli.check import check_server, check_specs, warn_of
 from toka.cli.door import ANY_PATH, again, folded, open_run
 from toka.cli.live import Lines, LiveView
-from toka.cli.output import emit_json, live, say
+from toka.cli.output import EXIT_BROKEN_PIPE, ReaderGone, emit_json, live, say
 from toka.cli.stream import EventPrinter
 from toka.cli.summary import Details, details_of, done_json, summary_lines
 from toka.cli.tally import is_scripted
 from toka.config.agent import AgentConfig
-from toka.config.check import check_paths
 from toka.config.settings import Settings
 from toka.core.ids import RunId
 from toka.errors import ConfigError, JournalError, RunBusy, TokaError, UsageError
@@ -37,7 +37,8 @@ from toka.orchestration.request import RunRequest
 from toka.orchestration.result import RunResult
 from toka.orchestration.session import RunSession
 
-EXIT_BROKEN_PIPE: Final = 141
+LAST_LINE_S: Final = 1.0
+"""How long the last line may take to reach its reader when a second signal ends the process."""
 FILES: Final = 16_384
 """Files and connections that this process may have open at one time, where the system allows as many."""
 
@@ -71,6 +72,7 @@ def run(
         if sink.webhook:
             say(f"toka: channel {name}: a webhook is not called by this version; give it a file")
     configs = read_team(paths, settings)
+    check_server(settings, configs, model)
     options = {"model": absolute_model(settings.model), "base_url": settings.base_url}
     request = RunRequest(configs, workspace or Path.cwd(), tuple(enable), model, options)
     shown = Display(display["as_json"], display["quiet"], again(state))
@@ -121,7 +123,7 @@ def absolute_model(model: str) -> str:
 
 def read_team(paths: Sequence[Path], settings: Settings) -> tuple[AgentConfig, ...]:
     """The specs at `paths`; warnings are printed. Raises ConfigError with every finding."""
-    configs, findings = check_paths(paths, settings.capabilities)
+    configs, findings = check_specs(paths, settings)
     errors = [f for f in findings if f.severity == "error"]
     if errors:
         count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
@@ -207,7 +209,7 @@ async def _executed(settings: Settings, session: RunSession, shown: Display, *, 
         def on_broken() -> None:
             loop.call_soon_threadsafe(signals.broken)
 
-        printer = EventPrinter(settings.state, run, after, on_broken)
+        printer = signals.printer = EventPrinter(settings.state, run, after, on_broken)
         notify = printer.notify
         session.context.recorder.subscribe(lambda _: notify())
     elif not shown.quiet:
@@ -265,6 +267,7 @@ class _Signals:
         self._task: asyncio.Task[None] | None = None
         self.received = 0
         self.is_broken = False
+        self.printer: EventPrinter | None = None
 
     def __enter__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -284,9 +287,21 @@ class _Signals:
     def _on_signal(self, number: int) -> None:
         if self.received:
             say(f"toka: ended at once. Go on with: toka resume {self._run}{self._shown.options}")
+            if self.printer is not None:
+                last = threading.Thread(target=self._last_line, args=(self.printer,), daemon=True)
+                last.start()
+                last.join(LAST_LINE_S)  # a reader that does not read cannot hold the end up
             os._exit(128 + number)  # sandboxes die with this process; the record is durable up to the last commit
         say("toka: finishing the steps in flight; press Ctrl-C again to end at once")
         self._shut_down(number)
+
+    def _last_line(self, printer: EventPrinter) -> None:
+        """The `done` record of a run that is left as it stands."""
+        printer.stop_at_once(LAST_LINE_S)
+        state = self._session.context.recorder.state
+        result = RunResult(self._run, RunStatus.INTERRUPTED, state, "ended at once by a second signal")
+        with suppress(ReaderGone):
+            emit_json(done_json(result, Details(models=self._session.models)))
 
     def _shut_down(self, number: int) -> None:
         self.received = self.received or number

@@ -9,15 +9,13 @@ import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Final
 
+from toka.cli.door import PAGE
 from toka.cli.output import ReaderGone, emit_json
 from toka.core.clock import SystemClock
 from toka.core.ids import RunId
 from toka.errors import JournalError
 from toka.journal.sqlite import SqliteReader
-
-PAGE: Final = 500
 
 
 class EventPrinter:
@@ -42,6 +40,7 @@ class EventPrinter:
         self._on_broken = on_broken
         self._news = threading.Event()
         self._closing = False
+        self._line = threading.Lock()
         self.failure: JournalError | None = None
         self._thread = threading.Thread(target=self._loop, name="toka-events", daemon=True)
         self._thread.start()
@@ -49,6 +48,10 @@ class EventPrinter:
     def notify(self) -> None:
         """There are new events."""
         self._news.set()
+
+    def stop_at_once(self, seconds: float) -> None:
+        """Prints nothing more. A line that is being printed may take `seconds` to reach its reader."""
+        self._line.acquire(timeout=seconds)  # and never given back
 
     def close(self) -> None:
         """Prints what is left and ends the thread."""
@@ -74,5 +77,6 @@ class EventPrinter:
     def _print_all(self, reader: SqliteReader) -> None:
         while records := reader.read(self._run, after=self._after, limit=PAGE):
             for record in records:
-                emit_json(record.to_json())
+                with self._line:
+                    emit_json(record.to_json())
             self._after = records[-1].id

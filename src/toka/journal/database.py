@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from toka.errors import JournalError, JournalUnavailable, StaleEpoch
+from toka.errors import JournalError, JournalGone, JournalUnavailable
 
 FILE: Final = "journal.db"
 SCHEMA: Final = 1
@@ -33,13 +33,6 @@ CREATE TABLE commands(
 CREATE INDEX commands_by_run ON commands(run, id);
 CREATE TABLE blobs(digest TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
 """
-
-
-class JournalGone(StaleEpoch, JournalUnavailable):
-    """The database was deleted, moved or replaced while it was open: what is written now, nobody will find.
-
-    A StaleEpoch, since whoever writes must stop at once; it ends a command as an unusable state directory does.
-    """
 
 
 class OpenFile:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from toka.core.clock import Clock
-from toka.errors import JournalError, StaleEpoch, TokaError
+from toka.errors import JournalError, JournalGone, StaleEpoch, TokaError
 from toka.events.event import Event
 from toka.events.record import Record, encode
-from toka.journal.database import JournalGone, OpenFile, connect, failure
+from toka.journal.database import OpenFile, connect, failure
 from toka.journal.journal import GENESIS, LEASE_S, RENEW_S, Lease, chain
 
 BATCH_EVENTS: Final = 2_000

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from toka.config.agent import AgentConfig
 from toka.core.ids import AgentName
@@ -58,6 +58,7 @@ class AgentProcessManager:
         self._running: dict[AgentName, asyncio.Event] = {}
         self._started: set[AgentName] = set()
         self._turns: dict[AgentName, asyncio.Lock] = {}
+        self._closings: set[asyncio.Task[None]] = set()
         self._closing = False
 
     async def start(self, config: AgentConfig, results: Mapping[str, tuple[str, str]] | None = None) -> AgentExecution:
@@ -189,6 +190,8 @@ class AgentProcessManager:
             execution.task.cancel()
         if live:
             await asyncio.wait([e.task for e in live])
+        if self._closings:
+            await asyncio.wait(self._closings)
 
     def state(self, name: AgentName) -> AgentState:
         """The agent's state as recorded."""
@@ -249,7 +252,7 @@ class AgentProcessManager:
                 self._running[name].set()
             return await self._execute(execution, prepared, executor)
         finally:
-            await asyncio.shield(prepared.close())
+            await self._to_the_end(prepared.close())
 
     async def _execute(
         self, execution: AgentExecution, prepared: PreparedAgent, executor: AgentExecutor
@@ -343,6 +346,13 @@ class AgentProcessManager:
             if not agent_may(old, status):
                 raise AssertionError(f"agent {name}: {old.value} -> {status.value} is no legal transition")
             await self._run.recorder.record(name, AgentStateChanged(status.value, reason, why))
+
+    async def _to_the_end(self, act: Coroutine[Any, Any, None]) -> None:
+        """Finishes an act although the caller is cancelled; `shutdown` waits for it."""
+        task = asyncio.create_task(act)
+        self._closings.add(task)
+        task.add_done_callback(self._closings.discard)
+        await asyncio.shield(task)
 
     def _turn(self, name: AgentName) -> asyncio.Lock:
         """Held from reading an agent's status until its change is recorded: requests and the agent itself do both."""
