@@ -68,9 +68,6 @@ def run(
     model = absolute_model(model) if model else None
     settings = read_settings({"state": _text(state), "model": model, "base_url": base_url})
     warn_of(settings.findings)
-    for name, sink in settings.channels.items():
-        if sink.webhook:
-            say(f"toka: channel {name}: a webhook is not called by this version; give it a file")
     configs = read_team(paths, settings)
     check_server(settings, configs, model)
     options = {"model": absolute_model(settings.model), "base_url": settings.base_url}
@@ -232,6 +229,8 @@ async def _executed(settings: Settings, session: RunSession, shown: Display, *, 
             await asyncio.to_thread(printer.close)
             if printer.failure is not None:
                 say(f"toka: not all events were printed: {printer.failure.message}")
+        for problem in session.problems:
+            say(f"toka: {problem}")
         with suppress(JournalError):  # a lease that cannot be given back runs out
             await session.context.recorder.close()
     if broken is not None:

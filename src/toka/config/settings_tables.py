@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, cast
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -24,6 +25,7 @@ from toka.core.limits import Limits
 T = TypeVar("T")
 MAX_SAID: Final = 120
 """Characters of what is said about one item."""
+LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 PRICES: Final = ("input", "output", "cache_read", "cache_write")
 
 
@@ -237,9 +239,19 @@ def _channel(name: str, value: object) -> ChannelSink:
     if not isinstance(file, str | None) or not isinstance(webhook, str | None) or not (file or webhook):
         raise _Wrong("a channel goes to a file or a webhook", f'write [channels.{name}] file = "report.jsonl"')
     address = parse_secret(webhook) or webhook
-    if isinstance(address, str) and not address.startswith("https://"):
+    if isinstance(address, str) and not is_web_address(address):
         raise _Wrong("a webhook is an https address, or a reference to one")
     return ChannelSink(file, address)
+
+
+def is_web_address(text: str) -> bool:
+    """Whether reports may be sent there: by https, or by http to this very machine."""
+    try:
+        parts = urlsplit(text)
+        host = parts.hostname or ""
+        return bool(host) and (parts.scheme == "https" or (parts.scheme == "http" and host in LOOPBACK))
+    except ValueError:
+        return False
 
 
 def _table(value: object, known: tuple[str, ...] | None) -> dict[str, object]:

@@ -45,6 +45,7 @@ class RunSession:
         self._again: set[AgentName] = set()
         self._executing = False
         self._closing = False
+        self._sinks: ChannelSinks | None = None
         self._lost: StaleEpoch | None = None
         self._applied = max(context.recorder.state.commands, default=0)
 
@@ -54,6 +55,11 @@ class RunSession:
         run = self.context
         asked = [c for c in self._configs.values() if any(t.run is None for t in c.task_list(run.enabled))]
         return tuple(dict.fromkeys(run.model or c.model or run.runtime.model for c in asked))
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What went wrong beside the agents, one sentence each: reports that could not be delivered."""
+        return self._sinks.problems if self._sinks is not None else ()
 
     async def run(self) -> RunResult:
         """Executes the team to its end.
@@ -67,7 +73,8 @@ class RunSession:
         """
         recorder = self.context.recorder
         inbox = asyncio.create_task(self._watch())
-        sinks = ChannelSinks(self.context.id, self.context.runtime.channels, self.reporter)
+        runtime = self.context.runtime
+        sinks = self._sinks = ChannelSinks(self.context.id, runtime.channels, self.reporter, runtime.clock)
         try:
             await self._take_answers()
             await self._execute()
