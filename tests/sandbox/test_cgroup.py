@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import EBUSY, EINVAL, ENOENT, EPERM
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -892,11 +893,14 @@ print(dict(group.enforced), len(group.missing), len(group.directories), flush=Tr
 print(*[found.why_not(kind) for kind in KINDS], sep="\\n", flush=True)
 """
     environment = {"PATH": os.defpath}
+    user: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
+    try:
+        subprocess.run([sys.executable, "-c", "import toka"], env=environment, check=True, capture_output=True, **user)
+    except (PermissionError, subprocess.CalledProcessError):
+        pytest.skip(f"{sys.executable} and its packages cannot be used by another user")
     done = subprocess.run(
         [sys.executable, "-c", code],
-        user=65534,
-        group=65534,
-        extra_groups=[],
+        **user,
         capture_output=True,
         text=True,
         env=environment,
