@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from harness import usable
 from toka.errors import SandboxError
 from toka.sandbox import cgroup
 from toka.sandbox.cgroup import Cgroup, CgroupLimits, Setting, orphans, settings_of
@@ -894,9 +895,7 @@ print(*[found.why_not(kind) for kind in KINDS], sep="\\n", flush=True)
 """
     environment = {"PATH": os.defpath}
     user: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
-    try:
-        subprocess.run([sys.executable, "-c", "import toka"], env=environment, check=True, capture_output=True, **user)
-    except (PermissionError, subprocess.CalledProcessError):
+    if not usable(user, "sys"):
         pytest.skip(f"{sys.executable} and its packages cannot be used by another user")
     done = subprocess.run(
         [sys.executable, "-c", code],
