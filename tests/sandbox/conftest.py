@@ -31,8 +31,8 @@ async def start(workspace: Path) -> AsyncIterator[Start]:
 
     async def make(**changes: Any) -> Sandbox:
         options: dict[str, Any] = {"reads": ("docs",), "writes": ("src",), "programs": None, **changes}
-        scratch = options.pop("scratch", None)
-        sandbox = await Sandbox.start(workspace, SandboxPolicy(**options), clock=SystemClock(), scratch=scratch)
+        idle_s = options.pop("idle_s", 60.0)
+        sandbox = await Sandbox.start(workspace, SandboxPolicy(**options), clock=SystemClock(), idle_s=idle_s)
         started.append(sandbox)
         return sandbox
 

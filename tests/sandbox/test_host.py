@@ -278,7 +278,7 @@ from toka.sandbox.policy import SandboxPolicy
 async def one():
     while True:
         folder = Path(sys.argv[1])
-        sandbox = await Sandbox.start(folder, SandboxPolicy(), clock=SystemClock(), scratch=folder)
+        sandbox = await Sandbox.start(folder, SandboxPolicy(), clock=SystemClock())
         print("started", flush=True)
         await sandbox.close()
 
@@ -322,3 +322,40 @@ def unborn(pid: int) -> bool:
         )
     except OSError:
         return False
+
+
+async def until_gone(sandbox: Sandbox) -> None:
+    for _ in range(500):
+        if sandbox._zygote is None or not sandbox._zygote.alive:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("the sandbox is still there")
+
+
+async def test_an_idle_sandbox_is_stopped_and_comes_back(start: Start) -> None:
+    sandbox = await start(idle_s=0.05)
+    assert (await sandbox.run(["true"], timeout_s=5)).exit_code == 0
+    await until_gone(sandbox)
+    assert (await sandbox.file("read", path="docs/a.txt", start=1, lines=None, limit=100))["body"] == b"alpha\n"
+    await until_gone(sandbox)
+    assert (await sandbox.run(["cat", "docs/a.txt"], timeout_s=5)).output == b"alpha\n"
+
+
+async def test_a_sandbox_is_not_stopped_while_it_works_or_while_something_is_in_tmp(start: Start) -> None:
+    sandbox = await start(idle_s=0.02)
+    slow, _ = await asyncio.gather(
+        sandbox.run(shell("sleep 0.3; echo done"), timeout_s=5), sandbox.run(["true"], timeout_s=5)
+    )
+    assert slow.output == b"done\n"
+    await sandbox.run(shell("echo kept > /tmp/mark"), timeout_s=5)
+    await asyncio.sleep(0.2)
+    assert (await sandbox.run(shell("cat /tmp/mark; rm /tmp/mark"), timeout_s=5)).output == b"kept\n"
+    await until_gone(sandbox)
+
+
+async def test_uses_that_meet_the_stop_of_an_idle_sandbox_are_served(start: Start) -> None:
+    sandbox = await start(idle_s=0.001)
+    for number in range(60):
+        result = await sandbox.run(["echo", str(number)], timeout_s=5)
+        assert (result.ended, result.output) == ("exited", b"%d\n" % number)
+        await asyncio.sleep(number % 7 * 0.001)

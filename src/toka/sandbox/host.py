@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from toka.core.capability import CapabilityError, normal_path
 from toka.core.clock import Clock
@@ -25,6 +26,7 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
 """All that a command finds in its environment unless the caller adds to it."""
 GRACE_S: Final = 5.0
 """Seconds past a deadline, or after a kill, in which the zygote must report; then the whole sandbox is killed."""
+IDLE_S: Final = 60.0
 OPEN_FILES: Final = 1024
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -43,32 +45,35 @@ class Sandbox:
     The process that started it must keep the thread alive that did: the kernel kills the sandbox with that thread.
     """
 
-    def __init__(self, workspace: Path, policy: SandboxPolicy, clock: Clock, scratch: Path | None) -> None:
+    def __init__(self, workspace: Path, policy: SandboxPolicy, clock: Clock, idle_s: float) -> None:
         self._workspace = workspace
+        self._idle_s = idle_s
         self._policy = policy
         self._clock = clock
-        self._scratch = scratch
         self._zygote: Zygote | None = None
         self._worker: FileWorker | None = None
         self._starting = asyncio.Lock()
         self._filing = asyncio.Lock()
         self._closed = False
+        self._busy = 0
+        self._idle: asyncio.TimerHandle | None = None
+        self._leaving: asyncio.Task[None] | None = None
 
     @staticmethod
-    async def start(workspace: Path, policy: SandboxPolicy, *, clock: Clock, scratch: Path | None = None) -> Sandbox:
+    async def start(workspace: Path, policy: SandboxPolicy, *, clock: Clock, idle_s: float = IDLE_S) -> Sandbox:
         """Starts a sandbox and returns when it can be used.
 
         Args:
             workspace: the agent's folder on the host; mounted at /workspace as far as the policy grants it.
             policy: what it lets through.
             clock: for durations and the host's own deadlines.
-            scratch: a folder of the host that becomes /tmp; None: a tmpfs that ends with the sandbox.
+            idle_s: seconds without use after which its processes end, if nothing is in /tmp; the next use starts it.
 
         Raises:
             SandboxUnavailable: this machine cannot run one; nothing runs outside instead.
             SandboxError: the workspace is missing, or was tampered with during the start.
         """
-        sandbox = Sandbox(workspace, policy, clock, scratch)
+        sandbox = Sandbox(workspace, policy, clock, idle_s)
         await sandbox._alive()
         return sandbox
 
@@ -90,8 +95,41 @@ class Sandbox:
                 return self._zygote
             if self._zygote is not None:
                 await self._zygote.end()
-            self._zygote = await start_zygote(self._workspace, self._policy, self._scratch)
+            self._zygote = await start_zygote(self._workspace, self._policy, lambda _: None)
             return self._zygote
+
+    @contextlib.contextmanager
+    def _working(self) -> Generator[None]:
+        """Around each use: the sandbox is not stopped during it, and a while after the last one it may be."""
+        self._busy += 1
+        if self._idle is not None:
+            self._idle.cancel()
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            if not self._busy and not self._closed:
+                self._idle = asyncio.get_running_loop().call_later(self._idle_s, self._begin_leave)
+
+    def _begin_leave(self) -> None:
+        self._leaving = asyncio.ensure_future(self._leave())
+
+    async def _leave(self) -> None:
+        """Stops a sandbox that nobody uses, if commands left nothing in it; the next use starts a new one."""
+        async with self._starting:
+            zygote = self._zygote
+            if self._busy or self._closed or zygote is None or not zygote.alive:
+                return
+            with contextlib.closing(Lifeline()) as lifeline:
+                try:
+                    await zygote.send({"op": "leave"}, (lifeline.theirs.fileno(), lifeline.theirs.fileno()))
+                except OSError:
+                    return
+                lifeline.theirs.close()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(GRACE_S):
+                        if not (await lifeline.report()).get("left", True):
+                            await zygote.end()
 
     async def run(
         self,
@@ -101,6 +139,7 @@ class Sandbox:
         env: Mapping[str, str] | None = None,
         timeout_s: float,
         output_limit: int | None = None,
+        chosen_by: Literal["person", "agent"] = "agent",
     ) -> CommandResult:
         """Runs one command to its end. A command that fails is a result, not an exception.
 
@@ -112,15 +151,21 @@ class Sandbox:
             env: variables added to `ENVIRONMENT`.
             timeout_s: seconds after which the command and all it started are killed.
             output_limit: bytes of output to keep; None: the policy's figure.
+            chosen_by: a command that a person wrote into the spec may run any program, one that the agent chose only
+                those of the policy.
 
         Raises:
             SandboxUnavailable, SandboxError: the sandbox had died and could not be started again.
         """
         started = self._clock.monotonic()
         try:
-            request = self._request(argv, cwd, env or {}, timeout_s)
+            request = {**self._request(argv, cwd, env or {}, timeout_s), "profile": chosen_by}
         except ValueError as error:
             return _refused(str(error), 0.0)
+        with self._working():
+            return await self._ended(request, output_limit, started)
+
+    async def _ended(self, request: dict[str, Any], output_limit: int | None, started: float) -> CommandResult:
         await self._alive()
         lifeline = Lifeline()
         output = Output(self._policy.output_bytes if output_limit is None else output_limit, lifeline)
@@ -212,7 +257,11 @@ class Sandbox:
         Raises:
             SandboxUnavailable, SandboxError: the sandbox had died and could not be started again.
         """
-        request = {"op": op, **args}
+        with self._working():
+            return await self._filed({"op": op, **args}, body, timeout_s)
+
+    async def _filed(self, request: dict[str, Any], body: bytes, timeout_s: float) -> dict[str, Any]:
+        op: str = request["op"]
         async with self._filing:
             try:
                 if self._worker is None or not self._worker.alive:
@@ -238,6 +287,8 @@ class Sandbox:
     async def close(self) -> None:
         """Ends everything inside and returns when it is gone. Commands still running end as `lost`. Idempotent."""
         self._closed = True
+        if self._idle is not None:
+            self._idle.cancel()
         async with self._starting:
             zygote, self._zygote = self._zygote, None
             worker, self._worker = self._worker, None
