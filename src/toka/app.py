@@ -27,6 +27,7 @@ from toka.llm.registry import ModelRegistry
 from toka.llm.resolve import AUTO, endpoint_of, resolve_auto
 from toka.runtime.context import Runtime
 from toka.sandbox.host import Sandbox
+from toka.sandbox.keeper import Surroundings
 from toka.sandbox.policy import SandboxPolicy
 from toka.tools.tool import Tool
 
@@ -122,7 +123,7 @@ async def open_runtime(
     models = _Models(settings, environ, registry, frozenset(parts.models))
 
     async def start_sandbox(workspace: Path, policy: SandboxPolicy) -> Sandbox:
-        return await Sandbox.start(workspace, policy, clock=clock)
+        return await Sandbox.start(workspace, policy, Surroundings(clock))
 
     try:
         yield Runtime(

@@ -15,6 +15,7 @@ from sandbox.conftest import Start, living, open_fds
 from toka.core.clock import SystemClock
 from toka.errors import SandboxError
 from toka.sandbox.host import Sandbox, shell
+from toka.sandbox.keeper import Surroundings
 from toka.sandbox.policy import SandboxPolicy
 
 STUBBORN = "trap '' TERM INT HUP; (setsid sh -c 'trap \"\" TERM; sleep {0}; true' &); nohup sleep {0} & sleep {0}; true"
@@ -211,7 +212,9 @@ async def test_closing_ends_what_runs(start: Start, marker: str) -> None:
 
 async def test_nothing_stays_open(workspace: Path, marker: str) -> None:
     async def life() -> None:
-        sandbox = await Sandbox.start(workspace, SandboxPolicy(writes=("src",), programs=None), clock=SystemClock())
+        sandbox = await Sandbox.start(
+            workspace, SandboxPolicy(writes=("src",), programs=None), Surroundings(SystemClock())
+        )
         await sandbox.run(["true"], timeout_s=5)
         await sandbox.run(["sleep", "9"], timeout_s=0.05)
         await sandbox.file("read", path="src/main.py", start=1, lines=None, limit=100)
@@ -226,7 +229,7 @@ async def test_nothing_stays_open(workspace: Path, marker: str) -> None:
 async def test_a_cancelled_start_leaves_nothing(workspace: Path) -> None:
     before = open_fds()
     for delay in (0.0, 0.005, 0.015):
-        starting = asyncio.create_task(Sandbox.start(workspace, SandboxPolicy(), clock=SystemClock()))
+        starting = asyncio.create_task(Sandbox.start(workspace, SandboxPolicy(), Surroundings(SystemClock())))
         await asyncio.sleep(delay)
         starting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -239,10 +242,12 @@ import asyncio, sys
 from pathlib import Path
 from toka.core.clock import SystemClock
 from toka.sandbox.host import Sandbox, shell
+from toka.sandbox.keeper import Surroundings
 from toka.sandbox.policy import SandboxPolicy
 
 async def main(workspace, command):
-    sandbox = await Sandbox.start(Path(workspace), SandboxPolicy(writes=("src",), programs=None), clock=SystemClock())
+    policy = SandboxPolicy(writes=("src",), programs=None)
+    sandbox = await Sandbox.start(Path(workspace), policy, Surroundings(SystemClock()))
     await sandbox.file("hash", path="src/main.py")
     print(sandbox._zygote.pid, sandbox._zygote._inner, flush=True)
     await sandbox.run(shell(command), timeout_s=60)
@@ -272,13 +277,14 @@ STARTER = """
 import asyncio, sys
 from pathlib import Path
 from toka.core.clock import SystemClock
+from toka.sandbox.keeper import Surroundings
 from toka.sandbox.host import Sandbox
 from toka.sandbox.policy import SandboxPolicy
 
 async def one():
     while True:
         folder = Path(sys.argv[1])
-        sandbox = await Sandbox.start(folder, SandboxPolicy(), clock=SystemClock())
+        sandbox = await Sandbox.start(folder, SandboxPolicy(), Surroundings(SystemClock()))
         print("started", flush=True)
         await sandbox.close()
 

@@ -13,13 +13,14 @@ from toka.core.clock import SystemClock
 from toka.errors import SandboxError, SandboxUnavailable
 from toka.sandbox import doctor, launch, spawn
 from toka.sandbox.host import Sandbox
+from toka.sandbox.keeper import Surroundings
 from toka.sandbox.policy import SandboxPolicy
 
 SOURCES = Path(spawn.__file__).parent
 
 
 async def begin(workspace: Path, **changes: object) -> Sandbox:
-    return await Sandbox.start(workspace, SandboxPolicy(reads=("docs",)), clock=SystemClock())
+    return await Sandbox.start(workspace, SandboxPolicy(reads=("docs",)), Surroundings(SystemClock()))
 
 
 async def test_no_bwrap_is_an_error_with_the_way_to_get_it(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

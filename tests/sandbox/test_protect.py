@@ -93,11 +93,12 @@ HOST = """
 import asyncio, sys
 from pathlib import Path
 from toka.core.clock import SystemClock
+from toka.sandbox.keeper import Surroundings
 from toka.sandbox.host import Sandbox
 from toka.sandbox.policy import SandboxPolicy
 
 async def main():
-    sandbox = await Sandbox.start(Path(sys.argv[1]), SandboxPolicy(writes=(".",)), clock=SystemClock())
+    sandbox = await Sandbox.start(Path(sys.argv[1]), SandboxPolicy(writes=(".",)), Surroundings(SystemClock()))
     print("started", flush=True)
     await asyncio.sleep(60)
 

@@ -6,17 +6,19 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from toka.core.capability import CapabilityError, normal_path
-from toka.core.clock import Clock
 from toka.errors import SandboxError
 from toka.sandbox.command import CommandResult, Ended, Lifeline, Output
 from toka.sandbox.filework import FileWorker
+from toka.sandbox.keeper import Exceeded, Keeper, Surroundings
 from toka.sandbox.launch import Zygote, start_zygote, to_the_end
 from toka.sandbox.mounts import WORKSPACE
 from toka.sandbox.policy import SandboxPolicy
+from toka.sandbox.profile import PROXY_PORT
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -26,7 +28,11 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
 """All that a command finds in its environment unless the caller adds to it."""
 GRACE_S: Final = 5.0
 """Seconds past a deadline, or after a kill, in which the zygote must report; then the whole sandbox is killed."""
-IDLE_S: Final = 60.0
+_PROXY: Final = f"http://127.0.0.1:{PROXY_PORT}"
+PROXIED: Final[Mapping[str, str]] = dict.fromkeys(
+    ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"), _PROXY
+)
+"""Added when there is a way out."""
 OPEN_FILES: Final = 1024
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -45,11 +51,13 @@ class Sandbox:
     The process that started it must keep the thread alive that did: the kernel kills the sandbox with that thread.
     """
 
-    def __init__(self, workspace: Path, policy: SandboxPolicy, clock: Clock, idle_s: float) -> None:
+    def __init__(self, workspace: Path, policy: SandboxPolicy, around: Surroundings) -> None:
         self._workspace = workspace
-        self._idle_s = idle_s
         self._policy = policy
-        self._clock = clock
+        self._clock = around.clock
+        self._idle_s = around.idle_s
+        self._keeper = Keeper(policy, around)
+        self._environment = {**ENVIRONMENT, **(PROXIED if policy.network else {})}
         self._zygote: Zygote | None = None
         self._worker: FileWorker | None = None
         self._starting = asyncio.Lock()
@@ -60,20 +68,19 @@ class Sandbox:
         self._leaving: asyncio.Task[None] | None = None
 
     @staticmethod
-    async def start(workspace: Path, policy: SandboxPolicy, *, clock: Clock, idle_s: float = IDLE_S) -> Sandbox:
+    async def start(workspace: Path, policy: SandboxPolicy, around: Surroundings) -> Sandbox:
         """Starts a sandbox and returns when it can be used.
 
         Args:
             workspace: the agent's folder on the host; mounted at /workspace as far as the policy grants it.
             policy: what it lets through.
-            clock: for durations and the host's own deadlines.
-            idle_s: seconds without use after which its processes end, if nothing is in /tmp; the next use starts it.
+            around: the clock, whose sandbox it is, who hears of its attempts to reach the network.
 
         Raises:
             SandboxUnavailable: this machine cannot run one; nothing runs outside instead.
             SandboxError: the workspace is missing, or was tampered with during the start.
         """
-        sandbox = Sandbox(workspace, policy, clock, idle_s)
+        sandbox = Sandbox(workspace, policy, around)
         await sandbox._alive()
         return sandbox
 
@@ -85,7 +92,12 @@ class Sandbox:
     @property
     def notes(self) -> tuple[str, ...]:
         """What differs from the policy: granted paths that were missing and left out, or created."""
-        return self._zygote.granted.notes if self._zygote else ()
+        return (*(self._zygote.granted.notes if self._zygote else ()), *self._keeper.notes)
+
+    @property
+    def keeper(self) -> Keeper:
+        """What holds its limits: figures, and how each limit is enforced."""
+        return self._keeper
 
     async def _alive(self) -> Zygote:
         async with self._starting:
@@ -95,7 +107,8 @@ class Sandbox:
                 return self._zygote
             if self._zygote is not None:
                 await self._zygote.end()
-            self._zygote = await start_zygote(self._workspace, self._policy, lambda _: None)
+            self._zygote = await start_zygote(self._workspace, self._policy, self._keeper.join)
+            self._keeper.open(self._zygote.listener)
             return self._zygote
 
     @contextlib.contextmanager
@@ -169,15 +182,25 @@ class Sandbox:
         await self._alive()
         lifeline = Lifeline()
         output = Output(self._policy.output_bytes if output_limit is None else output_limit, lifeline)
+        before, network = self._keeper.usage(), self._keeper.network
+        met: list[Exceeded] = []
+
+        def kill(exceeded: Exceeded) -> None:
+            met.append(exceeded)
+            lifeline.cut()
+
         try:
-            report = await self._command(request, lifeline, output)
+            with self._keeper.watching(kill):
+                report = await self._command(request, lifeline, output)
         except ValueError as error:
             return _refused(str(error), self._clock.monotonic() - started)
         finally:
             output.drain()
             output.close()
             lifeline.close()
-        return _result(report, output, self._clock.monotonic() - started)
+        exceeded = met[0] if met else self._keeper.met(before)
+        spent = self._keeper.spent(before, network)
+        return replace(_result(report, output, self._clock.monotonic() - started), exceeded=exceeded, spent=spent)
 
     def _request(self, argv: Sequence[str], cwd: str, env: Mapping[str, str], timeout_s: float) -> dict[str, Any]:
         """Raises ValueError for what cannot be run at all."""
@@ -198,7 +221,7 @@ class Sandbox:
             "op": "run",
             "argv": list(argv),
             "cwd": WORKSPACE if folder == "." else f"{WORKSPACE}/{folder}",
-            "env": {**ENVIRONMENT, **env},
+            "env": {**self._environment, **env},
             "timeout": timeout_s,
             "rlimits": limits,
         }
@@ -296,6 +319,7 @@ class Sandbox:
                 await to_the_end(zygote.end())
             if worker is not None:
                 worker.close()
+            await to_the_end(self._keeper.close())
 
 
 def _doubt(op: str) -> str:

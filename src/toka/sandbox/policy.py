@@ -55,6 +55,8 @@ class SandboxPolicy:
         cpu_cores: share of the processors, in cores; None = no bound here.
         processes: processes and threads at one time, all commands of the sandbox together.
         file_bytes: size that one written file may reach.
+        disk_bytes: bytes that may be written to storage, all commands together; None = no bound.
+        network_bps: bits per second through the proxy; None = no bound.
         output_bytes: bytes kept of one command's output when the caller names no other figure.
         tmp_bytes: size of /tmp, which lives in memory.
     """
@@ -70,6 +72,8 @@ class SandboxPolicy:
     cpu_cores: float | None = None
     processes: int = DEFAULT_PROCESSES
     file_bytes: int = DEFAULT_FILE_BYTES
+    disk_bytes: int | None = None
+    network_bps: int | None = None
     output_bytes: int = DEFAULT_OUTPUT_BYTES
     tmp_bytes: int = DEFAULT_TMP_BYTES
 
@@ -128,6 +132,8 @@ def compile_policy(
         cpu_cores=limits.cpu_cores,
         processes=DEFAULT_PROCESSES if limits.processes is None else limits.processes,
         file_bytes=DEFAULT_FILE_BYTES if limits.disk_bytes is None else limits.disk_bytes,
+        disk_bytes=limits.disk_bytes,
+        network_bps=limits.network_bps,
         output_bytes=DEFAULT_OUTPUT_BYTES if limits.output_bytes is None else limits.output_bytes,
     )
 
