@@ -16,9 +16,9 @@ from toka.sandbox.command import CommandResult, Ended, Lifeline, Output
 from toka.sandbox.filework import FileWorker
 from toka.sandbox.keeper import Exceeded, Keeper, Surroundings
 from toka.sandbox.launch import Zygote, start_zygote, to_the_end
-from toka.sandbox.mounts import WORKSPACE
+from toka.sandbox.mounts import WORKSPACE, Granted
 from toka.sandbox.policy import SandboxPolicy
-from toka.sandbox.profile import PROXY_PORT
+from toka.sandbox.profile import PROXY_PORT, Kind
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -92,7 +92,7 @@ class Sandbox:
     @property
     def notes(self) -> tuple[str, ...]:
         """What differs from the policy: granted paths that were missing and left out, or created."""
-        return (*(self._zygote.granted.notes if self._zygote else ()), *self._keeper.notes)
+        return (*self.granted.notes, *self._keeper.notes)
 
     @property
     def keeper(self) -> Keeper:
@@ -110,6 +110,28 @@ class Sandbox:
             self._zygote = await start_zygote(self._workspace, self._policy, self._keeper.join)
             self._keeper.open(self._zygote.listener)
             return self._zygote
+
+    async def probe(self, kind: Kind, wanted: Mapping[str, Any]) -> CommandResult:
+        """Runs the self-test's tries, locked up as one kind of process; see `probe.py` for `wanted` and the output.
+
+        Raises:
+            SandboxUnavailable, SandboxError: the sandbox had died and could not be started again.
+        """
+        request = self._request(["probe"], ".", {}, GRACE_S)
+        with self._working():
+            request |= {"op": "probe", "profile": kind, "wanted": wanted}
+            return await self._ended(request, None, self._clock.monotonic())
+
+    def host_uid(self) -> int:
+        """The user id of its processes on the host; -1 when none runs."""
+        if self._zygote is None or not self._zygote.alive:
+            return -1
+        return self._zygote.uid()
+
+    @property
+    def granted(self) -> Granted:
+        """What is mounted of the workspace."""
+        return self._zygote.granted if self._zygote else Granted()
 
     @contextlib.contextmanager
     def _working(self) -> Generator[None]:
@@ -215,7 +237,7 @@ class Sandbox:
         except CapabilityError as error:
             raise ValueError(str(error)) from None
         limits = {"NPROC": self._policy.processes, "FSIZE": self._policy.file_bytes, "NOFILE": OPEN_FILES}
-        if self._policy.memory_bytes is not None:
+        if self._policy.memory_bytes is not None and not self._keeper.holds("memory"):
             limits["DATA"] = self._policy.memory_bytes
         return {
             "op": "run",

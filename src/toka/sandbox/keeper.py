@@ -157,6 +157,10 @@ class Keeper:
         if listener is not None and self._egress is not None:
             self._egress.serve(listener)
 
+    def holds(self, kind: str) -> bool:
+        """Whether the kernel holds `memory`, `cpu` or `pids` for all processes together."""
+        return self._cgroup is not None and kind in self._cgroup.enforced
+
     @property
     def enforced(self) -> tuple[Enforcement, ...]:
         """How each limit that is set is held; only known after `join`."""
@@ -215,7 +219,7 @@ class Keeper:
     def met(self, before: Usage) -> Exceeded | None:
         """The memory limit, if the kernel has killed for it since `before`."""
         limit = self._policy.memory_bytes
-        if limit is None or self._cgroup is None or "memory" not in self._cgroup.enforced:
+        if limit is None or self._cgroup is None or not self.holds("memory"):
             return None
         now = self._cgroup.usage()
         killed = (now.oom_kills or 0) - (before.oom_kills or 0)
@@ -225,7 +229,7 @@ class Keeper:
     def watching(self, kill: Callable[[Exceeded], None]) -> Generator[None]:
         """Around a command: looks at what no cgroup holds, and has it killed when it is too much."""
         policy = self._policy
-        memory = policy.memory_bytes if self._cgroup is None or "memory" not in self._cgroup.enforced else None
+        memory = None if self.holds("memory") else policy.memory_bytes
         if memory is None and policy.disk_bytes is None:
             yield
             return

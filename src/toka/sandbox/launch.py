@@ -141,6 +141,13 @@ class Zygote:
             return int(json.loads(os.pread(self._info, 4096, 0))["child-pid"])
         return 0
 
+    def uid(self) -> int:
+        """The user id of the sandbox's pid 1 on the host; -1 when it cannot be read."""
+        with contextlib.suppress(OSError, StopIteration):
+            lines = Path(f"/proc/{self._inner}/status").read_text().splitlines()
+            return int(next(line for line in lines if line.startswith("Uid:")).split()[1])
+        return -1
+
     def _words(self) -> str:
         return self._said.decode("utf-8", "replace").strip() or "bwrap ended without a word"
 

@@ -26,9 +26,8 @@ def probe(wanted: dict[str, Any]) -> dict[str, str]:
     """Tries every layer once.
 
     Args:
-        wanted: "uid": the host's uid the sandbox must not be root of (-1: any), "seccomp", "landlock": whether these
-            layers are there; "write": paths that must not be writable; "read": paths that must not be readable;
-            "network": whether internet sockets may be made.
+        wanted: "write": paths that must not be writable; "read": paths that must not be readable; "network": whether
+            internet sockets may be made.
 
     Returns:
         Layer -> what is wrong with it; empty when everything holds.
@@ -37,22 +36,28 @@ def probe(wanted: dict[str, Any]) -> dict[str, str]:
     found = {
         "capabilities": "" if int(status["CapEff"], 16) | int(status["CapBnd"], 16) == 0 else "not all are dropped",
         "no new privileges": "" if status["NoNewPrivs"] == "1" else "programs may gain privileges",
-        "root": "a write to / succeeded" if _can(lambda: os.mkdir("/toka-probe")) else "",
-        "proc": "/proc/sys is writable" if os.access("/proc/sys/kernel/core_pattern", os.W_OK) else "",
+        "system calls": "" if status["Seccomp"] == "2" else "no filter is in force",
+        "namespaces": "unshare succeeded" if _call(SYS_UNSHARE, 0x10000000) else "",
+        "tracing": "ptrace is not refused" if _call(SYS_PTRACE, 0) else "",
+        "sockets": "; ".join(_sockets(network=wanted["network"])),
+        "terminal": "" if _terminal_refused() else "TIOCSTI is not refused",
         "processes": "" if _alone() else "processes of others can be seen",
+        "network": "; ".join(f"the interface {name} can be seen" for name in _interfaces()),
     }
-    if wanted["seccomp"]:
-        found["system calls"] = "" if status["Seccomp"] == "2" else "no filter is in force"
-        found["namespaces"] = "unshare succeeded" if _call(SYS_UNSHARE, 0x10000000) else ""
-        found["tracing"] = "ptrace is not refused" if _call(SYS_PTRACE, 0) else ""
-        found["sockets"] = "; ".join(_sockets(network=wanted["network"]))
-        found["terminal"] = "" if _terminal_refused() else "TIOCSTI is not refused"
     for path in wanted["write"]:
         found["write " + path] = "it can be written" if _can(lambda p=path: _create(p)) else ""
     for path in wanted["read"]:
-        found["read " + path] = "it can be seen" if _can(lambda p=path: os.stat(p)) else ""
-    found["network"] = "; ".join(f"the interface {name} can be seen" for name in _interfaces())
+        found["read " + path] = "it can be read" if _can(lambda p=path: _look(p)) else ""
     return {layer: problem for layer, problem in found.items() if problem}
+
+
+def _look(path: str) -> None:
+    """Opens a file or lists a folder."""
+    if os.path.isdir(path):
+        os.listdir(path)
+    else:
+        with open(path, "rb") as file:
+            file.read(1)
 
 
 def _status() -> dict[str, str]:
@@ -69,9 +74,12 @@ def _can(act: Callable[[], object]) -> bool:
 
 
 def _create(path: str) -> None:
-    fd = os.open(os.path.join(path, ".toka-probe"), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    os.close(fd)
-    os.unlink(os.path.join(path, ".toka-probe"))
+    if os.path.isfile(path):
+        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC))
+        return
+    made = os.path.join(path, ".toka-probe")
+    os.close(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    os.unlink(made)
 
 
 def _alone() -> bool:
