@@ -220,8 +220,9 @@ class Sandbox:
             output.drain()
             output.close()
             lifeline.close()
-        exceeded = met[0] if met else self._keeper.met(before)
-        spent = self._keeper.spent(before, network)
+        now = self._keeper.usage()
+        exceeded = met[0] if met else self._keeper.met(before, now)
+        spent = self._keeper.spent(before, now, network)
         return replace(_result(report, output, self._clock.monotonic() - started), exceeded=exceeded, spent=spent)
 
     def _request(self, argv: Sequence[str], cwd: str, env: Mapping[str, str], timeout_s: float) -> dict[str, Any]:

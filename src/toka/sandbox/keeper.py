@@ -197,9 +197,8 @@ class Keeper:
         seen = _sum(self._past, self._sampler.sample(exact_from=self._policy.memory_bytes or 1 << 62))
         return replace(counted, **{name: getattr(seen, name) for name in missing})
 
-    def spent(self, before: Usage, network: tuple[int, int]) -> Spent:
-        """What was used since `before` and `network` were read."""
-        now = self.usage()
+    def spent(self, before: Usage, now: Usage, network: tuple[int, int]) -> Spent:
+        """What was used between two readings of `usage`, and since one of `network`."""
         up, down = self.network
         return Spent(
             _less(now.cpu_s, before.cpu_s),
@@ -216,14 +215,12 @@ class Keeper:
         """Bytes sent and received through the proxy until now."""
         return (self._egress.bytes_up, self._egress.bytes_down) if self._egress is not None else (0, 0)
 
-    def met(self, before: Usage) -> Exceeded | None:
-        """The memory limit, if the kernel has killed for it since `before`."""
+    def met(self, before: Usage, now: Usage) -> Exceeded | None:
+        """The memory limit, if the kernel has killed for it between two readings of `usage`."""
         limit = self._policy.memory_bytes
-        if limit is None or self._cgroup is None or not self.holds("memory"):
+        if limit is None or (now.oom_kills or 0) <= (before.oom_kills or 0):
             return None
-        now = self._cgroup.usage()
-        killed = (now.oom_kills or 0) - (before.oom_kills or 0)
-        return Exceeded("memory", limit, max(limit, now.memory_peak_bytes or 0)) if killed > 0 else None
+        return Exceeded("memory", limit, max(limit, now.memory_peak_bytes or 0))
 
     @contextlib.contextmanager
     def watching(self, kill: Callable[[Exceeded], None]) -> Generator[None]:

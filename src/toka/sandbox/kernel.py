@@ -24,6 +24,7 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 SYS_CLONE = {"x86_64": 56, "aarch64": 220}
 SYS_SECCOMP = {"x86_64": 317, "aarch64": 277}
 SYS_LANDLOCK_CREATE, SYS_LANDLOCK_ADD, SYS_LANDLOCK_RESTRICT = 444, 445, 446
+SYS_CLOSE_RANGE = 436
 SECCOMP_SET_MODE_FILTER = 1
 LANDLOCK_PATH, LANDLOCK_PORT = 1, 2
 CONNECT_TCP = 2
@@ -68,6 +69,11 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, data: s
 def umount(target: str) -> None:
     """umount2(2), at once for names, later for what still uses it."""
     _checked(_libc.umount2(os.fsencode(target), ctypes.c_int(MNT_DETACH)), f"umount {target}")
+
+
+def close_from(first: int) -> None:
+    """Closes every descriptor from `first` on; close_range(2), Linux 5.9."""
+    call(SYS_CLOSE_RANGE, "close_range", first, 0xFFFFFFFF, 0)
 
 
 def unshare(flags: int) -> None:

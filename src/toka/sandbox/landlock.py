@@ -71,19 +71,18 @@ def handled_rights(version: int) -> int:
     return known | sum(right for since, right in newer.items() if version >= since)
 
 
-def system_rules(*, execute: Iterable[str], programs_only: bool) -> list[tuple[str, int]]:
+def system_rules(*, folders: Iterable[str], execute: Iterable[str], programs_only: bool) -> list[tuple[str, int]]:
     """The rules of everything that is no workspace.
 
     Args:
+        folders: where the system's files are, such as /usr.
         execute: folders and files from which programs may be executed.
         programs_only: whether only listed programs may be executed; files that were written may not be then.
     """
-    rules = [("/", READ_DIR), ("/usr", READ), ("/bin", READ), ("/sbin", READ), ("/etc", READ), ("/proc", READ)]
-    rules += [(f"/{name}", READ) for name in ("lib", "lib32", "lib64", "libx32")]
-    rules += [(path, READ | EXECUTE) for path in execute]
-    rules += [("/dev", READ), ("/dev/shm", WRITE), ("/dev/pts", DEVICE)]
-    rules += [(f"/dev/{name}", DEVICE) for name in ("null", "zero", "full", "random", "urandom", "tty", "ptmx")]
-    return [*rules, ("/tmp", WRITE if programs_only else WRITE | EXECUTE)]
+    rules = dict.fromkeys(("/etc", "/proc", *folders), READ) | dict.fromkeys(execute, READ | EXECUTE)
+    # The folder /dev is read-only as a mount; what counts are the devices in it.
+    rules |= {"/": READ_DIR, "/dev": DEVICE | READ, "/dev/shm": WRITE}
+    return [*rules.items(), ("/tmp", WRITE if programs_only else WRITE | EXECUTE)]
 
 
 @cache

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -71,7 +70,7 @@ def profiles(policy: SandboxPolicy, granted: Granted) -> dict[Kind, dict[str, An
     return {
         "person": _commands(policy, granted, None),
         "agent": _commands(policy, granted, policy.programs),
-        "files": _profile(Ruleset(tuple(_workspace(granted, 0))), Syscalls(spawn=False, memfd=False)),
+        "files": _profile(Ruleset((("/", READ_DIR), *_workspace(granted, 0))), Syscalls(spawn=False, memfd=False)),
     }
 
 
@@ -79,8 +78,9 @@ def _commands(policy: SandboxPolicy, granted: Granted, programs: tuple[str, ...]
     """The profile of commands that may name these programs only; None = any."""
     listed = programs is not None
     helpers = {folder for name in programs or () for folder in HELPERS.get(name, ())}
-    execute = [PROGRAMS, *LOADERS, *sorted(helpers)] if listed else ["/usr", *_own_folders()]
-    rules = system_rules(execute=execute, programs_only=listed)
+    folders = _system_folders()
+    execute = [PROGRAMS, *LOADERS, *sorted(helpers)] if listed else folders
+    rules = system_rules(folders=folders, execute=execute, programs_only=listed)
     rules += _workspace(granted, 0 if listed else EXECUTE)
     ports = (PROXY_PORT,) if policy.network else ()
     families = (socket.AF_INET, socket.AF_INET6) if policy.network else ()
@@ -91,15 +91,16 @@ def _commands(policy: SandboxPolicy, granted: Granted, programs: tuple[str, ...]
     return profile
 
 
-def _own_folders() -> Iterable[str]:
-    """/bin and the like where they are no links into /usr."""
-    return (f"/{name}" for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"))
+def _system_folders() -> list[str]:
+    """/usr, and /bin and the like where they are no links into it."""
+    names = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+    return ["/usr", *(name for name in names if os.path.isdir(name) and not os.path.islink(name))]
 
 
 def _workspace(granted: Granted, more: int) -> list[tuple[str, int]]:
-    return [("/", READ_DIR), (WORKSPACE, READ)] + [
-        (o.target, (WRITE if o.rule.access == "write" else READ) | more) for o in granted.opened
-    ]
+    rules = {WORKSPACE: READ}
+    rules |= {o.target: (WRITE if o.rule.access == "write" else READ) | more for o in granted.opened}
+    return list(rules.items())
 
 
 def _writable(granted: Granted) -> list[str]:

@@ -43,6 +43,7 @@ from toka.sandbox.kernel import (
     PR_SET_PDEATHSIG,
     add_mount_flags,
     clone,
+    close_from,
     drop_capabilities,
     empty_bounding_set,
     landlock,
@@ -105,7 +106,7 @@ def run_command(request: dict[str, Any], out: int, status: int) -> None:
         for source, target in ((null, 0), (out, 1), (out, 2)):
             os.dup2(source, target)
         os.dup2(status, 3, inheritable=False)
-        os.closerange(4, 4096)  # the zygote's own limit: it holds no descriptor above
+        close_from(4)
         os.chdir(request["cwd"])
         os.umask(0o022)
         set_limits(request["rlimits"])
