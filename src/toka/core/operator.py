@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -128,13 +128,16 @@ class OperatorPolicy:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def parse_rule(text: str, custom: Mapping[str, tuple[Capability, ...]] | None = None) -> tuple[Rule, ...]:
+def parse_rule(
+    text: str, custom: Mapping[str, tuple[Capability, ...]] | None = None, *, any_port: bool = True
+) -> tuple[Rule, ...]:
     """Reads one rule: a call rule, or a capability's name with items after a colon.
 
     Args:
         text: such as `filesystem-write: docs`, `network-access: example.org:8443`, `python-execution`,
             `run_command(rm *)`.
         custom: further presets, from settings.
+        any_port: whether a host without a port means all of its ports, as in a rule that denies; else 443.
 
     Returns:
         One rule, or the primitives that a preset stands for.
@@ -163,7 +166,10 @@ def parse_rule(text: str, custom: Mapping[str, tuple[Capability, ...]] | None = 
         raise CapabilityError(found.note)
     # `filesystem-write` grants reading as well, but a rule about writing says nothing about reading.
     asked = ALIASES.get(name, name)
-    return tuple(c for c in found.capabilities if asked not in PRIMITIVES or c.name == asked)
+    kept = tuple(c for c in found.capabilities if asked not in PRIMITIVES or c.name == asked)
+    if any_port and "ports" not in arguments:
+        kept = tuple(replace(c, ports=None) for c in kept)
+    return kept
 
 
 def _without(capability: Capability, denied: Sequence[Capability]) -> Capability | None:

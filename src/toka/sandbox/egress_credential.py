@@ -135,7 +135,8 @@ async def relay(inflow: Inflow, request: Request, credential: Credential, limit:
         Malformed: the reply is not strict HTTP or ends too early.
         Stop: the body exceeds `limit`, or comes in a form in which the key could not be seen.
     """
-    status, phrase, fields = await _reply_head(inflow)
+    mask = Mask(credential)
+    status, phrase, fields = await _reply_head(inflow, mask)
     framing = framing_of(fields)
     if any(v.lower() != "identity" for v in values_of(fields, "content-encoding")):
         raise Stop("the host answered in an encoding that was not asked for", 502)
@@ -143,12 +144,11 @@ async def relay(inflow: Inflow, request: Request, credential: Credential, limit:
         raise Stop(f"the reply exceeds {limit} bytes", 502)
     empty = request.method == "HEAD" or status in (204, 304)
     chunked = not empty and not isinstance(framing, int) and request.minor == 1
-    mask = Mask(credential)
     kept = [(n, v) for n, v in fields if n not in _NOT_RETURNED and not n.startswith("proxy-")]
     kept += [("content-length", str(framing))] if isinstance(framing, int) else []
     kept += [("transfer-encoding", "chunked")] if chunked else []
     lines = [f"HTTP/1.1 {status} {phrase}", *(f"{n}: {v}" for n, v in kept), "connection: close", "", ""]
-    await send(mask.once("\r\n".join(lines).encode("latin-1")))
+    await send("\r\n".join(lines).encode("latin-1"))
     passed = 0
 
     async def on(data: bytes) -> None:
@@ -170,10 +170,10 @@ async def relay(inflow: Inflow, request: Request, credential: Credential, limit:
     return status
 
 
-async def _reply_head(inflow: Inflow) -> tuple[int, str, Fields]:
-    """Status, phrase and fields of the final reply; interim ones are dropped."""
+async def _reply_head(inflow: Inflow, mask: Mask) -> tuple[int, str, Fields]:
+    """Status, phrase and fields of the final reply, masked; interim ones are dropped."""
     for _ in range(8):
-        head = await inflow.until(b"\r\n\r\n", REPLY_HEAD_BYTES)
+        head = mask.once(await inflow.until(b"\r\n\r\n", REPLY_HEAD_BYTES))
         first, *lines = head.removesuffix(b"\r\n\r\n").split(b"\r\n")
         match = _STATUS.fullmatch(first)
         if match is None:

@@ -114,8 +114,7 @@ async def pour(inflow: Inflow, framing: Framing, sink: Send) -> None:
     if framing == "chunked":
         while size := await _chunk_size(inflow):
             await pour(inflow, size, sink)
-            if await inflow.until(b"\r\n", 2) != b"\r\n":
-                raise Malformed("a chunk does not end where it says")
+            await inflow.until(b"\r\n", 2)
         for _ in range(HEAD_BYTES // _LINE_BYTES):
             if await inflow.until(b"\r\n", _LINE_BYTES) == b"\r\n":
                 return

@@ -121,7 +121,7 @@ class Link:
         except Stop as stop:
             self._reason = stop.reason
             if not self._answered:
-                self._allowed = self._allowed and stop.status != 403
+                self._allowed = self._allowed and (stop.status != 403 or self._address is not None)
                 await self._refuse(stop)
         except OSError:
             self._reason = self._host and "the client broke the connection off"

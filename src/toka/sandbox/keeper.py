@@ -17,13 +17,14 @@ from typing import Final, TypeVar
 from toka.core.clock import Clock
 from toka.core.units import format_bytes
 from toka.errors import SandboxError
-from toka.sandbox.cgroup import Cgroup, CgroupLimits
+from toka.sandbox.cgroup import Cgroup, CgroupLimits, orphans
 from toka.sandbox.cgroup_find import Hierarchies, owned_name
 from toka.sandbox.egress import Egress
 from toka.sandbox.egress_credential import Credential
 from toka.sandbox.egress_link import Attempt
 from toka.sandbox.egress_rules import EgressRules
 from toka.sandbox.policy import SandboxPolicy
+from toka.sandbox.spawn import starter
 from toka.sandbox.usage import Sampler, Usage
 
 N = TypeVar("N", int, float)
@@ -113,7 +114,16 @@ class Surroundings:
 
 @cache
 def _machine() -> Hierarchies:
-    return Hierarchies.find()
+    """The cgroups of this machine, looked for once; what dead processes of ours left in them is ended meanwhile."""
+    found = Hierarchies.find()
+    starter().submit(_end_orphans, found)
+    return found
+
+
+def _end_orphans(found: Hierarchies) -> None:
+    for cgroup in orphans(found, "toka-"):
+        with contextlib.suppress(SandboxError):
+            cgroup.end()
 
 
 class Keeper:
