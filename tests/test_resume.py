@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from toka.core.ids import RunId
 from toka.errors import JournalError, RunBusy, UsageError
 from toka.journal.sqlite import SqliteJournal
 from toka.orchestration.engine import OrchestrationEngine
+from toka.runtime.step import INLINE_BYTES
 
 DRIVER = Path(__file__).with_name("survival.py")
 Case = list[tuple[int, bool]]
@@ -38,87 +41,129 @@ def survived(folder: Path, cases: list[Case]) -> list[Outcome]:
     return outcomes
 
 
-def judge(outcome: Outcome, whole: dict[str, Any], writes: int) -> None:
-    """Every promise about one case; `whole` is how the run ends when nobody kills it."""
+@dataclass(frozen=True)
+class Whole:
+    """A run that nobody kills: how it ends, how many writes it takes, and which of them begins and ends it."""
+
+    end: dict[str, Any]
+    writes: int
+    began: int
+    ended: int
+
+    def begins(self, at: int, before: bool) -> bool:
+        """Whether a run whose process dies there has begun: its launch is recorded."""
+        return at > self.began or (at == self.began and not before)
+
+    def ends(self, at: int, before: bool) -> bool:
+        """Whether it has ended: its end is recorded, and there is nothing left to do."""
+        return at > self.ended or (at == self.ended and not before)
+
+
+def whole_run(folder: Path) -> Whole:
+    (outcome,) = survived(folder, [[]])
+    (life,) = outcome["lives"]
+    after, ended = life["after"], life["ended"]
+    end = {k: after[k] for k in ("status", "agents", "tasks", "reports", "objectives", "apart")}
+    assert end["status"] == "STOPPED", "somebody stops one of its agents"
+    assert end["agents"] == {"builder": "COMPLETED", "fixer": "COMPLETED", "sitter": "STOPPED"}
+    assert end["objectives"] == {"fixer/1": ["verified", 1]}
+    assert set(end["apart"]) == {"builder/prepare/1/1/run/0", "fixer/fix/1/1/tool/1"}
+    assert all(size > INLINE_BYTES for size, _ in end["apart"].values())
+    assert ended["exit"] == 8 and 1 < ended["began"] < ended["ended"] < ended["writes"]
+    return Whole(end, ended["writes"], ended["began"], ended["ended"])
+
+
+def judge(outcome: Outcome, whole: Whole) -> str:
+    """Every promise about one case. Returns how it ended: "nothing", "ended", "resumed" or "doubtful"."""
+    lives, refused = outcome["lives"], outcome["refused"]
+    at, before = outcome["kills"][0]
+    assert lives[0]["signal"] == 9, "the first process did not die"
+    begun = lives[0]["after"]["run"] is not None
+    assert begun == whole.begins(at, before), "a run has begun when its launch is recorded, and not before"
+    if not begun:
+        assert len(lives) == 1 and not lives[0]["asked"]
+        assert outcome["files"] == {"answer.txt": "40\n"} and not any(outcome["effects"].values()), "nothing was done"
+        assert refused["last"] == "no runs are recorded here // start one: toka run SPEC, or toka demo"
+        leased = at > 1 or not before
+        known = "JournalError: run {} has no first record // it was killed before it began; start it again"
+        assert (refused["resume"] is not None) == leased
+        assert not leased or re.fullmatch(known.format(r"[\w-]+"), refused["resume"])
+        return "nothing"
+    last = lives[-1]
+    assert (lives[0]["after"]["status"] == whole.end["status"]) == whole.ends(at, before)
+    if refused is not None:  # a killed process had ended it already
+        assert last["signal"] == 9 and refused["last"] == last["after"]["run"]
+        assert f" has ended: {whole.end['status']} // " in refused["resume"]
+    else:
+        assert (last["signal"], last["exit"]) == (0, 0), "the last process was not to die"
+    doubtful = judge_end(outcome, whole)
+    judge_calls(lives)
+    return "doubtful" if doubtful else "ended" if refused is not None else "resumed"
+
+
+def judge_end(outcome: Outcome, whole: Whole) -> bool:
+    """The run's end and its effects. Returns whether it waits for a person."""
     lives = outcome["lives"]
     last = lives[-1]
-    assert last["signal"] == 0, "the last process was not to die"
-    assert last["exit"] == 0
     doubtful = {f["agent"] for life in lives[:-1] for f in life["after"]["flying"] if f["effect"] == "once"}
-    expected = dict(whole)
+    expected = whole.end
     if doubtful:
         assert doubtful == {"builder"}, "only the task without a declared effect may wait for a person"
         expected = {
-            **whole,
+            **whole.end,
             "status": "WAITING",
-            "agents": {"builder": "WAITING", "fixer": "COMPLETED"},
-            "tasks": {**whole["tasks"], "builder/publish": "NEEDS_ATTENTION"},
-            "reports": {**whole["reports"], "builder/publish": None},
+            "agents": {**whole.end["agents"], "builder": "WAITING"},
+            "tasks": {**whole.end["tasks"], "builder/publish": "NEEDS_ATTENTION"},
+            "reports": {**whole.end["reports"], "builder/publish": None},
         }
     assert {k: last["after"][k] for k in expected} == expected
     assert outcome["files"] == {"answer.txt": "42\n", "note.txt": "was 40\n"}
     publish, prepare = outcome["effects"]["publish"], outcome["effects"]["prepare"]
     assert len(publish) <= 1 if doubtful else len(publish) == 1, "what must happen once happened again"
     assert 1 <= len(prepare) <= len(lives) and len(set(prepare)) == 1, "a repeat must carry the same key"
+    if last["ended"]:
+        assert last["ended"]["writes"] <= whole.writes + 6, "going on costs taking over and what was in flight, no more"
+    return bool(doubtful)
+
+
+def judge_calls(lives: list[dict[str, Any]]) -> None:
+    """No answer was bought twice, and who asked again asked the same."""
     paid: set[str] = set()
+    told: dict[str, str] = {}
     asked: Counter[str] = Counter()
     for life in lives:
-        assert not paid & set(life["asked"]), "a recorded answer was bought again"
+        calls = [call.split(":") for call in life["asked"]]
+        assert not paid & {key for key, _ in calls}, "a recorded answer was bought again"
+        assert all(told.setdefault(key, messages) == messages for key, messages in calls), "the transcript changed"
         paid |= set(life["after"]["paid"])
-        asked.update(life["asked"])
+        asked.update(key for key, _ in calls)
     assert paid == set(asked) and len(paid) == 5
     assert all(count <= len(lives) for count in asked.values())
-    assert last["ended"][1] <= writes + 6, "going on costs no more than taking over and the steps that were in flight"
-
-
-def whole_run(folder: Path) -> tuple[dict[str, Any], int]:
-    """The end of a run that nobody kills, and how many writes it takes."""
-    (outcome,) = survived(folder, [[]])
-    (life,) = outcome["lives"]
-    after = life["after"]
-    whole = {k: after[k] for k in ("status", "agents", "tasks", "reports", "objectives")}
-    assert whole["status"] == "COMPLETED" and whole["objectives"] == {"fixer/1": ["verified", 1]}
-    return whole, life["ended"][1]
 
 
 @pytest.mark.slow
 def test_killed_at_any_write_a_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    whole, writes = whole_run(tmp_path / "whole")
-    assert writes > 40
-    cases = [[(at, before)] for at in range(1, writes + 1) for before in (True, False)]
-    outcomes = survived(tmp_path / "killed", cases)
-    doubtful = 0
-    for outcome in outcomes:
-        (kill,) = outcome["kills"]
-        lives = outcome["lives"]
-        assert lives[0]["signal"] == 9, f"the process of {kill} did not die"
-        if lives[0]["after"]["run"] is None:
-            assert kill == [1, True], "only a run whose first write is missing has not begun"
-        elif lives[0]["after"]["status"] == "COMPLETED":
-            assert kill == [writes, False], "the last write ends the run; there is nothing left to do"
-        else:
-            assert len(lives) == 2, f"the run of {kill} was not resumed"
-            judge(outcome, whole, writes)
-            doubtful += lives[1]["after"]["status"] == "WAITING"
-    assert 1 <= doubtful <= 30, "the step in flight was `once` at some of the kills, and at most not"
+    whole = whole_run(tmp_path / "whole")
+    cases = [[(at, before)] for at in range(1, whole.writes + 1) for before in (True, False)]
+    ends = Counter(judge(outcome, whole) for outcome in survived(tmp_path / "killed", cases))
+    assert ends["nothing"] == 2 * whole.began - 1, "all before the launch"
+    assert ends["ended"] == 2 * (whole.writes - whole.ended) + 1, "all from the end on"
+    assert 1 <= ends["doubtful"] <= 30, "the step in flight was `once` at some of the kills, and at most not"
+    assert ends.total() == len(cases)
 
 
 @pytest.mark.torture
 def test_killed_twice_at_any_writes_a_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    whole, writes = whole_run(tmp_path / "whole")
+    whole = whole_run(tmp_path / "whole")
     cases: list[Case] = [
         [(at, before), (again, after)]
-        for at in range(2, writes, 2)
-        for again in range(1, writes - at + 6, 3)
+        for at in range(whole.began + 1, whole.ended, 2)
+        for again in range(1, whole.writes - at + 6, 3)
         for before in (True, False)
         for after in (True, False)
     ]
-    judged = 0
-    for outcome in survived(tmp_path / "killed", cases):
-        if outcome["lives"][0]["after"]["status"] != "COMPLETED" and outcome["lives"][-1]["signal"] == 0:
-            judge(outcome, whole, writes)
-            judged += 1
-    assert judged, "no case came to a second kill"
+    ends = Counter(judge(outcome, whole) for outcome in survived(tmp_path / "killed", cases))
+    assert ends["resumed"] and ends["doubtful"] and ends["ended"] and not ends["nothing"]
 
 
 async def test_a_finished_run_cannot_be_resumed(team: Team) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ import pytest
 from toka.core.clock import Clock, SystemClock
 from toka.core.ids import RunId
 from toka.events.event import HoldPlaced
+from toka.journal.journal import Journal, Lease
 from toka.journal.memory import MemoryJournal
 from toka.testing import Died, DyingJournal, ManualClock, settle
 
 RUN = RunId("20300101-000000-aaaaaa")
+OTHER = RunId("20300101-000000-bbbbbb")
 
 
 @pytest.fixture
@@ -118,17 +121,82 @@ async def test_every_clock_keeps_the_same_promises(made: type[Clock]) -> None:
     assert clock.monotonic() >= before and clock.boottime() >= 0.0 and clock.now() > 0.0
 
 
-@pytest.mark.parametrize(("before", "written"), [(True, 1), (False, 2)])
-async def test_a_dying_journal_dies_at_its_write_on_the_side_it_was_told(before: bool, written: int) -> None:
+async def write(journal: Journal, name: str, lease: Lease) -> object:
+    """One write of a kind."""
+    match name:
+        case "append":
+            return await journal.append(lease, "a", 1, [HoldPlaced("person")])
+        case "put_blob":
+            return await journal.put_blob(b"data")
+        case "acquire":
+            return await journal.acquire(OTHER)
+        case "release":
+            return await journal.release(lease)
+        case "bump":
+            return await journal.bump(lease, "a")
+        case "submit":
+            return await journal.submit(RUN, "pause", agent="a", arguments={}, by=("ada", "lunch"))
+        case _:
+            raise AssertionError(f"how is {name} called?")
+
+
+def written(journal: MemoryJournal, lease: Lease) -> dict[str, object]:
+    """What each write leaves behind."""
+    return {
+        "append": len(journal.read(RUN)),
+        "put_blob": len(journal._blobs),
+        "acquire": journal.lease(OTHER) is not None,
+        "release": journal.holds(lease),
+        "bump": dict(journal._epochs[RUN]),
+        "submit": len(journal.commands(RUN)),
+    }
+
+
+WRITES = sorted(
+    name for name, value in vars(Journal).items() if inspect.iscoroutinefunction(value) and name != "aclose"
+)
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("name", WRITES)
+async def test_a_dying_journal_dies_at_any_kind_of_write_on_the_side_it_was_told(name: str, before: bool) -> None:
     def die() -> None:
         raise Died
 
-    journal = DyingJournal(MemoryJournal(SystemClock()), 2, before=before, die=die)
-    lease = await journal.acquire(RUN)
-    await journal.append(lease, "a", 1, [HoldPlaced("person")])
+    inner = MemoryJournal(SystemClock())
+    lease = await inner.acquire(RUN)
+    await inner.append(lease, "a", 1, [HoldPlaced("person")])
+    journal = DyingJournal(inner, 2, before=before, die=die)
+    await journal.submit(OTHER, "pause", agent="", arguments={}, by=("ada", ""))
+    earlier = written(inner, lease)
     with pytest.raises(Died):
-        await journal.append(lease, "a", 1, [HoldPlaced("person")])
-    assert len(journal.read(RUN)) == written and journal.writes == 2
+        await write(journal, name, lease)
+    assert journal.writes == 2
+    later = written(inner, lease)
+    assert [each for each in later if later[each] != earlier[each]] == ([] if before else [name])
+
+
+async def test_a_dying_journal_dies_at_its_own_write_when_several_are_on_their_way() -> None:
+    def die() -> None:
+        raise Died
+
+    journal = DyingJournal(MemoryJournal(SystemClock()), 3, die=die)
+    lease = await journal.acquire(RUN)
+    outcomes = await asyncio.gather(*(write(journal, "append", lease) for _ in range(3)), return_exceptions=True)
+    assert [type(o) for o in outcomes] == [list, Died, Died], "nobody goes on after it, and everybody before it did"
+
+
+async def test_a_dying_journal_dies_at_the_next_write_when_nobody_waits_for_its_own() -> None:
+    dead: list[int] = []
+    journal = DyingJournal(MemoryJournal(SystemClock()), 2, die=lambda: dead.append(journal.writes))
+    lease = await journal.acquire(RUN)
+    given_up = asyncio.create_task(write(journal, "append", lease))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    await asyncio.gather(given_up, return_exceptions=True)
+    assert dead == []
+    await write(journal, "append", lease)
+    assert dead == [3]
 
 
 def test_a_dying_journal_offers_all_that_a_journal_does(tmp_path: Path) -> None:

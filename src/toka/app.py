@@ -8,15 +8,17 @@ import random
 import secrets
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from toka.config.secret import Secret
 from toka.config.settings import Settings, load_settings
+from toka.config.settings_tables import ChannelSink, is_web_address
 from toka.core.clock import Clock, SystemClock
 from toka.core.ids import RunId
-from toka.errors import ModelUnavailable
+from toka.errors import ModelUnavailable, UsageError
 from toka.journal.journal import Journal
 from toka.journal.poke import poke
 from toka.journal.sqlite import SqliteJournal
@@ -119,6 +121,7 @@ async def open_runtime(
     journal = parts.journal(settings.state, clock) if parts.journal else SqliteJournal(settings.state, clock)
     registry = ModelRegistry(environ, clock, settings.base_url, parts.models)
     gateway = LlmGateway(registry, clock, jitter, prices=_prices(settings, clock))
+    channels = {name: replace(sink, webhook=_revealed(sink, environ)) for name, sink in settings.channels.items()}
     background = _Background()
     models = _Models(settings, environ, registry, frozenset(parts.models))
 
@@ -140,7 +143,7 @@ async def open_runtime(
             execution=settings.execution,
             capabilities=settings.capabilities,
             run_limits=settings.run_limits,
-            channels=settings.channels,
+            channels=channels,
             spawn=background.spawn,
         )
     finally:
@@ -214,6 +217,18 @@ async def _reach(base_url: str) -> None:
             tried=[f"{address.hostname}:{port}: {why}"],
             hint="start it, or name another with --base-url (TOKA_BASE_URL)",
         ) from e
+
+
+def _revealed(sink: ChannelSink, environment: Mapping[str, str]) -> str | None:
+    """A sink's web address. Raises MissingError, ConfigError."""
+    if not isinstance(sink.webhook, Secret):
+        return sink.webhook
+    address = sink.webhook.reveal(environment)
+    if not is_web_address(address):
+        raise UsageError(
+            f"{sink.webhook} is no https address", hint="it is named by a channel's webhook in the settings"
+        )
+    return address
 
 
 def _prices(settings: Settings, clock: Clock) -> PriceList:

@@ -15,6 +15,7 @@ TokaError                    the base; `exit_code` says how a command ends
 └── JournalError             the record cannot be read or written (exit 75)
     ├── StaleEpoch           another executor owns this stream now; nothing was written
     ├── JournalUnavailable   the state directory or its database cannot be opened (exit 4)
+    ├── JournalGone          it vanished while it was open: a StaleEpoch and a JournalUnavailable (exit 4)
     ├── RunBusy              a live process executes this run
     └── JournalCorrupt       the record contradicts itself (exit 70)
 
@@ -118,7 +119,7 @@ class LimitExceeded(TokaError):
     Attributes:
         scope: "task", "agent", "run" or "day", with the name where there is one ("agent fixer").
         limit: the bound, in `unit`.
-        used: what was used or would have been, in `unit`.
+        used: what was used before the refused act, in `unit`.
         unit: "tokens", "USD", "model calls", "tool calls", "seconds" ...
     """
 
@@ -176,6 +177,13 @@ class JournalUnavailable(JournalError):
 
 class StaleEpoch(JournalError):
     """The writer no longer owns the stream. Nothing was written; the writer must stop."""
+
+
+class JournalGone(StaleEpoch, JournalUnavailable):
+    """The database was deleted, moved or replaced while it was open: what is written now, nobody will find.
+
+    A StaleEpoch, since whoever writes must stop at once; it ends a command as an unusable state directory does.
+    """
 
 
 class RunBusy(JournalError):

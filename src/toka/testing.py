@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from toka.core.ids import RunId
 from toka.events.event import Event
@@ -20,6 +20,8 @@ from toka.journal.memory import MemoryJournal
 from toka.llm.scripted import ScriptedModel
 
 __all__ = ["DyingJournal", "ManualClock", "MemoryJournal", "ScriptedModel"]
+
+T = TypeVar("T")
 
 
 class ManualClock:
@@ -114,31 +116,45 @@ class Died(BaseException):
 
 
 class DyingJournal:
-    """A journal whose process dies at its write number `at`, counted from 1 over all appends.
+    """A journal whose process dies at its write number `at`.
 
-    Args:
-        inner: where writes go.
-        at: which append is the last.
-        before: die before that append is written instead of after.
-        die: what dying is: the default kills this process with SIGKILL.
+    Every write counts, from 1 and in the order in which they are asked for: append, put_blob, acquire, release, bump
+    and submit. What the inner journal writes of its own accord, such as the renewal of a lease, does not.
+
+    Attributes:
+        writes: how many were asked for so far.
     """
 
-    def __init__(self, inner: Journal, at: int, *, before: bool = False, die: Any = None) -> None:
+    def __init__(
+        self, inner: Journal, at: int, *, before: bool = False, die: Callable[[], object] | None = None
+    ) -> None:
+        """Wraps a journal.
+
+        Args:
+            inner: where writes go.
+            at: which write is the last, from 1; a number that is never reached means that nobody dies.
+            before: die before that write is handed on instead of as soon as it is durable.
+            die: what dying is; None kills this process with SIGKILL.
+        """
         self._inner = inner
         self._at = at
         self._before = before
         self._die = die or _kill
         self.writes = 0
 
+    async def _counted(self, write: Callable[[], Awaitable[T]]) -> T:
+        self.writes += 1
+        number = self.writes
+        if number == self._at and self._before:
+            self._die()
+        result = await write()
+        if number >= self._at:  # above it only when that write failed, or nobody waited for it any more
+            self._die()
+        return result
+
     async def append(self, lease: Lease, stream: str, epoch: int, events: Sequence[Event]) -> list[Record]:
         """See Journal."""
-        self.writes += 1
-        if self.writes == self._at and self._before:
-            self._die()
-        records = await self._inner.append(lease, stream, epoch, events)
-        if self.writes >= self._at:
-            self._die()
-        return records
+        return await self._counted(lambda: self._inner.append(lease, stream, epoch, events))
 
     def runs(self) -> list[RunId]:
         """See Reader."""
@@ -178,11 +194,11 @@ class DyingJournal:
 
     async def acquire(self, run: RunId) -> Lease:
         """See Journal."""
-        return await self._inner.acquire(run)
+        return await self._counted(lambda: self._inner.acquire(run))
 
     async def release(self, lease: Lease) -> None:
         """See Journal."""
-        await self._inner.release(lease)
+        await self._counted(lambda: self._inner.release(lease))
 
     def holds(self, lease: Lease) -> bool:
         """See Journal."""
@@ -190,17 +206,17 @@ class DyingJournal:
 
     async def bump(self, lease: Lease, stream: str) -> int:
         """See Journal."""
-        return await self._inner.bump(lease, stream)
+        return await self._counted(lambda: self._inner.bump(lease, stream))
 
     async def put_blob(self, data: bytes) -> str:
         """See Journal."""
-        return await self._inner.put_blob(data)
+        return await self._counted(lambda: self._inner.put_blob(data))
 
     async def submit(
         self, run: RunId, verb: str, *, agent: str, arguments: Mapping[str, Any], by: tuple[str, str]
     ) -> int:
         """See Journal."""
-        return await self._inner.submit(run, verb, agent=agent, arguments=arguments, by=by)
+        return await self._counted(lambda: self._inner.submit(run, verb, agent=agent, arguments=arguments, by=by))
 
     def on_commit(self, run: RunId, callback: OnCommit | None) -> None:
         """See Journal."""

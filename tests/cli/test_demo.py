@@ -21,8 +21,9 @@ import pytest
 from toka.config.check import check_paths
 from toka.core.clock import SystemClock
 from toka.events.event import StepDenied
+from toka.events.fold import fold_all
 from toka.events.lifecycle import AgentStatus, ObjectiveStatus, TaskStatus
-from toka.events.state import RunState, fold_all
+from toka.events.state import RunState
 from toka.journal.sqlite import SqliteReader
 
 pytestmark = pytest.mark.slow
@@ -162,13 +163,15 @@ def test_second_demo_has_a_directory_of_its_own_and_json_is_one_record_a_line(do
 
 
 def test_specs_have_no_findings(package: Path) -> None:
-    configs, findings = check_paths([package / "agents"])
+    configs, _, findings = check_paths([package / "agents"])
     assert {c.name for c in configs} == set(AGENTS)
     assert findings == ()
 
 
 def test_example_spec_has_no_findings() -> None:
-    (config,), findings = check_paths([ROOT / "agents" / "v0.3.0" / "workstreams" / "build-system-stabilization.yaml"])
+    (config,), _, findings = check_paths(
+        [ROOT / "agents" / "v0.3.0" / "workstreams" / "build-system-stabilization.yaml"]
+    )
     assert config.name == "build-system-stabilization"
     assert findings == ()
 
@@ -206,6 +209,13 @@ def test_model_that_cannot_be_had_leaves_nothing_behind(tmp_path: Path, there: b
     assert list((tmp_path / "state" / "demo").iterdir()) == []
     assert (tmp_path / "empty").exists() == there
     assert contents(tmp_path / "empty") == {}
+
+
+def test_base_url_without_a_model_is_a_usage_error(tmp_path: Path) -> None:
+    done = demo(tmp_path, "--state", "state", "--base-url", "http://127.0.0.1:9/v1")
+    assert done.returncode == 2, done.stderr
+    assert "scripted does not take one" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_bwrap_nothing_is_begun(tmp_path: Path) -> None:

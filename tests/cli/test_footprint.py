@@ -33,15 +33,18 @@ except SystemExit as e:
 print("MODULES", *sorted(n for n in sys.modules if "." not in n or n.startswith("toka.")), file=sys.stderr)
 sys.exit(code)
 """
+NAMED = "metadata: {name: a}\nspec: {name: A}\ntasks: [Do it]\nmodel: openai:x\n"
 NO_LLM = ["ps", "show @last", "logs @last", "events @last", "audit verify @last", "audit heads @last", "validate SPEC",
           "plan SPEC", "config show", "schema", "explain TK2004", "completion zsh", "version", "--help"]  # fmt: skip
-LIGHT = [*NO_LLM, "models --model scripted:none", "doctor"]
+LIGHT = [*NO_LLM, "validate NAMED", "plan NAMED", "models --model scripted:none", "doctor"]
 
 
 def modules_of(command: str, recorded: Recorded) -> set[str]:
     spec = recorded.state / "spec.yaml"
     spec.write_text("metadata: {name: a}\nspec: {name: A}\ntasks: [Do it]\n")
-    arguments = [str(spec) if word == "SPEC" else word for word in command.split()]
+    named = recorded.state / "named.yaml"
+    named.write_text(NAMED)
+    arguments = [{"SPEC": str(spec), "NAMED": str(named)}.get(word, word) for word in command.split()]
     environment = {"HOME": str(recorded.state), "TOKA_STATE": str(recorded.state), "PATH": "/usr/bin:/bin",
                    "OPENAI_API_KEY": "k"}  # fmt: skip
     done = subprocess.run([sys.executable, "-c", REPORT, *arguments], capture_output=True, text=True, env=environment)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,14 +11,13 @@ import pytest
 
 from cli.records import Ran, Toka
 from toka.cli import detect as detection
-from toka.cli.detect import Found, detect
+from toka.cli.detect import Found
 from toka.cli.teams import project_team, starter_team
 from toka.config.agent import AgentConfig
 from toka.config.check import check
 
 UNITTEST = "import unittest\n\n\nclass T(unittest.TestCase):\n    def test_a(self):\n        self.assertTrue(True)\n"
 NODE = '{"name": "x", "version": "1.0.0", "scripts": {"test": "node check.js"}}'
-PYTEST = "def test_a():\n    assert True\n"
 
 
 @pytest.fixture
@@ -211,76 +209,7 @@ def test_directory_that_cannot_be_written_is_an_error_of_use(toka: Toka, project
     assert toka("init", "/proc/1/nowhere").code == 2
 
 
-# --- detection
-
-
-def found(folder: Path) -> Found:
-    result = detect(folder)
-    assert result is not None
-    return result
-
-
-def test_command_that_the_sandbox_can_run_goes_before_one_that_it_cannot(tmp_path: Path) -> None:
-    fill(tmp_path, {"mix.exs": "", "test_a.py": UNITTEST})
-    assert found(tmp_path).command == "python3 -m unittest"
-    fill(tmp_path, {"Makefile": "test:\n"})
-    assert found(tmp_path).source == "Makefile"
-
-
-@pytest.mark.parametrize(
-    "files",
-    [
-        {"Makefile": "all:\ntest := 1\nlatest:\n\ttest: no\n"},
-        {"package.json": '{"scripts": {"test": "echo \\"Error: no test specified\\" && exit 1"}}'},
-        {"package.json": '{"scripts": ["test"]}'},
-        {"package.json": '{"scripts": {"test": 7'},
-        {"package.json": "[" * 100_000},
-        {"notes.md": "run the tests with make test"},
-        {"test.py": "print('no tests')"},
-    ],
-)
-def test_what_only_looks_like_a_test_command_is_none(tmp_path: Path, files: Mapping[str, str]) -> None:
-    fill(tmp_path, files)
-    assert detect(tmp_path) is None
-
-
-@pytest.mark.parametrize("name", ["pytest.ini", "conftest.py", "setup.cfg", "tox.ini", "pyproject.toml"])
-def test_pytest_is_recognised_by_its_configuration(tmp_path: Path, name: str) -> None:
-    text = {"setup.cfg": "[tool:pytest]", "tox.ini": "[testenv]\ncommands = pytest", "pyproject.toml": "[tool.pytest]"}
-    fill(tmp_path, {name: text.get(name, "")})
-    assert (found(tmp_path).kind, found(tmp_path).source) == ("Python, pytest", name)
-
-
-def test_environment_inside_the_project_is_used_when_it_rests_on_the_systems_python(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(detection, "PYTHON", "/bin/false")
-    fill(tmp_path, {"test_a.py": PYTEST, ".venv/lib/python3.11/site-packages/pytest/__init__.py": ""})
-    (tmp_path / ".venv/bin").mkdir()
-    (tmp_path / ".venv/bin/python").symlink_to("/opt/elsewhere/python3")
-    assert found(tmp_path).missing
-    (tmp_path / ".venv/bin/python").unlink()
-    (tmp_path / ".venv/bin/python").symlink_to("/usr/bin/env")
-    assert found(tmp_path).command == ".venv/bin/python -m pytest -q -p no:cacheprovider"
-    assert not found(tmp_path).missing
-
-
-def test_links_and_pipes_are_not_read(tmp_path: Path) -> None:
-    fill(tmp_path / "outside", {"Makefile": "test:\n", "tests/test_a.py": UNITTEST})
-    inside = tmp_path / "inside"
-    inside.mkdir()
-    (inside / "Makefile").symlink_to("../outside/Makefile")
-    (inside / "tests").symlink_to("../outside/tests")
-    subprocess.run(["mkfifo", str(inside / "package.json")], check=True)
-    assert detect(inside) is None
-
-
-def test_large_files_and_directories_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(tmp_path, {"Makefile": "x" * detection.MAX_BYTES + "\ntest:\n"})
-    assert detect(tmp_path) is None
-    monkeypatch.setattr(detection, "MAX_ENTRIES", 5)
-    fill(tmp_path, {f"a{n}.txt": "" for n in range(20)})
-    assert len(detection._names(tmp_path)) <= 5
+# --- what it writes
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,7 @@ from rich.console import Console
 from harness import Team, agent, call, memory, pass_time, succeed
 from toka.cli.live import Lines, LiveView, headline, table, view
 from toka.cli.rows import Row, clean, event_line, event_text, heartbeat_line, row_of, rows_of
-from toka.cli.summary import Details, details_of, summary_lines
-from toka.cli.view import Denial
+from toka.cli.summary import summary_lines
 from toka.core.ids import RunId
 from toka.core.message import Usage
 from toka.events.event import RunCreated
@@ -268,84 +267,3 @@ def test_events_are_noted_and_not_written_so_that_a_stopped_terminal_holds_nobod
     shows = LiveView(Console(file=Deaf(), force_terminal=True))
     for _ in range(1_000):
         shows.on_event(event("task_started", "x", "t"))
-
-
-# --- the end
-
-
-def test_summary_tells_state_agents_objectives_denials_cost_and_where_to_look() -> None:
-    fixer = AgentState(
-        "fixer",
-        AgentStatus.COMPLETED,
-        tasks={name: TaskState(name, status=TaskStatus.SUCCEEDED) for name in ("fix", "repair-1")},
-        objectives={
-            1: ObjectiveState(1, "All tests pass", ObjectiveStatus.VERIFIED, 1),
-            2: ObjectiveState(2, "It reads well", ObjectiveStatus.CLAIMED),
-        },
-        usage=Usage(1_000, 234, calls=2),
-        cost_usd=0.0123,
-        denied=1,
-        tool_calls=3,
-        started_at=10.0,
-    )
-    late = AgentState("a-skipped", AgentStatus.SKIPPED, "no model: none found", "no_model")
-    details = Details(
-        {"fixer": (Denial("fix", "write_file", "filesystem-write: docs", "README.md is outside", {}),)}, ()
-    )
-    result = RunResult(RUN, RunStatus.COMPLETED, state(late, fixer, status=RunStatus.COMPLETED))
-    text = "\n".join(summary_lines(result, options=" --state /s", details=details))
-    assert (
-        text
-        == f"""\
-run {RUN} COMPLETED after 2.5s
-
-  fixer      COMPLETED  2/2 tasks  1,234 tokens  1 verified, 1 claimed; 1 repair; 1 denied
-  a-skipped  SKIPPED                             no model: none found
-
-objectives
-  verified  fixer  All tests pass (after repair 1)
-  claimed   fixer  It reads well
-
-denied
-  fixer  write_file: README.md is outside   rule: filesystem-write: docs
-
-1,234 tokens in 2 model calls, 3 tool calls, cost $0.0123
-
-look further
-  toka show {RUN} --state /s
-  toka logs {RUN} fixer --state /s
-  toka events {RUN} --state /s
-  toka audit verify {RUN} --state /s"""
-    )
-
-
-def test_summary_without_the_record_counts_denials_and_knows_a_script_by_the_command() -> None:
-    result = RunResult(
-        RUN, RunStatus.FAILED, state(AgentState("a", AgentStatus.FAILED, denied=2), model="scripted:x.yaml")
-    )
-    text = "\n".join(summary_lines(result))
-    assert "SCRIPTED" in text
-    assert "denied: 2 tool calls" in text
-
-
-def test_summary_of_a_large_run_is_bounded_and_begins_with_what_failed() -> None:
-    many = [AgentState(f"a{n:03}", AgentStatus.COMPLETED, objectives={1: ObjectiveState(1, "t")}) for n in range(400)]
-    lines = summary_lines(RunResult(RUN, RunStatus.FAILED, state(*many, AgentState("zz", AgentStatus.FAILED, "why"))))
-    assert len(lines) < 100
-    assert lines[2].strip().startswith("zz")
-    assert "  and 371 more agents" in lines
-    assert f"  toka logs {RUN} zz" in lines
-
-
-@pytest.mark.slow
-async def test_details_come_from_the_record(tmp_path: Path) -> None:
-    script = {"default": [call("write_file", path="no.txt", content=""), call("read_file", path="x"), succeed()]}
-    team = Team(tmp_path, script)
-    async with team.open() as runtime:
-        session = await team.start(runtime, agent(grant=["filesystem-read"]))
-        await session.run()
-        await session.context.recorder.close()
-        details = details_of(runtime.journal, session.context.id)
-    (denial,) = details.denied["one"]
-    assert (denial.tool, denial.rule) == ("write_file", "no filesystem-write")
-    assert details.models == ("scripted:test",)

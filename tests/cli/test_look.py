@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sqlite3
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from cli.records import Recorded, Toka, write_run
+from harness import Team, agent, succeed
+from toka.cli.render_run import UNDECLARED
 from toka.cli.tally import RunLine
 from toka.events.event import (
     AgentStateChanged,
@@ -174,6 +177,64 @@ def test_show_as_json_holds_what_the_text_says(toka: Toka, recorded: Recorded) -
     assert two["why"] == "check_failed"
     assert three["needs"] == ["two"]
     assert three["tasks"] == [{**three["tasks"][0], "id": "task-1", "title": "last", "state": None}]
+
+
+def gauged(folder: Path, metrics: dict[str, float]) -> Path:
+    """The state directory of a run whose agent declares three metrics and reports these."""
+    declared = [
+        {"name": "coverage", "description": "lines covered", "unit": "percent"},
+        {"name": "defects", "description": "found"},
+        {"name": "latency", "description": "of a request", "unit": "ms"},
+    ]
+    team = Team(folder, {"default": [succeed("ok", metrics=metrics)]})
+    asyncio.run(team.run(agent("one", reporting={"metrics": declared}), agent("two", [{"run": "true"}])))
+    return folder / "state"
+
+
+def test_show_tells_each_metric_with_its_unit_and_which_were_never_reported(toka: Toka, tmp_path: Path) -> None:
+    state = gauged(tmp_path, {"coverage": 81.5, "defects": 1234567, "\x1b[2Jinvented": 3})
+    text = toka("show", "@last", "--state", state).out
+    assert [" ".join(line.split()) for line in text.splitlines() if line.startswith("  metric ")] == [
+        "metric coverage 81.5 percent",
+        "metric defects 1,234,567",
+        "metric latency not reported",
+        "metric ␛[2Jinvented 3 not declared in the spec",
+    ]
+    agents = toka("show", "@last", "--json", "--state", state).json["agents"]
+    assert agents["one"]["metrics"] == [
+        {"name": "coverage", "value": 81.5, "unit": "percent", "declared": True},
+        {"name": "defects", "value": 1234567, "unit": None, "declared": True},
+        {"name": "latency", "value": None, "unit": "ms", "declared": True},
+        {"name": "\x1b[2Jinvented", "value": 3, "unit": None, "declared": False},
+    ]
+    assert agents["two"]["metrics"] == []
+
+
+def test_figures_that_nobody_declared_do_not_flood_the_screen(toka: Toka, tmp_path: Path) -> None:
+    state = gauged(tmp_path, {f"n{i}": i for i in range(UNDECLARED + 2)})
+    text = toka("show", "@last", "--state", state).out
+    assert text.count("not declared in the spec") == UNDECLARED
+    assert "  and 2 more figures not declared\n" in text
+    assert len(toka("show", "@last", "--json", "--state", state).json["agents"]["one"]["metrics"]) == UNDECLARED + 5
+
+
+def test_without_its_spec_a_figure_is_neither_declared_nor_not(toka: Toka, tmp_path: Path) -> None:
+    done = TaskStateChanged("t", "SUCCEEDED", 1, report={"status": "succeeded", "summary": "s", "metrics": {"x": 1}})
+    write_run(tmp_path, RUN, [("", BEGUN), ("a", [done])])
+    assert "  metric x  1\n" in toka("show", "@last", "--state", tmp_path).out + "\n"
+    shown = toka("show", "@last", "--json", "--state", tmp_path).json["agents"]["a"]["metrics"]
+    assert shown == [{"name": "x", "value": 1, "unit": None, "declared": None}]
+
+
+def test_a_reply_that_was_cut_off_is_said_to_be_in_the_log(toka: Toka, tmp_path: Path) -> None:
+    whole = {"role": "assistant", "text": "and so"}
+    said = [
+        StepIntent("t/1/1/model/0", "k", "idempotent", "openai:x"),
+        StepDone("t/1/1/model/0", whole, [9, 5, 0, 0, 1]),
+        StepDone("t/1/2/model/0", {**whole, "finish": "length", "cut_at": 5}, [9, 5, 0, 0, 1]),
+    ]
+    write_run(tmp_path, RUN, [("", BEGUN), ("a", said)])
+    assert toka("logs", "@last", "--state", tmp_path).out.count("cut off: the reply had no room to end") == 1
 
 
 def test_a_question_for_a_person_is_shown(toka: Toka, tmp_path: Path) -> None:

@@ -101,6 +101,23 @@ def test_a_wrong_model_string_is_a_usage_error(toka: Toka) -> None:
     assert "did you mean" in done.err
 
 
+@pytest.mark.parametrize("model", ["anthropic:x", "scripted:s.yaml"])
+def test_a_base_url_that_would_be_ignored_is_a_usage_error(
+    toka: Toka, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
+    done = toka("models", "--model", model, "--base-url", "http://127.0.0.1:9/v1")
+    assert done.code == 2
+    assert "--base-url http://127.0.0.1:9/v1 would be ignored" in done.err
+    monkeypatch.setenv("TOKA_BASE_URL", "http://127.0.0.1:9/v1")
+    assert "ignored" not in toka("models", "--model", model).err, "a default is for whom it serves"
+
+
+@pytest.mark.slow
+def test_a_base_url_is_where_ollama_is_asked(toka: Toka, server: str) -> None:
+    assert toka("models", "--model", "ollama:tiny", "--base-url", server).lines[-1].split() == ["server", server]
+
+
 def checks(*, ok: bool) -> list[Check]:
     fix = "" if ok else "apt-get install bubblewrap"
     return [Check("bwrap", "bwrap 0.6", "bwrap 0.8" if ok else "not installed", ok, "makes mounts", fix)]

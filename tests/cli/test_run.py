@@ -217,6 +217,52 @@ def test_the_second_signal_ends_at_once_and_leaves_no_process(place: Path) -> No
     until(lambda: not _running(marker), "the command to be gone", 5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("read", [True, False])
+def test_after_the_second_signal_the_last_line_is_done_all_the_same(place: Path, read: bool) -> None:
+    spec(place, SLOW)
+    process = start(place, "run", "agents", "--workspace", "ws", "--json")
+    until((place / "ws" / "started").exists, "the second task")
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    if not read:
+        assert process.stdout is not None
+        process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    if read:
+        out, _ = process.communicate(timeout=5)
+        done = lines(out)[-1]
+        assert (done["type"], done["state"], done["agents"]["slow"]["tasks"]["first"]) == (
+            "done",
+            "INTERRUPTED",
+            "SUCCEEDED",
+        )
+    assert process.wait(timeout=5) == 130
+    assert process.stderr is not None
+    process.stderr.close()
+    (place / "ws" / "go").touch()
+    assert toka(place, "resume", "@last", "-q").returncode == 0
+
+
+@pytest.mark.slow
+def test_a_base_url_that_nobody_would_use_is_a_usage_error(place: Path) -> None:
+    spec(place, THINKER)
+    arguments = ["run", "agents", "--model", "anthropic:x", "--base-url", "http://127.0.0.1:9"]
+    result = toka(place, *arguments, ANTHROPIC_API_KEY="k")
+    assert result.returncode == 2
+    assert "would be ignored" in result.stderr
+    assert not (place / "state").exists()
+
+
+@pytest.mark.slow
+def test_wrong_models_are_told_in_the_same_pass_as_all_else(place: Path) -> None:
+    spec(place, THINKER + "model: gpt-4\n")
+    spec(place, HELLO + "dependencies: {required: {nobody: {}}}\n", "two")
+    result = toka(place, "run", "agents")
+    assert result.returncode == 3
+    assert "TK6001" in result.stderr and "TK3001" in result.stderr
+
+
 def _running(marker: str) -> bool:
     found = [p for p in Path("/proc").iterdir() if p.name.isdigit()]
     for entry in found:

@@ -109,7 +109,7 @@ def test_findings_about_single_specs_are_included() -> None:
 
 
 def test_the_fixtures_are_a_sound_set(fixture_specs: Path) -> None:
-    configs, findings = check_paths([fixture_specs])
+    configs, _, findings = check_paths([fixture_specs])
     assert [c.name for c in configs] == ["docs-site", "linked-checks", "parser-repair", "short-forms", "smallest"]
     assert sorted((f.code, f.severity) for f in findings) == [
         ("TK3002", "note"), ("TK4001", "warning"), ("TK4002", "warning"),
@@ -117,7 +117,7 @@ def test_the_fixtures_are_a_sound_set(fixture_specs: Path) -> None:
 
 
 def test_the_original_specs_are_a_sound_set(shared_specs: Path) -> None:
-    configs, findings = check_paths([shared_specs])
+    configs, _, findings = check_paths([shared_specs])
     assert len(configs) == 4
     assert not [f.text for f in findings if f.severity == "error"]
     assert sum(f.code == "TK4001" for f in findings) == 4
@@ -126,7 +126,7 @@ def test_the_original_specs_are_a_sound_set(shared_specs: Path) -> None:
 def test_broken_files_do_not_hide_the_findings_of_sound_ones(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("metadata: {name: a}\nspec: {}\ntasks: [x]\ndependencies: [b, a]\n")
     (tmp_path / "b.yaml").write_text("metadata: {name: b}\nspec: {}\ntasks: [[]]\n")
-    configs, findings = check_paths([tmp_path])
+    configs, _, findings = check_paths([tmp_path])
     assert [c.name for c in configs] == ["a"]
     assert [f.code for f in findings] == ["TK3003", "TK2002"]
 
@@ -138,6 +138,6 @@ def test_a_thousand_specs_are_read_and_checked_within_the_bound(fixture_specs: P
         text = texts[n % 2].replace(f"name: {name}", f"name: {name}-{n}").replace(f'"{name}"', f'"{name}-{n}"', 1)
         (tmp_path / f"{n}.yaml").write_text(text)
     started = time.process_time()
-    configs, _ = check_paths([tmp_path])
+    configs, _, _ = check_paths([tmp_path])
     assert len(configs) == 200
     assert time.process_time() - started < 1.0, "1,000 specs take at most 5 s"

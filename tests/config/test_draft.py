@@ -17,7 +17,7 @@ HEAD = "metadata: {name: one}\nspec: {}\n"
 def codes(tmp_path: Path, **files: str) -> list[str]:
     for name, text in files.items():
         (tmp_path / f"{name}.yaml").write_text(text)
-    configs, findings = check_paths([tmp_path])
+    configs, _, findings = check_paths([tmp_path])
     assert all(c.name not in ("one", "unnamed") for c in configs), "a draft is never handed out as a spec"
     return [f"{Path(f.file).stem}:{f.line} {f.code}" for f in findings if f.severity == "error"]
 
@@ -59,7 +59,7 @@ def test_mending_what_was_reported_uncovers_nothing_new(tmp_path: Path) -> None:
         assert wrong in mended
         mended = mended.replace(wrong, right)
     (tmp_path / "a.yaml").write_text(mended)
-    configs, findings = check_paths([tmp_path])
+    configs, _, findings = check_paths([tmp_path])
     assert (len(configs), findings) == (1, ())
 
 
@@ -85,7 +85,7 @@ def test_a_grant_with_an_error_is_not_called_empty(tmp_path: Path) -> None:
     tasks = HEAD + "tasks: [{run: a}]\n"
     for security, empty in (("", True), ("security: {capabilities_required: [[x]]}", False)):
         (tmp_path / "a.yaml").write_text(tasks + security)
-        assert ("TK4004" in [f.code for f in check_paths([tmp_path])[1]]) == empty
+        assert ("TK4004" in [f.code for f in check_paths([tmp_path]).findings]) == empty
 
 
 def test_an_agent_whose_spec_is_wrong_is_not_unknown(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_an_agent_whose_spec_is_wrong_is_not_unknown(tmp_path: Path) -> None:
 )
 def test_when_a_name_is_not_known_no_agent_is_called_unknown(tmp_path: Path, head: str) -> None:
     needy = "metadata: {name: unnamed}\nspec: {}\ntasks: [x]\ndependencies: {required: [one]}\n"
-    found = [f.code for f in check_paths(_written(tmp_path, a=head + "tasks: [x]\n", b=needy))[1]]
+    found = [f.code for f in check_paths(_written(tmp_path, a=head + "tasks: [x]\n", b=needy)).findings]
     assert "TK3001" not in found
     assert "TK2008" not in found, "the stand-in of a name clashes with nothing"
 
@@ -109,7 +109,7 @@ def test_circles_and_clashes_go_through_files_with_errors(tmp_path: Path) -> Non
     c = HEAD + "tasks: [x]\n"
     assert codes(tmp_path, a=a, b=b) == ["a:3 TK2002", "a:5 TK3003"]
     (tmp_path / "c.yaml").write_text(c)
-    assert "TK2008" in [f.code for f in check_paths([tmp_path])[1]]
+    assert "TK2008" in [f.code for f in check_paths([tmp_path]).findings]
 
 
 def test_a_check_with_an_error_is_not_taken_for_a_claim(tmp_path: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from toka.config.options import OPTIONS, TABLES
+from toka.config.diagnostics import Finding
+from toka.config.dialect import keys_of
+from toka.config.options import OPTIONS, TABLES, URL_FORMS
+from toka.config.parts import ResourceLimits
 from toka.config.secret import Secret
 from toka.config.settings import ExecutionConfig, Settings, load_settings
 from toka.core.capability import Capability
@@ -118,7 +122,16 @@ def test_the_personal_file_follows_xdg(place: Place, tmp_path: Path) -> None:
         ("modl = 'x'", "TK2010", 'unknown setting "modl"'),
         ("[execution]\ntask_retris = 1", "TK2010", 'unknown setting "execution.task_retris"'),
         ("[exection]\nx = 1", "TK2010", 'unknown setting "exection"'),
-        ("execution = 3", "TK2010", 'unknown setting "execution"'),
+        ("execution = 3", "TK2011", "execution is a table"),
+        ("[[execution]]\nx = 1", "TK2011", "execution is a table"),
+        ("execution.grace.x = 1", "TK2011", "a table is not accepted"),
+        ("x = " + "9" * 5000, "TK1001", "too many digits"),
+        ("model = 1979-05-27", "TK2011", "a date or time is not accepted"),
+        ("[execution]\noutput_bytes = '5GB'", "TK2011", '"5GB" is not between 1KB and 1GB'),
+        ("[execution]\nagent_timeout = 1", "TK2011", 'or "none"'),
+        ("base_url = 'http://[::1'", "TK2011", "write http://HOST:PORT"),
+        ("base_url = 'https://example.org?key=sk-1234'", "TK2011", "without user, password, query"),
+        ("base_url = 'http://127.0.0.1:sk-1234'", "TK2011", "write http://HOST:PORT"),
         ("keys = 3", "TK2011", "keys is a table"),
         ("[execution]\ntask_retries = -1", "TK2011", "execution.task_retries"),
         ("[execution]\ntask_retries = true", "TK2011", "execution.task_retries"),
@@ -135,14 +148,19 @@ def test_the_personal_file_follows_xdg(place: Place, tmp_path: Path) -> None:
         ("[limits.team]\nmax_cost = '$1'", "TK2011", "unknown scope"),
         ("[limits.run]\nmax_cots = '$1'", "TK2011", "unknown key"),
         ("[limits.run]\nmax_cost = 'one'", "TK2011", "max_cost"),
+        ("[limits.run]\nmax_tokens = true", "TK2011", "true is not a quantity"),
+        ("[pricing]\n'a:b' = 3", "TK2011", "3 is no table"),
         ("[pricing.'a:b']\ninput = 1", "TK2011", "needs input and output"),
         ("[pricing.ab]\ninput = 1\noutput = 2", "TK2011", "PROVIDER:MODEL"),
         ("[pricing.'a:b']\ninput = -1\noutput = 2", "TK2011", "dollars"),
         ("[pricing.'a:b']\ninput = nan\noutput = 2", "TK2011", "dollars"),
         ("[capabilities.git-access]\nfilesystem-read = {}", "TK2011", "cannot be redefined"),
-        ("[capabilities.deploy]\ntelepathy = {}", "TK2011", "nobody defines telepathy"),
+        ("[capabilities.deploy]\ntelepathy = {}", "TK2011", 'nobody defines "telepathy"'),
+        ("[capabilities]\ndeploy = [true]", "TK2011", "holds their names"),
+        ("[capabilities]\ndeploy = []", "TK2011", "no capability is named"),
+        ("[capabilities.deploy]\nnetwork-access = {ports = [true]}", "TK2011", "ports is a list of texts"),
         ("[capabilities.deploy]\nfilesystem-read = {paths = ['../x']}", "TK2011", "leaves the workspace"),
-        ("[capabilities]\ndeploy = 3", "TK2011", "table of capabilities"),
+        ("[capabilities]\ndeploy = 3", "TK2011", "3 is no table of capabilities"),
         ("[capabilities.'a b']\ngit-access = {}", "TK2011", "cannot be a name"),
         ("[channels.x]\nwebhook = 'http://x.org'", "TK2011", "https"),
         ("[channels.x]\n", "TK2011", "file or a webhook"),
@@ -154,6 +172,106 @@ def test_a_mistake_is_named_with_file_and_key(text: str, code: str, words: str, 
     assert words in found
     assert str(place.config) in found
     assert "sk-1234" not in found
+
+
+ODD = (
+    "1", "-1", "0", "true", "1.5", "nan", "-inf", "1e300", "99999999999999999999999", "'x'", "''", "'1e400'", "'nan'",
+    "'999999999999999999'", "'5000TB'", "'3000000000s'", "'\\u0000'", "[]", "[1]", "{}", "{x = 1}", "1979-05-27",
+    "07:32:00", "1979-05-27T07:32:00Z", f"'{'x' * 2_000}'",
+)  # fmt: skip
+"""A value of each kind that TOML has, and some beyond every range."""
+PYTHONS_OWN = re.compile(
+    r"datetime|\bTrue\b|\bFalse\b|\bNone\b|Error\b|[\[{]['\"0-9]|\de\+|most inf|Invalid|NFKC|literal|codec|x{70}"
+)
+"""What Python says, and what our messages do not."""
+
+
+def said_of(error: ConfigError) -> str:
+    """All text of findings but an example."""
+    text = "\n".join(f"{f.message}\n{f.label}\n{f.help or ''}" for f in error.findings if isinstance(f, Finding))
+    return text.replace('{paths = ["docs"]}', "")
+
+
+@pytest.mark.parametrize("key", [o.key for o in OPTIONS])
+def test_no_kind_of_value_brings_out_pythons_own_words(key: str, place: Place) -> None:
+    table, _, name = key.rpartition(".")
+    refused = 0
+    for value in ODD:
+        place.personal((f"[{table}]\n" if table else "") + f"{name} = {value}\n")
+        try:
+            place.load()
+        except ConfigError as e:
+            refused += 1
+            (found,) = e.findings
+            assert found.text.partition("]: ")[2].startswith(f"{key}: ")
+            assert not PYTHONS_OWN.search(said_of(e)), value
+            assert len(said_of(e)) < 250
+    assert refused > len(ODD) / 2
+
+
+TABLES_OF_NAMES = (
+    "[limits]\nrun = {0}", *(f"[limits.run]\n{key} = {{0}}" for key in keys_of(ResourceLimits)),
+    "[pricing]\n'a:b' = {0}", "[pricing.'a:b']\noutput = 1\ninput = {0}", "[capabilities]\nmine = {0}",
+    "[capabilities]\nmine = [{0}]", "[capabilities.mine]\nfilesystem-read = {0}",
+    "[capabilities.mine]\nfilesystem-read = {{paths = {0}}}", "[capabilities.mine]\nnetwork-access = {{ports = {0}}}",
+    "[channels]\nx = {0}", "[channels.x]\nfile = {0}", "[channels.x]\nwebhook = {0}", "[keys]\nX = {0}",
+    *(f"{table} = {{0}}" for table in TABLES),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TABLES_OF_NAMES)
+def test_no_table_brings_out_pythons_own_words(text: str, place: Place) -> None:
+    refused = 0
+    for value in ODD:
+        place.personal(text.format(value) + "\n")
+        try:
+            place.load()
+        except ConfigError as e:
+            refused += 1
+            assert not PYTHONS_OWN.search(said_of(e)), value
+            for found in e.findings:
+                assert isinstance(found, Finding)
+                named = re.findall(r'"([^"]*)"', found.message)
+                assert found.help not in [f'did you mean "{name}"?' for name in named]
+    assert refused > len(ODD) / 3
+
+
+@pytest.mark.parametrize("variable", [o.variable for o in OPTIONS])
+def test_no_variable_brings_out_pythons_own_words(variable: str, place: Place) -> None:
+    for text in ("x", "", "-1", "0", "1e9", "nan", "7 fortnights", "true", "\0", "\x1b]0;", "x" * 3_000):
+        try:
+            place.load(**{variable: text})
+        except ConfigError as e:
+            (found,) = e.findings
+            assert found.text.startswith(f"environment: error[TK2011]: {variable}: ")
+            assert not PYTHONS_OWN.search(said_of(e)), text
+            assert found.text.isprintable()
+
+
+@pytest.mark.parametrize("key", [o.key for o in OPTIONS])
+def test_no_flag_brings_out_pythons_own_words(key: str, place: Place) -> None:
+    for value in (True, 5.5, -1, "x", [], object, "a\tb"):
+        try:
+            place.load({key: value})
+        except ConfigError as e:
+            (found,) = e.findings
+            assert found.text.startswith(f"command line: error[TK2011]: {key}: ")
+            assert not PYTHONS_OWN.search(said_of(e)), value
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://[::1", "http://127.0.0.1:x", "http://127.0.0.1:99999", "http://127.0.0.1:0", "https://\u2100.org", "h",
+     "https://h?key=s3cret", "https://h#s3cret", "https://s3cret@h", "https://u:s3cret@h", "https://h h", "ftp://h"],
+)  # fmt: skip
+def test_what_is_no_address_is_told_without_repeating_it(url: str, place: Place) -> None:
+    (found,) = place.findings(TOKA_BASE_URL=url)
+    assert found.endswith(f"TOKA_BASE_URL: {URL_FORMS}")
+
+
+def test_all_wrong_limits_of_a_scope_are_reported(place: Place) -> None:
+    found = place.personal("[limits.run]\nmax_cost = 'one'\nmax_tokens = true\nmax_memory = 1\n").findings()
+    assert [re.search(r"limits\.run: (\w+):", f)[1] for f in found] == ["max_cost", "max_memory", "max_tokens"]  # type: ignore[index]
 
 
 def test_all_mistakes_are_reported_in_one_pass(place: Place) -> None:

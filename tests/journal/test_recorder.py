@@ -10,8 +10,8 @@ from journal.conftest import RUN, event
 from toka.core.clock import SystemClock
 from toka.errors import StaleEpoch
 from toka.events.event import AgentStateChanged, RunCreated, RunStateChanged
+from toka.events.fold import fold_all
 from toka.events.record import Record
-from toka.events.state import fold_all
 from toka.journal.journal import Journal
 from toka.journal.recorder import Recorder
 from toka.testing import MemoryJournal

@@ -109,11 +109,9 @@ async def test_a_frozen_holder_that_wakes_up_past_its_lease_commits_nothing(stat
     holder = python(HOLD)
     await hear(holder)
     holder.send_signal(signal.SIGSTOP)
-    clock = LaterClock()
-    journal = SqliteJournal(state, clock)
-    with pytest.raises(RunBusy):
-        await journal.acquire(RUN)
-    clock.ahead = LEASE_S + 1.0
+    with closing(SqliteReader(state, LaterClock(LEASE_S - 1.0))) as early:
+        assert (seen := early.lease(RUN)) is not None and seen.alive
+    journal = SqliteJournal(state, LaterClock(LEASE_S + 1.0))
     lease = await journal.acquire(RUN)
     await journal.append(lease, "a", 2, [event("ours")])
     holder.send_signal(signal.SIGCONT)
@@ -417,11 +415,10 @@ async def test_a_request_that_cannot_be_stored_is_refused_and_the_journal_goes_o
 
 
 async def test_a_stale_writer_does_not_disturb_its_batch_mates(state: Path) -> None:
-    clock = LaterClock()
-    one, two = SqliteJournal(state, SystemClock()), SqliteJournal(state, clock)
+    one = SqliteJournal(state, SystemClock())
     mine, lost = await one.acquire(OTHER), await one.acquire(RUN)
     await one.append(lost, "", 1, [RunStateChanged("RUNNING")])
-    clock.ahead = LEASE_S + 1
+    two = SqliteJournal(state, LaterClock(LEASE_S + 1.0))
     taken = await two.acquire(RUN)
     outcomes = await asyncio.gather(
         one.append(mine, "a", 1, [event("mine")]),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -38,6 +40,10 @@ from toka.llm.resolve import Endpoint
 from toka.llm.transport import TransportSettings
 
 MIB = 1024 * 1024
+PYTHONS_OWN = re.compile(
+    r"Error\b|NoneType|object has no|not iterable|mapping, not|out of range|recursion|codec|input_value|https://|ssl:|\(\d"
+)
+"""What Python and its libraries say about a reply, and what our messages do not."""
 
 
 def memory_mb(name: str) -> float:
@@ -163,7 +169,25 @@ async def test_success_that_is_not_json(line: Line, behaviour: Behaviour) -> Non
 )
 async def test_json_of_another_form(line: Line, body: str) -> None:
     line.server.will(reply(body.encode()))
-    assert (await line.fail()).failure.kind == "malformed"
+    failure = await line.fail()
+    assert failure.failure.kind == "malformed"
+    assert not PYTHONS_OWN.search(str(failure))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"choices": [{}], "content": None}, {"choices": [3], "content": [{"type": "text", "text": 5}]},
+        {"choices": [{"message": None}], "content": [None]}, {"choices": None, "content": 5},
+        {"choices": [{"message": {"content": 5}}], "content": [5]}, {"created": "x", "content": [{"type": "text"}]},
+        {"choices": [{"message": {"role": "assistant", "tool_calls": 5}}], "content": [{"type": "tool_use"}]},
+    ],
+)  # fmt: skip
+async def test_replies_with_one_wrong_part(line: Line, changes: dict[str, Any]) -> None:
+    line.server.will(reply({**line.body("fine"), **changes}))
+    failure = await line.fail()
+    assert failure.failure.kind == "malformed"
+    assert not PYTHONS_OWN.search(str(failure))
 
 
 async def test_reset_in_the_body(line: Line) -> None:
@@ -244,7 +268,9 @@ async def test_a_redirect_is_not_followed(line: Line) -> None:
 
 async def test_not_http(line: Line) -> None:
     line.server.will(raw(b"SSH-2.0-OpenSSH_9.2\r\n\r\n", close=True))
-    assert (await line.fail()).failure.kind in ("malformed", "connect")
+    failure = await line.fail()
+    assert failure.failure.kind in ("malformed", "connect")
+    assert str(failure).endswith("what answers does not speak HTTP")
 
 
 async def test_nobody_listens(line: Line) -> None:
@@ -253,6 +279,7 @@ async def test_nobody_listens(line: Line) -> None:
     failure = await line.fail()
     assert (failure.failure.kind, failure.retryable, failure.failure.billed) == ("connect", True, False)
     assert failure.hint
+    assert str(failure).endswith(f"127.0.0.1:{line.server.port}: connection refused")
     assert len(line.meter.settled) == 3
 
 
@@ -275,11 +302,11 @@ async def test_malformed_arguments_and_an_unknown_tool_are_the_callers_business(
     assert [(c.name, c.arguments) for c in answer.message.calls] == [("no_such_tool", "{not json")]
 
 
-async def test_two_calls_with_one_id(line: Line) -> None:
+async def test_two_calls_with_one_id_are_the_callers_business(line: Line) -> None:
     line.server.will(reply(line.body(None, [("c1", "read_file", "{}"), ("c1", "read_file", '{"path":"b"}')])))
-    failure = await line.fail()
-    assert failure.failure.kind == "malformed"
-    assert line.meter.settled[0][1] == Usage(100, 20, calls=1), "what it used is known, and charged"
+    answer = await line.call()
+    assert [(c.id, json.loads(c.arguments)) for c in answer.message.calls] == [("c1", {}), ("c1", {"path": "b"})]
+    assert line.meter.settled[0][1] == Usage(100, 20, calls=1)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toka.llm.redact import MASK, MIN_LENGTH, Redactor
+from toka.llm.names import PROVIDERS
+from toka.llm.redact import MASK, MIN_LENGTH, Redactor, secrets_of
 
 SECRET = 'pä"ss wörd/+?key-12345'
 
@@ -106,3 +107,10 @@ def test_short_values_are_not_secrets() -> None:
 
 def test_the_longer_of_two_secrets_goes_first() -> None:
     assert Redactor(["secret", "secret-extended"]).text("secret-extended") == MASK
+
+
+def test_secrets_of_an_environment_are_known_by_their_names() -> None:
+    keys = {provider.key: f"value of {provider.key}" for provider in PROVIDERS.values() if provider.key}
+    named = dict.fromkeys(("GH_TOKEN", "AWS_SECRET_ACCESS_KEY", "db_password", "CLIENT_SECRET", "MY_APIKEY"), "hidden")
+    plain = {"PATH": "/usr/bin", "HOME": "/root", "TOKENS": "some", "KEYBOARD": "us", "SECRETARY": "Ann", "X_TOKEN": ""}
+    assert set(secrets_of({**keys, **named, **plain})) == {*keys.values(), "hidden"}

@@ -54,12 +54,15 @@ import asyncio, sys
 import toka.llm.scripted, toka.llm.gateway, toka.llm.prompts, toka.llm.resolve, toka.llm.redact, toka.llm.pricing
 from toka.core.clock import SystemClock
 from toka.core.message import Message
-from toka.llm.model import ModelRequest, Unmetered
+from toka.llm.model import ModelRequest
 from toka.llm.registry import ModelRegistry
+class Free:
+    def reserve(self, attempt, estimate): ...
+    def settle(self, attempt, usage, cost_usd, error): ...
 clock = SystemClock()
 gateway = toka.llm.gateway.LlmGateway(ModelRegistry({{}}, clock), clock, lambda: 0.5)
 request = ModelRequest("scripted:{path}", (Message("user", "x"),), (), None, "a", "t", 1, "k", 5.0)
-assert asyncio.run(gateway.complete(request, Unmetered())).message.text == "hello"
+assert asyncio.run(gateway.complete(request, Free())).message.text == "hello"
 asyncio.run(gateway.aclose())
 heavy = {{"pydantic_ai", "pydantic", "openai", "anthropic", "aiohttp", "httpx2", "genai_prices"}} & sys.modules.keys()
 sys.exit(", ".join(sorted(heavy)) or 0)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ from harness import Team, agent
 from toka.errors import ConfigError, MissingError, ModelUnavailable
 from toka.orchestration.enforce import unopened
 from toka.orchestration.engine import OrchestrationEngine
-from toka.orchestration.preflight import preflight
+from toka.orchestration.preflight import model_findings, preflight
 from toka.orchestration.request import RunRequest
 from toka.runtime.context import Runtime
 
@@ -78,6 +79,33 @@ async def test_agents_without_a_model_are_skipped_unless_none_is_left_or_one_has
             await checked(team, runtime, command, thinks, started=("thinks",))
         with pytest.raises(ModelUnavailable):
             await checked(team, runtime, command, agent("named", model="server:x"))
+
+
+async def test_all_models_that_lead_nowhere_are_told_at_once(team: Team) -> None:
+    wrong = [agent("one", model="gpt-4"), agent("two", model="opnai:x"), agent("three", model="gpt-4")]
+    async with team.open() as runtime:
+        with pytest.raises(ConfigError) as caught:
+            await checked(team, runtime, *wrong)
+    assert caught.value.exit_code == 3
+    assert sorted(f.text.partition(":")[0] for f in caught.value.findings) == ["one.yaml", "three.yaml", "two.yaml"]
+    assert {f.code for f in caught.value.findings} == {"TK6001"}
+
+
+def test_what_shows_of_a_model_without_a_network(tmp_path: Path) -> None:
+    script = tmp_path / "s.yaml"
+    script.write_text("script: 1\nagents: {a: {t: [{say: 4}]}}\n")
+    good = tmp_path / "good.yaml"
+    good.write_text("script: 1\ndefault: [{say: hi}]\n")
+    names = ["gpt-4", None, "auto", "openai:x", f"scripted:{script}", f"scripted:{good}", "scripted:nowhere"]
+    found = model_findings([agent(f"a{n}", **({"model": m} if m else {})) for n, m in enumerate(names)])
+    assert [(f.code, f.file) for f in found] == [
+        ("TK6001", "a0.yaml"),
+        ("TK6101", str(script)),
+        ("TK6001", "a6.yaml"),
+    ]
+    assert found[0].line == 1
+    assert found[0].column > 1
+    assert "openai:gpt-4" in (found[0].help or "")
 
 
 async def test_agents_run_on_linux_only(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:

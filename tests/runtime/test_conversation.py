@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from harness import ALWAYS, Team, agent, call, fail, said, succeed
+from harness import ALWAYS, Team, agent, call, eventually, fail, said, succeed
+from toka.core.message import Message, ToolCall
 from toka.events.event import StepDone, StepFailed, StepIntent
 from toka.events.lifecycle import AgentStatus, TaskStatus
+from toka.llm.model import ModelRequest
 from toka.llm.script import ScriptedReply
 
 WRITER = {"grant": ["filesystem-write"]}
@@ -114,6 +118,116 @@ async def test_calls_beside_each_other_are_answered_in_order_and_a_report_ends_t
     assert [e.step for e in fast.events(StepDone) if "/tool/" in e.step][3:] == ["task-1/1/2/tool/0"]
 
 
+def repeated(*calls: ToolCall) -> ScriptedReply:
+    """A reply with these calls, whatever their ids."""
+    return ScriptedReply(message=Message("assistant", calls=calls))
+
+
+def answered(request: ModelRequest) -> list[tuple[str, bool]]:
+    """(id, failed) of the answers to all calls of a conversation; asserts that providers would take it."""
+    ids = [c.id for m in request.messages for c in m.calls]
+    answers = [(m.call_id, m.failed) for m in request.messages if m.role == "tool"]
+    assert len(set(ids)) == len(ids) and [id_ for id_, _ in answers] == ids
+    return answers
+
+
+REPORT = ToolCall("same", "report", '{"status": "succeeded", "summary": "s"}')
+LOOK = ToolCall("same", "list_dir", "{}")
+
+
+@pytest.mark.parametrize(
+    "first", [(LOOK, LOOK), (LOOK, REPORT), (REPORT, LOOK), (REPORT, REPORT), (LOOK, ToolCall("same", "fly", "{"))]
+)
+async def test_calls_with_the_same_id_are_not_run_and_the_next_turn_goes_on(
+    fast: Team, first: tuple[ToolCall, ...]
+) -> None:
+    replies = [repeated(*first), repeated(LOOK), repeated(REPORT)]
+    fast.script = lambda request: replies[request.call - 1]
+    fast.__post_init__()
+    result = await fast.run(agent(**WRITER))
+    assert (result.exit_code, len(fast.model.requests)) == (0, 3)
+    assert answered(fast.model.requests[1]) == [("same", True), ("same-2", True)]
+    assert answered(fast.model.requests[2])[2:] == [("same-3", False)], "alone in its reply, it is run"
+    told = fast.model.requests[1].messages[-1].text
+    assert "2 calls of one reply have the same id" in told and "None of them was run" in told
+    assert [e.step for e in fast.events(StepIntent) if "/tool/" in e.step] == ["task-1/1/2/tool/0"]
+    rejected = [e for e in fast.events(StepDone) if e.step.startswith("task-1/1/1/tool/")]
+    assert [e.result["invalid"] for e in rejected] == [
+        "2 calls of one reply have the same id, so that their results could not be told apart"
+    ] * 2
+
+
+async def test_a_call_with_an_id_of_its_own_beside_them_is_run_and_two_such_replies_fail(fast: Team) -> None:
+    other = ToolCall("same-2", "list_dir", "{}")
+    fast.script = lambda _: repeated(LOOK, LOOK, other)
+    fast.__post_init__()
+    fast.execution = {"task_retries": 0}
+    result = await fast.run(agent(**WRITER))
+    task = result.state.agents["one"].tasks["task-1"]
+    assert (task.why, len(fast.model.requests)) == ("malformed", 2)
+    assert answered(fast.model.requests[1]) == [("same", True), ("same-2", True), ("same-2-2", False)]
+
+
+async def test_a_conversation_with_repeated_ids_goes_on_in_another_process_as_it_was(team: Team) -> None:
+    replies = [repeated(LOOK, LOOK), repeated(LOOK), ScriptedReply(say="hm"), repeated(REPORT)]
+    asked: list[ModelRequest] = []
+
+    def answer(request: ModelRequest) -> ScriptedReply:
+        asked.append(request)
+        reply = replies[request.call - 1]
+        return replace(reply, delay_s=60.0) if len(asked) == 3 else reply
+
+    team.script = answer
+    team.__post_init__()
+    async with team.open() as runtime:
+        session = await team.start(runtime, agent(**WRITER))
+        run = asyncio.create_task(session.run())
+        await eventually(lambda: len(asked) == 3)
+        await session.shutdown(0.0)
+        await run
+        await session.context.recorder.close()
+        again = await team.resume(runtime, session.context.id)
+        assert (await again.run()).exit_code == 0
+    assert [r.call for r in asked] == [1, 2, 3, 3, 4]
+    assert asked[2].messages == asked[3].messages
+    assert answered(asked[4]) == [("same", True), ("same-2", True), ("same-3", False)]
+
+
+CUT = {"say": "In this essay I shall", "finish": "length", "usage": {"input": 10, "output": 64}, "repeat": True}
+
+
+async def test_a_reply_that_was_cut_off_is_told_so_and_the_error_says_it_too(fast: Team) -> None:
+    fast.execution = {"max_output_tokens": 64}
+    _, why, reason = await ended(fast, CUT)
+    assert (why, reason) == (
+        "no_report",
+        "3 replies without a tool call or a report; the last reply was cut off at 64 tokens"
+        " (execution.max_output_tokens is 64)",
+    )
+    for request in fast.model.requests[1:]:
+        told = request.messages[-1]
+        assert told.role == "user" and told.text.startswith("Your last reply was cut off at 64 tokens: ")
+        assert "Your reply had no tool call" in told.text
+
+
+async def test_a_call_that_was_cut_off_is_answered_and_told_so(fast: Team) -> None:
+    cut = {"raw_calls": [{"name": "write_file", "arguments": '{"path": "a", "content": "x'}], "finish": "length",
+           "usage": {"input": 10, "output": 50}}  # fmt: skip
+    assert (await ended(fast, cut, succeed(), **WRITER))[0] is TaskStatus.SUCCEEDED
+    answer, advice = fast.model.requests[1].messages[-2:]
+    assert (answer.role, answer.failed) == ("tool", True) and "not valid JSON" in answer.text
+    assert (advice.role, advice.text.partition(":")[0]) == ("user", "Your last reply was cut off at 50 tokens")
+    _, why, reason = await ended(fast, {**cut, "repeat": True}, **WRITER)
+    assert why == "malformed" and reason.endswith("cut off at 50 tokens (execution.max_output_tokens is 8192)")
+
+
+async def test_a_reply_that_ended_by_itself_is_not_said_to_be_cut(fast: Team) -> None:
+    once = {**CUT, "repeat": False}
+    _, _, reason = await ended(fast, once, {"say": "hm", "repeat": True})
+    assert reason == "3 replies without a tool call or a report"
+    assert ["cut off" in r.messages[-1].text for r in fast.model.requests] == [False, True, False]
+
+
 async def test_an_endless_conversation_ends_at_the_turn_limit(fast: Team) -> None:
     fast.execution = {"max_turns": 4}
     outcome = await ended(fast, {**call("list_dir"), "repeat": True}, **WRITER)
@@ -138,10 +252,11 @@ async def test_a_limit_that_is_used_up_fails_the_agent_and_no_retry_is_made(
     result = await fast.run(agent(limits=limits, **WRITER))
     one = result.state.agents["one"]
     assert (one.status, one.why, result.exit_code) == (AgentStatus.FAILED, "limit", 6)
-    assert "agent one: " in one.reason and unit in one.reason
     assert one.tasks["task-1"].attempt == 1
-    used = {"model calls": len(fast.model.requests), "tool calls": one.tool_calls}
-    assert used.get(unit, 0) in (0, *limits.values())
+    used = {"model calls": len(fast.model.requests), "tool calls": one.tool_calls, "tokens": one.usage.tokens}
+    (limit,) = limits.values()
+    assert f"agent one: {used[unit]} of {limit} {unit} used; the refused call needs up to " in one.reason
+    assert used[unit] <= limit and f"raise security.resource_limits.{next(iter(limits))}" in one.reason
 
 
 async def test_a_model_that_refuses_fails_the_task_at_once(fast: Team) -> None:

@@ -314,11 +314,14 @@ async def test_a_shutdown_writes_no_status_and_the_agent_can_be_resumed(team: Te
     assert len(team.model.requests) == 3 and door.calls == 2
 
 
-async def test_an_agent_past_its_time_fails_with_its_tasks(slow_motion: Team, clock: ManualClock) -> None:
+@pytest.mark.parametrize(("own", "setting"), [("90s", None), (None, 90.0), ("90s", 200.0), ("1h", 90.0)])
+async def test_an_agent_past_its_time_fails_with_its_tasks(
+    slow_motion: Team, clock: ManualClock, own: str | None, setting: float | None
+) -> None:
     door = Door()
-    with_door(slow_motion, door)
+    with_door(slow_motion, door, agent_timeout_s=setting)
     async with slow_motion.open() as runtime:
-        session = await slow_motion.start(runtime, agent(tasks=["a", "b"], limits={"timeout": "90s"}))
+        session = await slow_motion.start(runtime, agent(tasks=["a", "b"], limits={"timeout": own} if own else {}))
         run = asyncio.create_task(session.run())
         await eventually(lambda: door.inside)
         await pass_time(clock, run.done, step=10.0)

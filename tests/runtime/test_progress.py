@@ -71,9 +71,11 @@ async def test_each_story_is_told_in_exactly_these_events(
 
 async def test_progress_counts_tasks_and_metrics_keep_what_was_declared(fast: Team) -> None:
     report = succeed("ok", metrics={"coverage": 81.5, "invented": 3.0})
-    fast.script = {"agents": {"one": {"task-1": [report], "task-2": [fail("no", "blocked")]}}}
+    bad = {"report": {"status": "blocked", "summary": "no", "metrics": {"defects": 2}}}
+    fast.script = {"agents": {"one": {"task-1": [report], "task-2": [bad]}}}
     fast.__post_init__()
-    config = agent(tasks=["a", "b", "c"], reporting={"metrics": [{"coverage": "lines covered"}]})
+    declared = [{"coverage": "lines covered"}, {"defects": "found"}, {"never": "filled"}]
+    config = agent(tasks=["a", "b", "c"], reporting={"metrics": declared})
     async with fast.open() as runtime:
         session = await fast.start(runtime, config)
         before = session.reporter.progress("one")
@@ -81,10 +83,12 @@ async def test_progress_counts_tasks_and_metrics_keep_what_was_declared(fast: Te
         await session.run()
         after = session.reporter.progress("one")
         assert (after.done, after.total, after.status, after.reason) == (3, 3, "FAILED", "task task-2: no")
-        assert session.reporter.metrics("one") == {"coverage": 81.5}
+        assert session.reporter.metrics("one") == {"coverage": 81.5, "defects": 2}
+        assert session.context.recorder.state.agents["one"].metrics["invented"] == 3.0, "kept, and no gauge"
+        assert session.reporter.metrics("nobody") == {}
         clock = runtime.clock
         later = ProgressReporter(session.context.recorder, {config.name: config}, clock)
-        assert later.metrics("one") == {"coverage": 81.5}, "a process that takes over knows them"
+        assert later.metrics("one") == {"coverage": 81.5, "defects": 2}, "a process that takes over knows them"
 
 
 async def reporter(clock: ManualClock, frequency: str | None) -> tuple[Recorder, ProgressReporter, list[Digest]]:

@@ -26,21 +26,36 @@ def figures(scope: Scope) -> tuple[float, ...]:
 
 
 @pytest.mark.parametrize(
-    ("run", "agent", "text"),
+    ("run", "agent", "text", "hint"),
     [
-        (Limits(tokens=199), Limits(), "run: 200 of 199 tokens used"),
-        (Limits(), Limits(tokens=199), "agent fixer: 200 of 199 tokens used"),
-        (Limits(cost_usd=1.5), Limits(), "run: 2 of 1.5 USD used"),
-        (Limits(model_calls=1), Limits(model_calls=5), "run: 2 of 1 model calls used"),
+        (
+            Limits(tokens=199), Limits(), "run: 0 of 199 tokens used",
+            "100 are reserved for calls in flight; the refused call needs up to 100: raise max_tokens in the settings' "
+            "[limits.run]",
+        ),
+        (
+            Limits(), Limits(tokens=199), "agent fixer: 0 of 199 tokens used",
+            "100 are reserved for calls in flight; the refused call needs up to 100: raise "
+            "security.resource_limits.max_tokens",
+        ),
+        (
+            Limits(cost_usd=1.5), Limits(), "run: 0 of 1.5 USD used",
+            "1 are reserved for calls in flight; the refused call needs up to 1: raise max_cost in the settings' "
+            "[limits.run]",
+        ),
+        (
+            Limits(model_calls=1), Limits(model_calls=5), "run: 1 of 1 model calls used",
+            "the refused call needs up to 1: raise max_model_calls in the settings' [limits.run]",
+        ),
     ],
-)
-def test_a_call_is_reserved_in_all_scopes_or_in_none(run: Limits, agent: Limits, text: str) -> None:
+)  # fmt: skip
+def test_a_call_is_reserved_in_all_scopes_or_in_none(run: Limits, agent: Limits, text: str, hint: str) -> None:
     scopes = nested(run, agent)
     scopes[2].reserve_call(CALL)
     before = [figures(s) for s in scopes]
     with pytest.raises(LimitExceeded) as error:
         scopes[2].reserve_call(CALL)
-    assert error.value.message == text and error.value.hint and error.value.hint.startswith("raise security.")
+    assert (error.value.message, error.value.hint) == (text, hint)
     assert [figures(s) for s in scopes] == before == [(0, 0.0, 1, 0, 100, 1.0)] * 3
 
 
@@ -53,15 +68,17 @@ def test_what_was_reserved_is_replaced_by_what_was_used() -> None:
     meter.reserve(2, CALL)
     meter.settle(2, Usage(20, 5, calls=1), None, "timeout")
     assert (meter.usage, meter.cost_usd) == (Usage(60, 10, calls=2), None), "one unknown price makes the sum unknown"
-    with pytest.raises(LimitExceeded, match="run: 170 of 150 tokens"):
+    with pytest.raises(LimitExceeded, match="run: 70 of 150 tokens used") as error:
         meter.reserve(3, CALL)
+    assert (error.value.limit, error.value.used, error.value.unit) == (150, 70, "tokens")
+    assert error.value.hint == "the refused call needs up to 100: raise max_tokens in the settings' [limits.run]"
 
 
 def test_reservations_of_siblings_count_while_they_are_open() -> None:
     manager = ResourceManager(Limits(tokens=150))
     one, two = (manager.agent(n, Limits(), used=Usage(), cost_usd=None, tool_calls=0) for n in ("a", "b"))
     one.reserve_call(CALL)
-    with pytest.raises(LimitExceeded, match="run: 200 of 150"):
+    with pytest.raises(LimitExceeded, match="run: 0 of 150 tokens"):
         two.reserve_call(CALL)
     one.settle_call(CALL, Usage(10, 0, calls=1), 0.0)
     two.reserve_call(CALL)
@@ -77,7 +94,7 @@ def test_a_lost_call_is_charged_everywhere() -> None:
 def test_tool_calls_are_counted_in_all_scopes_or_in_none() -> None:
     scopes = nested(Limits(tool_calls=1), Limits(tool_calls=2))
     scopes[2].count_tool_call()
-    with pytest.raises(LimitExceeded, match="run: 2 of 1 tool calls"):
+    with pytest.raises(LimitExceeded, match="run: 1 of 1 tool calls used"):
         scopes[2].count_tool_call()
     assert [s.tool_calls for s in scopes] == [1, 1, 1]
 

@@ -13,6 +13,8 @@ from toka.errors import SandboxUnavailable
 from toka.events.event import StepIntent, TaskStateChanged
 from toka.events.lifecycle import AgentStatus, TaskStatus
 from toka.llm.script import ScriptedReply
+from toka.runtime.agent import prepare
+from toka.runtime.task import TaskExecutor
 from toka.testing import ManualClock
 
 WRITES = {"grant": ["filesystem-write"]}
@@ -49,6 +51,17 @@ async def test_a_failed_attempt_is_followed_by_another_that_knows_why(slow_motio
     records = [r for r in slow_motion.records if isinstance(r.event, TaskStateChanged)]
     waits = [b.at - a.at for a, b in itertools.pairwise(records) if a.event.state == "RETRY_WAIT"]  # type: ignore[union-attr]
     assert waits == [4.0, 6.0], "it doubles up to its cap"
+
+
+async def test_what_a_failed_task_reported_is_kept_and_told_to_those_who_come_after(fast: Team) -> None:
+    report = {"status": "blocked", "summary": "two tests fail", "metrics": {"failing": 2}}
+    fast.script = {"agents": {"one": {"*": [{"report": report}]}, "two": {"*": [succeed()]}}}
+    fast.__post_init__()
+    result = await fast.run(agent(), agent("two", dependencies={"optional": {"one": {}}}))
+    one = result.state.agents["one"]
+    assert (one.tasks["task-1"].status, one.tasks["task-1"].report) == (TaskStatus.FAILED, report)
+    assert one.metrics == {"failing": 2}
+    assert '{"metrics": {"failing": 2}}' in fast.prompts("two", "task-1")[0]
 
 
 async def test_retries_run_out(slow_motion: Team, clock: ManualClock) -> None:
@@ -180,6 +193,48 @@ async def test_without_a_sandbox_an_agent_fails_and_leaves_nothing_open(tmp_path
     assert (one.status, one.why, one.reason) == (AgentStatus.FAILED, "sandbox", "no bubblewrap on this machine")
     assert [t.status for t in one.tasks.values()] == [TaskStatus.FAILED, TaskStatus.SKIPPED]
     assert not any(t.in_flight for t in one.tasks.values())
+
+
+async def test_every_change_of_a_task_is_legal_or_refused(fast: Team) -> None:
+    async def open_gate() -> None: ...
+
+    config = agent(tasks=["begun", "new", "over"])
+    begun, new, over = config.task_list()
+    async with fast.open() as runtime:
+        session = await fast.start(runtime, config)
+        record = session.context.recorder.record
+        await record("one", TaskStateChanged(begun.id, "RUNNING", 1), TaskStateChanged(over.id, "RUNNING", 1))
+        await record("one", TaskStateChanged(over.id, "SUCCEEDED", 1))
+        prepared = await prepare(session.context, config, open_gate, resumed=True)
+        tasks = TaskExecutor(prepared.context)
+        for task in (begun, new, over, new):
+            await tasks.skip(task, "the team gave up")
+        ends = {t.id: t.status.value for t in session.manager.state(config.name).tasks.values()}
+        assert ends == {"task-1": "CANCELLED", "task-2": "SKIPPED", "task-3": "SUCCEEDED"}
+        with pytest.raises(AssertionError, match="task task-3: SUCCEEDED -> RUNNING is no legal transition"):
+            await tasks._change(TaskStateChanged(over.id, "RUNNING", 2))
+        assert session.manager.state(config.name).tasks["task-3"].status is TaskStatus.SUCCEEDED
+
+
+async def test_a_task_whose_start_is_still_being_written_when_its_time_is_up_fails(team: Team) -> None:
+    """The folded state does not know yet that it runs; the executor does."""
+    config = agent()
+    (task,) = config.task_list()
+
+    async def open_gate() -> None: ...
+
+    async with team.open() as runtime:
+        session = await team.start(runtime, config)
+        prepared = await prepare(session.context, config, open_gate, resumed=False)
+        tasks = TaskExecutor(prepared.context)
+        start = asyncio.create_task(tasks.run(task, lambda: "Do it."))
+        await asyncio.sleep(0)
+        assert task.id not in session.manager.state(config.name).tasks
+        start.cancel()
+        await tasks.cancel_open(TaskStatus.FAILED, "timed out after 1 s")
+        await tasks.skip(task, "timed out after 1 s")
+        await asyncio.gather(start, return_exceptions=True)
+    assert states(team, task.id) == [("RUNNING", 1), ("FAILED", 0)]
 
 
 async def test_a_tool_call_that_was_in_flight_counts_once_towards_the_limit(team: Team) -> None:

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from toka.cli.follow import Follower
 from toka.cli.output import emit_json, say
 from toka.cli.rows import event_line
-from toka.cli.summary import details_of, done_json, summary_lines
+from toka.cli.summary import Details, details_of, done_json, summary_lines
 from toka.core.ids import RunId
+from toka.errors import JournalError
+from toka.events.fold import fold
 from toka.events.lifecycle import TASK_ENDS, RunStatus
 from toka.events.record import Record
-from toka.events.state import RunState, fold
+from toka.events.state import RunState
 from toka.journal.sqlite import SqliteReader
 from toka.orchestration.result import EXIT_PERSON, RunResult
 from toka.runtime.progress import progress_event
-
-EXIT_TRY_AGAIN = 75
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,9 @@ def follow(reader: SqliteReader, state: RunState, pid: int, shown: Display) -> i
         state: the run so far: only what comes after it is printed.
         pid: for the message.
         shown: how to print.
+
+    Raises:
+        JournalError: the record cannot be read any more.
     """
     run = RunId(state.id)
     if shown.as_json:
@@ -59,10 +62,15 @@ def follow(reader: SqliteReader, state: RunState, pid: int, shown: Display) -> i
     else:
         say(f"run {run} is being executed by process {pid}; following it (Ctrl-C leaves it running)")
     follower = Follower(reader, run, state.last)
-    for records in follower.follow():
-        for record in records:
-            state = fold(state, record)
-            _show(record, state, shown)
+    try:
+        for records in follower.follow():
+            for record in records:
+                state = fold(state, record)
+                _show(record, state, shown)
+    except JournalError as e:
+        if shown.as_json:
+            emit_json(done_json(RunResult(run, RunStatus.INTERRUPTED, state, e.message), Details()))
+        raise
     if follower.end == "ended":
         return already_ended(reader, state, shown, launched=True)
     waits = follower.end == "waiting"
@@ -71,7 +79,7 @@ def follow(reader: SqliteReader, state: RunState, pid: int, shown: Display) -> i
     _print_end(reader, RunResult(run, status, state, reason), shown)
     if not waits:
         say(f"toka: process {pid} is gone; go on with: toka resume {run}{shown.options}")
-    return EXIT_PERSON if waits else EXIT_TRY_AGAIN
+    return EXIT_PERSON if waits else JournalError.exit_code
 
 
 def already_ended(reader: SqliteReader, state: RunState, shown: Display, *, launched: bool = False) -> int:

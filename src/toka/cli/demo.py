@@ -17,6 +17,7 @@ import click
 
 from toka.app import read_settings
 from toka.cli.attach import Display
+from toka.cli.check import check_server
 from toka.cli.output import say
 from toka.cli.run import execute, read_team
 from toka.cli.tally import is_script
@@ -42,6 +43,7 @@ def demo(model: str | None, base_url: str | None, state: Path | None, workspace:
     else is real, in a copy of the project.
     """
     settings = read_settings({"state": None if state is None else str(state), "model": model, "base_url": base_url})
+    check_server(settings, model=model or f"scripted:{SCRIPT}")
     find_bwrap()  # without it nothing is written
     kept = workspace is not None and _is_empty(workspace)
     home = _fresh(settings.state)

@@ -74,10 +74,15 @@ def read_head(path: Path) -> str | None:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError:
         return None
-    with os.fdopen(fd, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return None
-        return file.read(MAX_BYTES).decode("utf-8", "replace")
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            return file.read(MAX_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
 
 
 def _make(directory: Path) -> Found | None:

@@ -15,16 +15,19 @@ from toka.cli.ids import find_run
 from toka.config.settings import Settings, load_settings
 from toka.core.clock import SystemClock
 from toka.core.ids import RunId
-from toka.errors import JournalCorrupt, NotFound
+from toka.errors import JournalCorrupt, NotFound, TokaError
+from toka.events.fold import fold_all
 from toka.events.lifecycle import RunStatus
 from toka.events.record import Record
-from toka.events.state import RunState, fold_all
+from toka.events.state import RunState
 from toka.journal.database import FILE
-from toka.journal.journal import LeaseView
+from toka.journal.journal import LeaseView, Reader
 from toka.journal.sqlite import SqliteReader
 
 ANY_PATH: Final = click.Path(path_type=Path, readable=False)
 """A path that is not looked at while the command line is parsed: whoever opens it says what is wrong with it."""
+PAGE: Final = 500
+"""Records that are read at one time."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -75,6 +78,22 @@ def open_run(state: Path | None, text: str) -> Generator[tuple[SqliteReader, Run
         yield reader, find_run(reader, text)
 
 
+def pages(reader: Reader, run: RunId, after: int = 0) -> Generator[list[Record]]:
+    """A run's records in pages of at most `PAGE`, so that no command holds a long run in memory.
+
+    Args:
+        reader: the journal.
+        run: whose records.
+        after: only records with a greater id.
+
+    Raises:
+        JournalError: the record cannot be read.
+    """
+    while records := reader.read(run, after=after, limit=PAGE):
+        yield records
+        after = records[-1].id
+
+
 def again(state: Path | None) -> str:
     """What a command that is shown for copying needs at its end, so that it finds the same runs."""
     return "" if state is None else f" --state {shlex.quote(str(state))}"
@@ -90,7 +109,17 @@ def folded(run: RunId, records: Iterable[Record]) -> RunState:
 
 def unreadable(run: str, error: Exception) -> JournalCorrupt:
     """What to say of a record that is none."""
-    return JournalCorrupt(f"run {run} cannot be read: {error}", hint=f"see which record it is: toka audit verify {run}")
+    said = wrong_in_record(error)
+    return JournalCorrupt(f"run {run} cannot be read: {said}", hint=f"see which record it is: toka audit verify {run}")
+
+
+def wrong_in_record(error: Exception) -> str:
+    """Why a record cannot be read, without Python's own words."""
+    if isinstance(error, TokaError):
+        return error.message
+    if isinstance(error, KeyError):
+        return f"a record lacks {error.args[0]!r}"
+    return "a record does not say what its kind should"
 
 
 def standing(status: RunStatus, lease: LeaseView | None) -> RunStatus:

@@ -6,14 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final, Literal
 
+from toka.cli.door import PAGE
 from toka.core.ids import RunId
 from toka.events.event import RunStateChanged
 from toka.events.lifecycle import RUN_ENDS, RunStatus
 from toka.events.record import Record
 from toka.journal.journal import Reader
 
-PAGE: Final = 500
-"""Records held at a time."""
 POLL_S: Final = 0.2
 """How often a run is looked at, in seconds."""
 PATIENCE: Final = 2

@@ -13,8 +13,8 @@ import click
 
 from toka.cli.detect import Found, detect, is_empty
 from toka.cli.output import emit
-from toka.cli.rows import clean
 from toka.cli.teams import project_team, starter_team
+from toka.cli.text import clean
 from toka.config.load import spec_files
 from toka.errors import UsageError
 

@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from toka.cli.output import coloured, say
-from toka.cli.rows import NAME_WIDTH, Row, clean, event_line, event_text, heartbeat_line, rows_of
+from toka.cli.rows import NAME_WIDTH, Row, event_line, event_text, heartbeat_line, rows_of
 from toka.cli.tally import is_scripted
-from toka.cli.text import clock, money, span
+from toka.cli.text import clean, clock, money, span
 from toka.events.lifecycle import AgentStatus
 from toka.events.state import RunState
 from toka.orchestration.session import RunSession

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,22 +14,21 @@ from toka.cli.ids import match_name
 from toka.cli.output import coloured, emit, say
 from toka.cli.render_change import MALFORMED
 from toka.cli.render_log import Transcript
-from toka.cli.render_run import list_json, list_lines, run_lines
+from toka.cli.render_run import Declared, gauges_json, list_json, list_lines, run_lines
 from toka.cli.run_json import run_json
 from toka.cli.tally import is_scripted, tally
 from toka.cli.text import json_line, painter, some
 from toka.cli.view import RunView, denials_of, models_of, planned_of
+from toka.config.parts import Reporting
 from toka.core.clock import SystemClock
 from toka.core.ids import RunId
-from toka.errors import NotFound
+from toka.errors import JournalError, NotFound
 from toka.events.event import RunCreated
 from toka.events.record import Record
 from toka.journal.sqlite import SqliteReader
 
 NEWEST = 20
 """Runs that `ps` lists without `--all`."""
-EXIT_GONE = 75
-"""Following stopped because nobody executes the run: try again after `toka resume`."""
 
 
 @click.command()
@@ -59,15 +60,19 @@ def ps(state: Path | None, every: bool, as_json: bool) -> int:  # noqa: FBT001 -
 @state_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(run_id: str, agent: str | None, state: Path | None, as_json: bool) -> int:  # noqa: FBT001 - click's way
-    """Show a run: agents, tasks, objectives, refused calls, and why something waits or failed.
+    """Show a run: agents, tasks, objectives, refused calls, metrics, and why something waits or failed.
 
     RUN is an id, the beginning of one, or @last.
     """
     with open_run(state, run_id) as (reader, run):
         view = view_of(reader, run, again(state))
+        declared = _declared(reader, view)
     only = match_name(view.state.agents, agent) if agent is not None else None
     try:
-        text = json_line(run_json(view, only)) if as_json else "\n".join(run_lines(view, only, painter(coloured())))
+        if as_json:
+            text = json_line(_show_json(view, only, declared))
+        else:
+            text = "\n".join(run_lines(view, only, painter(coloured()), declared))
     except MALFORMED as e:
         raise unreadable(run, e) from e
     emit(text)
@@ -98,7 +103,7 @@ def logs(run_id: str, agent: str | None, state: Path | None, follow: bool, full:
             _print(transcript, page, only)
         if follow:
             say(end_text(run, follower, again(state)))
-        return EXIT_GONE if follower.end == "gone" else 0
+        return JournalError.exit_code if follower.end == "gone" else 0
 
 
 def view_of(reader: SqliteReader, run: RunId, options: str = "") -> RunView:
@@ -121,6 +126,24 @@ def view_of(reader: SqliteReader, run: RunId, options: str = "") -> RunView:
         denials=denials_of(records),
         options=options,
     )
+
+
+def _declared(reader: SqliteReader, view: RunView) -> Declared:
+    """The metrics that the run's specs declare; empty when this version cannot read the specs. Raises JournalError."""
+    created = view.state.created
+    try:
+        records = json.loads(reader.blob(created.specs)) if created else ()
+        specs = [record["spec"] for record in records]
+        return {s["metadata"]["name"]: Reporting.model_validate(s.get("reporting", {})).metrics for s in specs}
+    except (NotFound, ValueError, TypeError, LookupError, AttributeError):
+        return {}
+
+
+def _show_json(view: RunView, only: str | None, declared: Declared) -> dict[str, Any]:
+    document = run_json(view, only)
+    for name, shown in document["agents"].items():
+        shown["metrics"] = gauges_json(view.state.agents[name], declared)
+    return document
 
 
 def _agents(reader: SqliteReader, run: RunId) -> tuple[list[str], str | None]:

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import click
 
-from toka.cli.check import warn_of
+from toka.cli.check import check_server, warn_of
 from toka.cli.door import read_settings, state_option
 from toka.cli.output import coloured, emit, say
 from toka.cli.probes import Answer, ask_models, examine
 from toka.cli.text import Cell, Paint, columns, json_line, line_of, painter
 from toka.config.settings import Settings
-
-EXIT_MISSING = 4
+from toka.errors import MissingError
 
 
 @click.command()
@@ -35,7 +34,7 @@ def doctor(state: Path | None, as_json: bool) -> int:  # noqa: FBT001 - click's 
             for f in found
         ]  # fmt: skip
         emit(json_line({"ok": not missing, "layers": rows}))
-        return EXIT_MISSING if missing else 0
+        return MissingError.exit_code if missing else 0
     paint = painter(coloured())
     head: list[Cell] = [(h, "dim") for h in ("", "LAYER", "WANTED", "GOT", "WHY")]
     rows_: list[list[Cell]] = [head]
@@ -49,7 +48,7 @@ def doctor(state: Path | None, as_json: bool) -> int:  # noqa: FBT001 - click's 
         if f.check.fix and not f.check.ok:
             emit(f"         fix: {line_of(f.check.fix)}")
     say(f"toka: missing: {', '.join(f.check.layer for f in missing)}" if missing else "toka: agents can run here")
-    return EXIT_MISSING if missing else 0
+    return MissingError.exit_code if missing else 0
 
 
 @click.command()
@@ -62,12 +61,13 @@ def models(model: str | None, base_url: str | None, as_json: bool) -> int:  # no
     Exits 4 when no model answers.
     """
     settings = read_settings(None, {"model": model, "base_url": base_url})
+    check_server(settings, model=settings.model)
     answer = ask_models(settings, environment_of(settings))
     if as_json:
         emit(json_line(answer.to_json()))
     else:
         _print_answer(answer, painter(coloured()))
-    return 0 if answer.ready else EXIT_MISSING
+    return 0 if answer.ready else MissingError.exit_code
 
 
 def _print_answer(answer: Answer, paint: Paint) -> None:

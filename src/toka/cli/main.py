@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import sys
-from typing import Any, Final
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from typing import Any, Final, TypeVar
 
 import click
 
-from toka.cli.output import ReaderGone, fail, internal
+from toka.cli.output import EXIT_BROKEN_PIPE, ReaderGone, fail, internal, say
 from toka.errors import TokaError
 from toka.version import __version__
 
+E = TypeVar("E", bound=Exception)
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "init": ("toka.cli.init:init", "Write a first team for the project in this directory."),
     "validate": ("toka.cli.check:validate", "Check specs and print every finding."),
@@ -97,11 +101,24 @@ def main(arguments: list[str] | None = None) -> None:
     except click.Abort:
         code = 130
     except TokaError as e:
-        code = fail(e)
+        code = _told(fail, e)
     except KeyboardInterrupt:
         code = 130
     except ReaderGone:
-        code = 141
+        code = EXIT_BROKEN_PIPE
     except Exception as e:  # noqa: BLE001 - the last edge: a defect is reported as one, with a code of its own
-        code = internal(e)
+        code = _told(internal, e)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _told(tell: Callable[[E], int], error: E) -> int:
+    """What `tell` returns; what it prints on stderr goes out without the secrets of this process's environment.
+
+    Models' failures hold none. This is for whatever else an error may quote, and for tracebacks.
+    """
+    from toka.llm.redact import Redactor, secrets_of
+
+    with redirect_stderr(io.StringIO()) as said:
+        code = tell(error)
+    say(Redactor(secrets_of(os.environ)).text(said.getvalue()).removesuffix("\n"))
+    return code

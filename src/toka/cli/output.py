@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Any
+from typing import Any, Final
 
 from toka.cli.text import json_line
 from toka.errors import ConfigError, ModelUnavailable, TokaError
@@ -21,6 +21,10 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is the one place that prints messages
     except BrokenPipeError:
         sys.stderr = None
+
+
+EXIT_BROKEN_PIPE: Final = 141
+"""As a shell reports a program that SIGPIPE ended."""
 
 
 def emit(text: str) -> None:

@@ -12,20 +12,17 @@ from toka.cli.door import ANY_PATH, again, open_journal, open_run, read_settings
 from toka.cli.follow import Follower, end_text
 from toka.cli.heads import CAN, Noted, compare, heads_json, read_heads
 from toka.cli.ids import find_run, match_name
-from toka.cli.look import EXIT_GONE
 from toka.cli.output import emit, say
 from toka.cli.render_event import event_line
 from toka.cli.text import json_line, line_of, some
 from toka.core.clock import SystemClock
 from toka.core.ids import RunId
-from toka.errors import NotFound, UsageError
+from toka.errors import JournalCorrupt, JournalError, NotFound, UsageError
 from toka.events.event import KINDS, RunCreated
 from toka.events.record import Record, payload
 from toka.journal.audit import Problem, Verdict, verify
 from toka.journal.database import failure
 from toka.journal.sqlite import SqliteReader
-
-EXIT_CORRUPT = 70
 
 
 @click.command()
@@ -51,7 +48,7 @@ def events(run_id: str, state: Path | None, agent: str | None, kind: str | None,
                 emit("\n".join(lines))
         if how["follow"]:
             say(end_text(run, follower, again(state)))
-        return EXIT_GONE if follower.end == "gone" else 0
+        return JournalError.exit_code if follower.end == "gone" else 0
 
 
 def _filter(reader: SqliteReader, run: RunId, agent: str | None, kind: str | None) -> Callable[[Record], bool]:
@@ -104,7 +101,7 @@ def audit_verify(run_id: str | None, state: Path | None, every: bool, heads: Pat
             emit(json_line(_verdict_json(verdict)) if as_json else "\n".join(_verdict_lines(verdict)))
     if not as_json and not bad:
         say(CAN if noted is None else "the noted heads are part of the record: it was not rewritten before them")
-    return EXIT_CORRUPT if bad else 0
+    return JournalCorrupt.exit_code if bad else 0
 
 
 @audit.command("heads")

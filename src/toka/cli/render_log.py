@@ -127,6 +127,9 @@ class Transcript:
         cost = f", {money(event.cost_usd)}" if event.cost_usd != 0 else ""
         model = f"{line_of(event.model, 80)}, " if event.model else ""
         wall = span(event.wall_s)
+        out += (
+            [self._paint("cut off: the reply had no room to end", "warn")] if message.get("finish") == "length" else []
+        )
         return [*out, self._paint(f"({model}{usage[0]:,} tokens in, {usage[1]:,} out{cost}, {wall})", "dim")]
 
     def _ran(self, event: StepDone, value: Any) -> list[str]:

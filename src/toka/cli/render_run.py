@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from toka.cli.explain_state import explanation, run_explanation
 from toka.cli.tally import RunLine, is_scripted
 from toka.cli.text import Cell, Paint, age, columns, compact, line_of, lines_of, moment, money, plain, some, span
 from toka.cli.view import Denial, RunView
+from toka.config.parts import Metric
 from toka.events.lifecycle import ObjectiveStatus, RunStatus, TaskStatus
 from toka.events.state import AgentState, ObjectiveState, TaskState
 
@@ -20,7 +22,29 @@ STYLES: Final = {
 """Colours only repeat what the word says."""
 REASON_LINES: Final = 8
 EVIDENCE_LINES: Final = 10
+UNDECLARED: Final = 20
+"""Figures that no spec declares which are shown of an agent; further ones are counted."""
 HEADER: Final = ("RUN", "STATE", "AGENTS", "AGE", "TOOK", "TOKENS", "COST", "MODEL", "WORKSPACE")
+
+Declared = Mapping[str, Sequence[Metric]]
+"""The metrics that specs declare, by agent. An agent that is not in it has a spec that cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """One figure of an agent.
+
+    Attributes:
+        name: as declared, or as reported.
+        value: the latest that was reported; None when none was.
+        unit: as declared; None when the spec names none.
+        declared: whether the spec declares it; None when that is unknown.
+    """
+
+    name: str
+    value: float | None
+    unit: str | None
+    declared: bool | None
 
 
 def list_lines(runs: Sequence[RunLine], now: float, paint: Paint = plain, options: str = "") -> list[str]:
@@ -74,8 +98,17 @@ def model_text(models: Sequence[str]) -> str:
     return ", ".join(shown) or "-"
 
 
-def run_lines(view: RunView, only: str | None = None, paint: Paint = plain) -> list[str]:
-    """One run, or one agent of it, with the reasons for everything that waits or went wrong."""
+def run_lines(
+    view: RunView, only: str | None = None, paint: Paint = plain, declared: Declared | None = None
+) -> list[str]:
+    """One run, or one agent of it, with the reasons for everything that waits or went wrong.
+
+    Args:
+        view: the run.
+        only: the one agent to show; None: all.
+        paint: how to colour.
+        declared: the metrics of its specs; None: unknown.
+    """
     state = view.state
     label = f"  {paint('SCRIPTED', 'warn')}: a script answered, no model" if is_scripted(view.models) else ""
     status = view.status.value
@@ -86,6 +119,7 @@ def run_lines(view: RunView, only: str | None = None, paint: Paint = plain) -> l
     for name, agent in state.agents.items():
         if only in (None, name):
             out += ["", *agent_lines(view, agent, paint)]
+            out += [f"  {line}" for line in _metrics(gauges(agent, declared or {}), paint)]
     return out
 
 
@@ -180,6 +214,34 @@ def _denial(denial: Denial, paint: Paint) -> list[str]:
         f"{paint('denied', 'warn')} {what} in {line_of(denial.task, 60)}{times}",
         f"    {line_of(denial.reason, 300)} (rule: {line_of(denial.rule, 120)})",
     ]
+
+
+def gauges(agent: AgentState, declared: Declared) -> list[Gauge]:
+    """An agent's figures: the declared ones in the order of its spec, then the others as they were reported."""
+    known = declared.get(agent.name)
+    units = {m.name: m.unit for m in known or ()}
+    out = [Gauge(name, agent.metrics.get(name), unit, declared=True) for name, unit in units.items()]
+    other = None if known is None else False
+    return out + [Gauge(name, value, None, other) for name, value in agent.metrics.items() if name not in units]
+
+
+def gauges_json(agent: AgentState, declared: Declared) -> list[dict[str, Any]]:
+    """The same for `toka show --json`: {"name", "value": null when not reported, "unit", "declared"}."""
+    return [asdict(gauge) for gauge in gauges(agent, declared)]
+
+
+def _metrics(figures: Sequence[Gauge], paint: Paint) -> list[str]:
+    others = [g for g in figures if not g.declared]
+    shown = [g for g in figures if g.declared] + others[:UNDECLARED]
+    rows: list[list[Cell]] = []
+    for gauge in shown:
+        value = "not reported" if gauge.value is None else f"{float(gauge.value):,.12g}"
+        text = f"{value} {line_of(gauge.unit, 40)}" if gauge.unit and gauge.value is not None else value
+        cell: Cell = (text, "dim") if gauge.value is None else text
+        note: list[Cell] = [("not declared in the spec", "dim")] if gauge.declared is False else []
+        rows.append([f"metric {line_of(gauge.name, 60)}", cell, *note])
+    more = len(others) - UNDECLARED
+    return columns(rows, paint=paint) + ([f"and {some(more, 'more figure')} not declared"] if more > 0 else [])
 
 
 def list_json(line: RunLine, now: float, options: str = "") -> dict[str, Any]:

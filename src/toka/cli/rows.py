@@ -7,16 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from toka.cli.text import clock
-from toka.config.diagnostics import visible
+from toka.cli.text import SHORT, clean, clock
 from toka.events.lifecycle import TASK_ENDS, AgentStatus, ObjectiveStatus, TaskStatus
 from toka.events.state import AgentState, RunState, TaskState
 from toka.runtime.progress import ProgressEvent
 
 NAME_WIDTH: Final = 24
 """Columns that the longest agent's name may take."""
-TEXT_WIDTH: Final = 200
-"""Characters of one text in a line."""
 TITLE_WIDTH: Final = 120
 """Characters of a task's description when it starts."""
 _ORDER: Final = (AgentStatus.FAILED, AgentStatus.WAITING, AgentStatus.RUNNING, AgentStatus.STARTING)
@@ -129,7 +126,7 @@ def event_line(event: ProgressEvent, done: int, total: int, width: int = 0) -> s
 
 def event_text(event: ProgressEvent) -> str:
     """What happened, with the task it concerns and without the agent."""
-    text = clean(event.text, TITLE_WIDTH if event.kind.endswith("_started") else TEXT_WIDTH)
+    text = clean(event.text, TITLE_WIDTH if event.kind.endswith("_started") else SHORT)
     if text.startswith("`") and text.count("`") == 1:
         text += " …`"  # the first of several lines of a command
     if not event.task:
@@ -164,13 +161,6 @@ def objectives_in_words(agent: AgentState) -> str:
     counts = Counter(o.status for o in agent.objectives.values())
     order = (ObjectiveStatus.VERIFIED, ObjectiveStatus.CLAIMED, ObjectiveStatus.FAILED, ObjectiveStatus.PENDING)
     return ", ".join(f"{counts[s]} {s.value}" for s in order if counts[s])
-
-
-def clean(text: str, limit: int = TEXT_WIDTH) -> str:
-    """The first line of a text, at most `limit` characters, unable to drive a terminal; … where more follows."""
-    first, _, rest = text.strip().partition("\n")
-    flat = visible(" ".join(first.split())) + (" …" if rest else "")
-    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
 
 def listed(items: list[str], limit: int = 6) -> str:

@@ -7,6 +7,7 @@ import gc
 import os
 import resource
 import signal
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -17,26 +18,27 @@ import click
 
 from toka.app import open_runtime, read_settings, submit_command
 from toka.cli.attach import Display, already_ended, author, follow
-from toka.cli.check import warn_of
+from toka.cli.check import check_server, check_specs, warn_of
 from toka.cli.door import ANY_PATH, again, folded, open_run
 from toka.cli.live import Lines, LiveView
-from toka.cli.output import emit_json, fail, live, say
+from toka.cli.output import EXIT_BROKEN_PIPE, ReaderGone, emit_json, live, say
 from toka.cli.stream import EventPrinter
 from toka.cli.summary import Details, details_of, done_json, summary_lines
 from toka.cli.tally import is_scripted
 from toka.config.agent import AgentConfig
-from toka.config.check import check_paths
 from toka.config.settings import Settings
 from toka.core.ids import RunId
-from toka.errors import ConfigError, JournalError, RunBusy, TokaError
+from toka.errors import ConfigError, JournalError, RunBusy, TokaError, UsageError
 from toka.events.lifecycle import RunStatus
+from toka.events.state import RunState
 from toka.orchestration.engine import OrchestrationEngine
 from toka.orchestration.preflight import preflight
 from toka.orchestration.request import RunRequest
 from toka.orchestration.result import RunResult
 from toka.orchestration.session import RunSession
 
-EXIT_BROKEN_PIPE: Final = 141
+LAST_LINE_S: Final = 1.0
+"""How long the last line may take to reach its reader when a second signal ends the process."""
 FILES: Final = 16_384
 """Files and connections that this process may have open at one time, where the system allows as many."""
 
@@ -66,10 +68,8 @@ def run(
     model = absolute_model(model) if model else None
     settings = read_settings({"state": _text(state), "model": model, "base_url": base_url})
     warn_of(settings.findings)
-    for name, sink in settings.channels.items():
-        if sink.webhook:
-            say(f"toka: channel {name}: a webhook is not called by this version; give it a file")
     configs = read_team(paths, settings)
+    check_server(settings, configs, model)
     options = {"model": absolute_model(settings.model), "base_url": settings.base_url}
     request = RunRequest(configs, workspace or Path.cwd(), tuple(enable), model, options)
     shown = Display(display["as_json"], display["quiet"], again(state))
@@ -90,21 +90,26 @@ def resume(run_id: str, state: Path | None, reason: str, **display: bool) -> int
     settings = read_settings({"state": _text(state)})
     warn_of(settings.findings)
     shown = Display(display["as_json"], display["quiet"], again(state))
-    with open_run(state, run_id) as (reader, run):
-        recorded = folded(run, reader.read(run))
-        if recorded.ended:
-            return already_ended(reader, recorded, shown)
-        lease = reader.lease(run)
-        if lease is not None and lease.alive:
-            asyncio.run(submit_command(settings, run, "resume", by=(author(), reason)))
-            return follow(reader, recorded, lease.holder.pid, shown)
-    options = recorded.created.options if recorded.created else {}
-    settings = replace(
-        settings,
-        model=options.get("model") or settings.model,
-        base_url=options.get("base_url") or settings.base_url,
-    )
-    return asyncio.run(_resume(settings, run, reason, shown))
+    while True:
+        with open_run(state, run_id) as (reader, run):
+            recorded = folded(run, reader.read(run))
+            if recorded.ended:
+                return already_ended(reader, recorded, shown)
+            lease = reader.lease(run)
+            if lease is not None and lease.alive:
+                asyncio.run(submit_command(settings, run, "resume", by=(author(), reason)))
+                return follow(reader, recorded, lease.holder.pid, shown)
+        code = asyncio.run(_resume(_as_recorded(settings, recorded), run, reason, shown))
+        if code is not None:
+            return code
+        run_id = run  # another process was faster; by now @last may mean another run
+
+
+def _as_recorded(settings: Settings, run: RunState) -> Settings:
+    """The settings to go on with: the model and the server are those that the run was made with."""
+    options = run.created.options if run.created else {}
+    model, base_url = options.get("model"), options.get("base_url")
+    return replace(settings, model=model or settings.model, base_url=base_url or settings.base_url)
 
 
 def absolute_model(model: str) -> str:
@@ -115,7 +120,7 @@ def absolute_model(model: str) -> str:
 
 def read_team(paths: Sequence[Path], settings: Settings) -> tuple[AgentConfig, ...]:
     """The specs at `paths`; warnings are printed. Raises ConfigError with every finding."""
-    configs, findings = check_paths(paths, settings.capabilities)
+    configs, findings = check_specs(paths, settings)
     errors = [f for f in findings if f.severity == "error"]
     if errors:
         count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
@@ -155,14 +160,19 @@ async def execute(settings: Settings, request: RunRequest, shown: Display) -> in
         return await _executed(settings, session, shown, after=0)
 
 
-async def _resume(settings: Settings, run: RunId, reason: str, shown: Display) -> int:
+async def _resume(settings: Settings, run: RunId, reason: str, shown: Display) -> int | None:
+    """Goes on with a run. None: another process was faster, and has it now or has brought it to its end."""
     allow_connections()
     async with open_runtime(settings) as runtime:
         try:
             after = max((r.id for r in runtime.journal.read(run)), default=0)
             session = await OrchestrationEngine(runtime).resume(run, author=author(), reason=reason)
-        except RunBusy as e:
-            return fail(e)
+        except RunBusy:
+            return None
+        except UsageError:
+            if folded(run, runtime.journal.read(run)).ended:
+                return None
+            raise
         try:
             await _check_rest(session)
         except TokaError:
@@ -196,7 +206,7 @@ async def _executed(settings: Settings, session: RunSession, shown: Display, *, 
         def on_broken() -> None:
             loop.call_soon_threadsafe(signals.broken)
 
-        printer = EventPrinter(settings.state, run, after, on_broken)
+        printer = signals.printer = EventPrinter(settings.state, run, after, on_broken)
         notify = printer.notify
         session.context.recorder.subscribe(lambda _: notify())
     elif not shown.quiet:
@@ -217,6 +227,10 @@ async def _executed(settings: Settings, session: RunSession, shown: Display, *, 
             view.stop()
         if printer is not None:
             await asyncio.to_thread(printer.close)
+            if printer.failure is not None:
+                say(f"toka: not all events were printed: {printer.failure.message}")
+        for problem in session.problems:
+            say(f"toka: {problem}")
         with suppress(JournalError):  # a lease that cannot be given back runs out
             await session.context.recorder.close()
     if broken is not None:
@@ -252,6 +266,7 @@ class _Signals:
         self._task: asyncio.Task[None] | None = None
         self.received = 0
         self.is_broken = False
+        self.printer: EventPrinter | None = None
 
     def __enter__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -271,9 +286,21 @@ class _Signals:
     def _on_signal(self, number: int) -> None:
         if self.received:
             say(f"toka: ended at once. Go on with: toka resume {self._run}{self._shown.options}")
+            if self.printer is not None:
+                last = threading.Thread(target=self._last_line, args=(self.printer,), daemon=True)
+                last.start()
+                last.join(LAST_LINE_S)  # a reader that does not read cannot hold the end up
             os._exit(128 + number)  # sandboxes die with this process; the record is durable up to the last commit
         say("toka: finishing the steps in flight; press Ctrl-C again to end at once")
         self._shut_down(number)
+
+    def _last_line(self, printer: EventPrinter) -> None:
+        """The `done` record of a run that is left as it stands."""
+        printer.stop_at_once(LAST_LINE_S)
+        state = self._session.context.recorder.state
+        result = RunResult(self._run, RunStatus.INTERRUPTED, state, "ended at once by a second signal")
+        with suppress(ReaderGone):
+            emit_json(done_json(result, Details(models=self._session.models)))
 
     def _shut_down(self, number: int) -> None:
         self.received = self.received or number

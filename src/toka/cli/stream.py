@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
-from typing import Final
 
+from toka.cli.door import PAGE
 from toka.cli.output import ReaderGone, emit_json
 from toka.core.clock import SystemClock
 from toka.core.ids import RunId
+from toka.errors import JournalError
 from toka.journal.sqlite import SqliteReader
-
-PAGE: Final = 500
 
 
 class EventPrinter:
-    """Prints a run's events, in order and without gaps, until it is closed; then the rest."""
+    """Prints a run's events, in order and without gaps, until it is closed; then the rest.
+
+    Attributes:
+        failure: why it stopped printing before that: the record could not be read; None: it did not.
+    """
 
     def __init__(self, state: Path, run: RunId, after: int, on_broken: Callable[[], None]) -> None:
         """Starts the thread.
@@ -36,12 +40,18 @@ class EventPrinter:
         self._on_broken = on_broken
         self._news = threading.Event()
         self._closing = False
+        self._line = threading.Lock()
+        self.failure: JournalError | None = None
         self._thread = threading.Thread(target=self._loop, name="toka-events", daemon=True)
         self._thread.start()
 
     def notify(self) -> None:
         """There are new events."""
         self._news.set()
+
+    def stop_at_once(self, seconds: float) -> None:
+        """Prints nothing more. A line that is being printed may take `seconds` to reach its reader."""
+        self._line.acquire(timeout=seconds)  # and never given back
 
     def close(self) -> None:
         """Prints what is left and ends the thread."""
@@ -50,22 +60,23 @@ class EventPrinter:
         self._thread.join()
 
     def _loop(self) -> None:
-        reader = SqliteReader(self._state, SystemClock())
         try:
-            while True:
-                closing = self._closing
-                self._news.clear()
-                self._print_all(reader)
-                if closing:
-                    return
-                self._news.wait()
+            with closing(SqliteReader(self._state, SystemClock())) as reader:
+                while True:
+                    is_last = self._closing
+                    self._news.clear()
+                    self._print_all(reader)
+                    if is_last:
+                        return
+                    self._news.wait()
         except ReaderGone:
             self._on_broken()
-        finally:
-            reader.close()
+        except JournalError as e:
+            self.failure = e
 
     def _print_all(self, reader: SqliteReader) -> None:
         while records := reader.read(self._run, after=self._after, limit=PAGE):
             for record in records:
-                emit_json(record.to_json())
+                with self._line:
+                    emit_json(record.to_json())
             self._after = records[-1].id

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from toka.cli.rows import NAME_WIDTH, clean, objectives_in_words
+from toka.cli.door import pages
+from toka.cli.rows import NAME_WIDTH, objectives_in_words
 from toka.cli.tally import is_scripted
-from toka.cli.text import columns, money, some, span
+from toka.cli.text import clean, columns, money, some, span
 from toka.cli.view import Denial, denials_of
 from toka.core.ids import RunId
 from toka.events.event import StepDenied, StepDone
@@ -20,7 +21,6 @@ from toka.orchestration.result import RunResult
 
 SHOWN: Final = 30
 """Agents, objectives and denials that are listed; further ones are counted."""
-PAGE: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,7 @@ def details_of(reader: Reader, run: RunId) -> Details:
     """Reads a run's record, a page at a time. Raises JournalError."""
     denied: list[Record] = []
     models: dict[str, None] = {}
-    after = 0
-    while records := reader.read(run, after=after, limit=PAGE):
-        after = records[-1].id
+    for records in pages(reader, run):
         for record in records:
             event = record.event
             if isinstance(event, StepDenied):

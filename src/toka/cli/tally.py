@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from toka.cli.door import standing
+from toka.cli.door import standing, wrong_in_record
 from toka.core.ids import RunId
 from toka.errors import JournalError
 from toka.events.event import AgentStateChanged, RunCreated, RunStateChanged
@@ -109,7 +109,7 @@ def _line(reader: SqliteReader, db: sqlite3.Connection, run: RunId) -> RunLine:
     except sqlite3.Error as e:
         return RunLine(run, None, str(failure(e, reader.path)))
     except (JournalError, AttributeError, LookupError, TypeError, ValueError) as e:
-        return RunLine(run, None, f"its record cannot be read ({e}); toka audit verify {run}")
+        return RunLine(run, None, f"its record cannot be read ({wrong_in_record(e)}); toka audit verify {run}")
 
 
 def _read(reader: SqliteReader, db: sqlite3.Connection, run: RunId) -> RunLine:

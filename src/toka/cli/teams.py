@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import Final
 
 from toka.cli.detect import Found
-from toka.cli.rows import clean
+from toka.cli.text import clean
 
 RESULT: Final = "toka-report/tests.txt"
 PASSED: Final = f"tail -n 1 {RESULT} | grep -qx 'exit 0'"

@@ -1,7 +1,7 @@
 """Text for a terminal: made visible, cut, aligned, coloured. Pure.
 
-Whatever agents, tools and specs wrote goes through `line_of` or `lines_of`, so that it cannot drive the terminal of the
-person who reads it.
+Whatever agents, tools and specs wrote goes through `line_of`, `lines_of` or `clean`, so that it cannot drive the
+terminal of the person who reads it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from toka.config.diagnostics import visible
 
 LINE: Final = 400
 """Characters that are shown of one line."""
+SHORT: Final = 200
+"""Characters that are shown of a text beside other things."""
 STYLES: Final = {"good": "32", "bad": "31", "warn": "33", "dim": "2", "bold": "1", "info": "36"}
 
 Paint = Callable[[str, str], str]
@@ -43,6 +45,16 @@ def line_of(text: str, limit: int = LINE) -> str:
     if len(text) <= limit:
         return visible(text)
     return f"{visible(text[:limit])} [... {len(text) - limit:,} more characters]"
+
+
+def clean(text: str, limit: int = SHORT) -> str:
+    """The first line of a text, its spaces as one each, at most `limit` characters; … where more follows.
+
+    For a title or a reason beside other things. `line_of` keeps all lines, shown as one, and says how much is missing.
+    """
+    first, _, rest = text.strip().partition("\n")
+    flat = visible(" ".join(first.split())) + (" …" if rest else "")
+    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
 
 def lines_of(text: str, most: int | None, limit: int | None = LINE) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from toka.config.agent import AgentConfig, Presets
 from toka.config.diagnostics import Finding, did_you_mean, in_order, quoted
@@ -44,19 +45,26 @@ def check(
     return in_order(out)
 
 
-def check_paths(
-    paths: Iterable[str | Path], custom: Presets | None = None
-) -> tuple[tuple[AgentConfig, ...], tuple[Finding, ...]]:
-    """Reads files and directories and checks what could be read, all in one pass.
+class Checked(NamedTuple):
+    """What `check_paths` read and found.
 
-    Returns:
-        The specs that could be read, sorted by name, and all findings. When a finding is an error, the specs must not
-        be run.
+    Attributes:
+        configs: the sound specs, sorted by name.
+        drafts: what stands of those with errors; see `AgentConfig.read`.
+        findings: all of them. When one is an error, the specs must not be run.
     """
+
+    configs: tuple[AgentConfig, ...]
+    drafts: tuple[AgentConfig, ...]
+    findings: tuple[Finding, ...]
+
+
+def check_paths(paths: Iterable[str | Path], custom: Presets | None = None) -> Checked:
+    """Reads files and directories and checks what could be read, all in one pass."""
     configs, drafts, found, complete = AgentConfig.read(paths)
     specs = sorted((*configs, *drafts), key=lambda c: str(c.source))
     findings = in_order((*found, *check(specs, custom, complete=complete)))
-    return tuple(sorted(configs, key=lambda c: c.name)), findings
+    return Checked(tuple(sorted(configs, key=lambda c: c.name)), drafts, findings)
 
 
 def _clashes(config: AgentConfig, first: dict[AgentName, AgentConfig]) -> Iterator[Problem]:

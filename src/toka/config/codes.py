@@ -254,8 +254,9 @@ CODES: Final[Mapping[str, Code]] = {
         "The limit is so small that no process could start under it, or out of the range that can be enforced.",
     ),
     "TK6001": Code(
-        "malformed model name",
-        "A model is written as `provider:model`, such as `openai:NAME`, or as `auto`. It has no spaces.",
+        "no such model",
+        "A model is written as `provider:model`, such as `openai:NAME`, or as `auto`, and the provider is one that "
+        "Toka knows; the message says which there are. `scripted:FILE` names a file that can be read.",
     ),
     "TK6002": Code(
         "cost limit without a price",

@@ -5,14 +5,19 @@ One table drives reading, `toka config show`, the reference in the manual, and t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
+from toka.config.diagnostics import quoted
 from toka.core import units
 
+T = TypeVar("T")
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+MAX_TEXT: Final = 1_000
+URL_FORMS: Final = "write http://HOST:PORT or https://HOST, without user, password, query or fragment"
 Read = Callable[[object], Any]
 """A value as written -> the value used. Raises ValueError with what is accepted."""
 
@@ -44,35 +49,61 @@ class Option:
         return "TOKA_" + self.key.rpartition(".")[2].upper()
 
 
+def as_written(value: object) -> str:
+    """A value as a message names it, in the words of TOML: text in quotes, a number as it is, else its kind."""
+    if isinstance(value, str):
+        return quoted(value, 40)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return "a number of that size" if 1e15 <= abs(value) < math.inf else str(value)
+    if isinstance(value, Mapping):
+        return "a table"
+    return "a list" if isinstance(value, list) else "a date or time"
+
+
+def _read_quantity(parse: Callable[[Any], T], value: object) -> T:
+    """Raises ValueError in our words, where the parser would show Python's form of the value."""
+    try:
+        return parse(value)
+    except units.UnitError as error:
+        raise ValueError(f"{as_written(value)} is not accepted; write {error.forms}") from None
+
+
 def _whole(low: int, high: int) -> Read:
     def read(value: object) -> int:
-        number = units.parse_count(cast(Any, value))
+        number = _read_quantity(units.parse_count, value)
         if not low <= number <= high:
-            raise ValueError(f"{number} is not between {low} and {high}")
+            raise ValueError(f"{as_written(value)} is not between {low:,} and {high:,}")
         return number
 
     return read
 
 
 def _seconds(value: object) -> float:
-    return units.parse_duration(cast(Any, value))
+    return _read_quantity(units.parse_duration, value)
 
 
 def _optional_seconds(value: object) -> float | None:
     """A duration, or the word `none` for no bound."""
-    return None if value == "none" else _seconds(value)
+    try:
+        return None if value == "none" else _seconds(value)
+    except ValueError as error:
+        raise ValueError(f'{error}; or "none"') from None
 
 
 def _size(value: object) -> int:
-    size = units.parse_bytes(cast(Any, value))
+    size = _read_quantity(units.parse_bytes, value)
     if not 1024 <= size <= 1024**3:
-        raise ValueError(f"{size} bytes is not between 1KB and 1GB")
+        raise ValueError(f"{as_written(value)} is not between 1KB and 1GB")
     return size
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str) or not value or not value.isprintable() or len(value) > 1_000:
-        raise ValueError("write one line of text")
+    if not isinstance(value, str):
+        raise ValueError(f"{as_written(value)} is not accepted; write text in quotes")
+    if not value or not value.isprintable() or len(value) > MAX_TEXT:
+        raise ValueError(f"write one line of text, of at most {MAX_TEXT:,} characters")
     return value
 
 
@@ -87,9 +118,14 @@ def _flag(value: object) -> bool:
 
 def _url(value: object) -> str:
     url = _text(value)
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
-        raise ValueError("write http://HOST or https://HOST, without a user or password in it")
+    try:
+        parts = urlsplit(url)
+        secretive = parts.username is not None or parts.query or parts.fragment
+        fine = parts.scheme in ("http", "https") and parts.hostname and not secretive and parts.port != 0
+    except ValueError:  # brackets that do not match, a port that is none
+        raise ValueError(URL_FORMS) from None
+    if not fine or " " in url:
+        raise ValueError(URL_FORMS)
     if parts.scheme == "http" and parts.hostname not in LOOPBACK:
         raise ValueError("write https:// for a server that is not on this machine")
     return url

@@ -140,10 +140,10 @@ def load_settings(cwd: Path, environment: Mapping[str, str], flags: Mapping[str,
         ConfigError: a file cannot be read or a value is wrong; it holds all findings.
     """
     personal = _directory(environment, "XDG_CONFIG_HOME", ".config")
-    files = [read_toml(cwd / "toka.toml", label_of(Path("toka.toml")), trusted=False)]
+    files = [_read_file(cwd / "toka.toml", label_of(Path("toka.toml")), trusted=False)]
     if personal is not None:
         path = personal / "toka" / "config.toml"
-        files.append(read_toml(path, label_of(path), trusted=True))
+        files.append(_read_file(path, label_of(path), trusted=True))
     reader = _Reader(environment, flags or {}, files)
     values = {option.field: reader.value(option) for option in OPTIONS}
     reader.unknown_variables()
@@ -205,6 +205,16 @@ class _Reader:
                 near = closest(name, known)
                 told = f"did you mean {near}?" if near else None
                 self.variable_source.add("TK2010", f"{name} is no setting", help=told, severity="warning")
+
+
+def _read_file(path: Path, label: str, *, trusted: bool) -> TomlFile:
+    """As `read_toml`; a number that Python does not take apart is a finding, too."""
+    try:
+        return read_toml(path, label, trusted=trusted)
+    except ValueError:
+        broken = TomlFile(Source(label), {}, trusted=trusted)
+        broken.source.add("TK1001", "not valid TOML: a number has too many digits")
+        return broken
 
 
 def _harmless(option: Option, raw: object) -> bool:

@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, cast
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from toka.config.diagnostics import did_you_mean, one_of, quoted
 from toka.config.dialect import keys_of
-from toka.config.options import OPTIONS, TABLES
+from toka.config.options import OPTIONS, TABLES, as_written
 from toka.config.parts import ResourceLimits
 from toka.config.secret import Secret, parse_secret
 from toka.config.toml import TomlFile
@@ -21,6 +23,9 @@ from toka.core.ids import NAME
 from toka.core.limits import Limits
 
 T = TypeVar("T")
+MAX_SAID: Final = 120
+"""Characters of what is said about one item."""
+LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 PRICES: Final = ("input", "output", "cache_read", "cache_write")
 
 
@@ -61,13 +66,15 @@ class Tables:
 
 
 class _Wrong(Exception):
-    """A value that is not accepted: what is wrong, and what to write instead."""
+    """A value that is not accepted: what is wrong, what to write instead, and what stands beside it; `also` more."""
 
-    def __init__(self, message: str, hint: str | None = None, code: str = "TK2011") -> None:
+    def __init__(self, message: str, hint: str | None = None, code: str = "TK2011", label: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.code = code
+        self.label = label
+        self.also: tuple[_Wrong, ...] = ()
 
 
 def read_tables(files: list[TomlFile], origins: dict[str, str]) -> Tables:
@@ -104,7 +111,8 @@ def _each(
         try:
             found = read(name, value)
         except _Wrong as wrong:
-            file.source.add(wrong.code, f"{table}.{name}: {wrong.message}", help=wrong.hint)
+            for one in (wrong, *wrong.also):
+                file.source.add(one.code, f"{table}.{name}: {one.message}", label=one.label, help=one.hint)
             continue
         if name not in into:
             into[name] = found
@@ -115,7 +123,9 @@ def _left_over(file: TomlFile) -> None:
     """Reports what no setting took."""
     known = [option.key for option in OPTIONS]
     for name, value in file.data.items():
-        if name == "execution" and isinstance(value, dict):
+        if name == "execution" and not isinstance(value, dict):
+            file.source.add("TK2011", "execution is a table", help="write [execution]")
+        elif name == "execution":
             inner = [key.removeprefix("execution.") for key in known if key.startswith("execution.")]
             for key in cast("dict[str, object]", value):
                 file.source.add(
@@ -137,11 +147,29 @@ def _limits(name: str, value: object) -> Limits:
     if name not in ("run", "day"):
         raise _Wrong("unknown scope", "write [limits.run] or [limits.day]")
     table = _table(value, keys_of(ResourceLimits))
+    odd = [
+        key for key, amount in table.items() if isinstance(amount, bool) or not isinstance(amount, str | int | float)
+    ]
+    found = [_Wrong(f"{key}: {as_written(table[key])} is not a quantity") for key in odd]
     try:
-        return ResourceLimits.model_validate(table).limits
+        limits = ResourceLimits.model_validate({key: amount for key, amount in table.items() if key not in odd}).limits
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise _Wrong(f"{first['loc'][0]}: {first['msg']}") from None
+        found += [_refused(detail) for detail in error.errors(include_url=False)]
+    else:
+        if not found:
+            return limits
+    first, *more = found
+    first.also = tuple(more)
+    raise first
+
+
+def _refused(detail: ErrorDetails) -> _Wrong:
+    """What a model says of one limit, in its own words where it has some."""
+    context: dict[str, Any] = detail.get("ctx") or {}
+    told = str(context.get("message") or detail["msg"])
+    if told.startswith(written := repr(detail["input"])):  # as Python writes it, in whatever length
+        told = as_written(detail["input"]) + told.removeprefix(written)
+    return _Wrong(f"{detail['loc'][0]}: {told}", context.get("help"), label=context.get("label") or "")
 
 
 def _price(name: str, value: object) -> ModelPrice:
@@ -164,23 +192,33 @@ def _prices(table: dict[str, object]) -> Iterator[tuple[str, float]]:
 
 def _capability(name: str, value: object) -> tuple[Capability, ...]:
     """`[capabilities.NAME]` with a known capability per key, or a list of bare names."""
+    hint = 'write such as filesystem-read = {paths = ["docs"]}'
     if not NAME.fullmatch(name):
         raise _Wrong("this cannot be a name")
     if name in known_names():
         raise _Wrong("a known capability cannot be redefined", "choose another name")
     table = value
     if isinstance(value, list):
-        table = {str(item): cast("dict[str, object]", {}) for item in cast("list[object]", value)}
-    if not isinstance(table, dict) or not table:
-        raise _Wrong("this is a table of capabilities", "write such as filesystem-read = {paths = ['docs']}")
+        items = cast("list[object]", value)
+        if not all(isinstance(item, str) for item in items):
+            raise _Wrong("a list of capabilities holds their names, in quotes", hint)
+        table = {str(item): cast("dict[str, object]", {}) for item in items}
+    if not isinstance(table, dict):
+        raise _Wrong(f"{as_written(cast('object', value))} is no table of capabilities", hint)
+    if not table:
+        raise _Wrong("no capability is named", hint)
     out: list[Capability] = []
     for inner, arguments in cast("dict[str, object]", table).items():
         try:
             found = resolve(inner, _arguments(arguments))
         except CapabilityError as error:
-            raise _Wrong(f"{inner}: {error}") from None
+            said = str(error)  # with the item in it, which may be of any length
+            short = said if len(said) <= MAX_SAID else f"{said[: MAX_SAID // 3]}…{said[-MAX_SAID // 2 :]}"
+            raise _Wrong(f"{inner}: {short}") from None
+        if not found.capabilities and inner not in known_names():
+            raise _Wrong(f"nobody defines {quoted(inner)}", did_you_mean(inner, known_names()))
         if not found.capabilities:
-            raise _Wrong(found.note, did_you_mean(inner, known_names()))
+            raise _Wrong(found.note)
         out += found.capabilities
     return tuple(out)
 
@@ -189,7 +227,7 @@ def _arguments(value: object) -> dict[str, tuple[str, ...]]:
     out: dict[str, tuple[str, ...]] = {}
     for key, items in _table(value, None).items():
         listed = cast("list[object]", items) if isinstance(items, list) else [items]
-        if not all(isinstance(item, (str, int)) for item in listed):
+        if not all(isinstance(item, str | int) and not isinstance(item, bool) for item in listed):
             raise _Wrong(f"{key} is a list of texts")
         out[key] = tuple(str(item) for item in listed)
     return out
@@ -201,15 +239,26 @@ def _channel(name: str, value: object) -> ChannelSink:
     if not isinstance(file, str | None) or not isinstance(webhook, str | None) or not (file or webhook):
         raise _Wrong("a channel goes to a file or a webhook", f'write [channels.{name}] file = "report.jsonl"')
     address = parse_secret(webhook) or webhook
-    if isinstance(address, str) and not address.startswith("https://"):
+    if isinstance(address, str) and not is_web_address(address):
         raise _Wrong("a webhook is an https address, or a reference to one")
     return ChannelSink(file, address)
+
+
+def is_web_address(text: str) -> bool:
+    """Whether reports may be sent there: by https, or by http to this very machine."""
+    try:
+        parts = urlsplit(text)
+        host = parts.hostname or ""
+        return bool(host) and (parts.scheme == "https" or (parts.scheme == "http" and host in LOOPBACK))
+    except ValueError:
+        return False
 
 
 def _table(value: object, known: tuple[str, ...] | None) -> dict[str, object]:
     """A table with known keys only (None: any)."""
     if not isinstance(value, dict):
-        raise _Wrong("this is a table")
+        told = f"such as {{{', '.join(f'{key} = …' for key in known[:2])}}}" if known else 'such as {paths = ["docs"]}'
+        raise _Wrong(f"{as_written(value)} is no table", f"write {told}")
     table = cast("dict[str, object]", value)
     unknown = next((key for key in table if known is not None and key not in known), None)
     if known is not None and unknown is not None:

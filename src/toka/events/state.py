@@ -1,35 +1,19 @@
-"""fold(state, record) -> state: the only definition of what a run's, an agent's and a task's status is.
+"""What the record of a run comes to: the states of the run, its agents, their tasks and objectives. Frozen values.
 
-Watching a live run, opening a finished one and recovering a crashed one are this fold over the same records. States are
-frozen; a fold that changes nothing returns the state it was given.
+`fold` is what makes them, and nothing else changes one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from toka.core.message import Usage
 from toka.events.event import (
-    AgentStateChanged,
-    CommandApplied,
-    ExecutorAttached,
-    HoldLifted,
-    HoldPlaced,
-    ObjectiveChanged,
     RunCreated,
-    RunStateChanged,
-    StepDenied,
-    StepDone,
-    StepFailed,
-    StepInDoubt,
-    StepIntent,
-    StepResolved,
-    TaskStateChanged,
 )
 from toka.events.lifecycle import AGENT_ENDS, RUN_ENDS, AgentStatus, ObjectiveStatus, RunStatus, TaskStatus
-from toka.events.record import Record
 
 JSON = dict[str, Any]
 
@@ -90,8 +74,10 @@ class AgentState:
         reason: of the last change of status; for a failed agent its error.
         why: the cause as a word for programs.
         holds: what keeps it from taking steps: hold -> reason.
+        stop: why it is to end, when that was asked for; empty when nobody has.
         tasks: by id, in the order in which they appeared.
         objectives: by number.
+        metrics: the latest figure that its reports gave by each name, whether its spec declares the name or not.
         usage: tokens of its model calls, tasks and repairs together.
         cost_usd: None when a call of unknown price was made.
         steps: how many of its steps were completed.
@@ -106,8 +92,10 @@ class AgentState:
     reason: str = ""
     why: str = ""
     holds: Mapping[str, str] = field(default_factory=dict[str, str])
+    stop: str = ""
     tasks: Mapping[str, TaskState] = field(default_factory=dict[str, TaskState])
     objectives: Mapping[int, ObjectiveState] = field(default_factory=dict[int, ObjectiveState])
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
     usage: Usage = field(default_factory=Usage)
     cost_usd: float | None = 0.0
     tool_calls: int = 0
@@ -157,223 +145,3 @@ class RunState:
     def ended(self) -> bool:
         """Whether it can change no more."""
         return self.status in RUN_ENDS
-
-
-def fold(state: RunState, record: Record) -> RunState:
-    """The run's state after one more record. Records must come in the order of their ids."""
-    if record.stream:
-        old = state.agents.get(record.stream) or AgentState(record.stream)
-        new = fold_agent(old, record)
-        if new is old and record.stream in state.agents:
-            return replace(state, last=record.id, changed_at=record.at)
-        return replace(state, agents={**state.agents, record.stream: new}, last=record.id, changed_at=record.at)
-    rule = _RUN_RULES.get(type(record.event))
-    new_run = rule(state, record) if rule else state
-    return replace(new_run, last=record.id, changed_at=record.at)
-
-
-def fold_all(run: str, records: Iterable[Record]) -> RunState:
-    """The state of a run from its records: as `fold` for each, but the agents are not copied for each."""
-    state = RunState(run)
-    agents: dict[str, AgentState] | None = None
-    last: Record | None = None
-    for last in records:
-        if last.stream:
-            agents = dict(state.agents) if agents is None else agents
-            agents[last.stream] = fold_agent(agents.get(last.stream) or AgentState(last.stream), last)
-        else:
-            state = fold(state if agents is None else replace(state, agents=agents), last)
-            agents = None
-    if agents is None or last is None:
-        return state
-    return replace(state, agents=agents, last=last.id, changed_at=last.at)
-
-
-def fold_agent(state: AgentState, record: Record) -> AgentState:
-    """An agent's state after one more record of its stream."""
-    rule = _AGENT_RULES.get(type(record.event))
-    return rule(state, record) if rule else state
-
-
-def _created(state: RunState, record: Record) -> RunState:
-    event = record.event
-    assert isinstance(event, RunCreated)
-    agents = {name: AgentState(name) for name in event.agents}
-    return replace(state, created=event, agents=agents, started_at=record.at)
-
-
-def _attached(state: RunState, record: Record) -> RunState:
-    event = record.event
-    assert isinstance(event, ExecutorAttached)
-    return replace(state, epoch=event.epoch)
-
-
-def _run_state(state: RunState, record: Record) -> RunState:
-    event = record.event
-    assert isinstance(event, RunStateChanged)
-    status = RunStatus(event.state)
-    ended = record.at if status in RUN_ENDS else None
-    return replace(state, status=status, reason=event.reason, ended_at=ended)
-
-
-def _applied(state: RunState, record: Record) -> RunState:
-    event = record.event
-    assert isinstance(event, CommandApplied)
-    return replace(state, commands=state.commands | {event.command})
-
-
-def _run_hold(state: RunState, record: Record) -> RunState:
-    return replace(state, holds=_holds(state.holds, record))
-
-
-def _agent_hold(state: AgentState, record: Record) -> AgentState:
-    return replace(state, holds=_holds(state.holds, record), changed_at=record.at)
-
-
-def _holds(holds: Mapping[str, str], record: Record) -> Mapping[str, str]:
-    event = record.event
-    if isinstance(event, HoldPlaced):
-        return {**holds, event.hold: event.reason}
-    assert isinstance(event, HoldLifted)
-    return {k: v for k, v in holds.items() if k != event.hold}
-
-
-def _agent_state(state: AgentState, record: Record) -> AgentState:
-    event = record.event
-    assert isinstance(event, AgentStateChanged)
-    status = AgentStatus(event.state)
-    started, active, stint = state.started_at, state.active_s, state.stint_at
-    if status is AgentStatus.STARTING:
-        started = record.at if started is None else started
-        active += max(0.0, state.changed_at - stint) if stint is not None else 0.0
-        stint = record.at
-    return replace(
-        state,
-        status=status,
-        active_s=active,
-        stint_at=stint,
-        reason=event.reason,
-        why=event.why,
-        started_at=started,
-        ended_at=record.at if status in AGENT_ENDS else None,
-        changed_at=record.at,
-    )
-
-
-def _task_state(state: AgentState, record: Record) -> AgentState:
-    event = record.event
-    assert isinstance(event, TaskStateChanged)
-    old = state.tasks.get(event.task) or TaskState(event.task)
-    status = TaskStatus(event.state)
-    began = old.began_s
-    if began is None and status is TaskStatus.RUNNING:
-        began = state.active_s + (max(0.0, record.at - state.stint_at) if state.stint_at is not None else 0.0)
-    new = replace(
-        old,
-        began_s=began,
-        title=event.title or old.title,
-        status=status,
-        attempt=event.attempt or old.attempt,
-        reason=event.reason,
-        why=event.why,
-        report=event.report if event.report is not None else old.report,
-        question=old.question if status is TaskStatus.NEEDS_ATTENTION else "",
-    )
-    return _with_task(state, record, new)
-
-
-def _intent(state: AgentState, record: Record) -> AgentState:
-    event = record.event
-    assert isinstance(event, StepIntent)
-    task = _task_of(state, event.step)
-    counted = 1 if "/tool/" in event.step and not event.again else 0
-    flying = {**task.in_flight, event.step: event.what}
-    if event.lost is None:
-        new = replace(task, in_flight=flying, tool_calls=task.tool_calls + counted)
-        return _with_task(state, record, new, tool_calls=state.tool_calls + counted)
-    usage, price = Usage.from_json(event.lost), event.lost[5]
-    cost = None if state.cost_usd is None or price is None else state.cost_usd + price
-    new = replace(task, in_flight=flying, usage=task.usage + usage)
-    return _with_task(state, record, new, usage=state.usage + usage, cost_usd=cost)
-
-
-def _ended_step(state: AgentState, record: Record) -> AgentState:
-    event = record.event
-    assert isinstance(event, StepDone | StepFailed)
-    task = _task_of(state, event.step)
-    flying = {k: v for k, v in task.in_flight.items() if k != event.step} if task.in_flight else task.in_flight
-    steps = state.steps + isinstance(event, StepDone)
-    if event.usage is None:
-        return _with_task(state, record, replace(task, in_flight=flying), steps=steps)
-    usage = Usage.from_json(event.usage)
-    cost = None if state.cost_usd is None or event.cost_usd is None else state.cost_usd + event.cost_usd
-    new = replace(task, in_flight=flying, usage=task.usage + usage)
-    return _with_task(state, record, new, usage=state.usage + usage, cost_usd=cost, steps=steps)
-
-
-def _denied(state: AgentState, record: Record) -> AgentState:
-    event = record.event
-    assert isinstance(event, StepDenied)
-    task = _task_of(state, event.step)
-    return _with_task(state, record, replace(task, denied=task.denied + 1), denied=state.denied + 1)
-
-
-def _doubt(state: AgentState, record: Record) -> AgentState:
-    event = record.event
-    assert isinstance(event, StepInDoubt)
-    return _with_task(state, record, replace(_task_of(state, event.step), question=event.question))
-
-
-def _resolved(state: AgentState, record: Record) -> AgentState:
-    event = record.event
-    assert isinstance(event, StepResolved)
-    return _with_task(state, record, replace(_task_of(state, event.step), question=""))
-
-
-def _objective(state: AgentState, record: Record) -> AgentState:
-    event = record.event
-    assert isinstance(event, ObjectiveChanged)
-    old = state.objectives.get(event.objective) or ObjectiveState(event.objective)
-    new = replace(
-        old,
-        title=event.title or old.title,
-        status=ObjectiveStatus(event.state),
-        round=event.round,
-        evidence=event.evidence,
-    )
-    return replace(state, objectives={**state.objectives, event.objective: new}, changed_at=record.at)
-
-
-def _task_of(state: AgentState, step: str) -> TaskState:
-    task = step.partition("/")[0]
-    return state.tasks.get(task) or TaskState(task)
-
-
-def _with_task(state: AgentState, record: Record, task: TaskState, **changes: Any) -> AgentState:
-    if task.id in state.tasks or not task.id.startswith("objective-"):
-        changes["tasks"] = {**state.tasks, task.id: task}
-    return replace(state, changed_at=record.at, **changes)
-
-
-_RUN_RULES: Final[Mapping[type[Any], Callable[[RunState, Record], RunState]]] = {
-    RunCreated: _created,
-    ExecutorAttached: _attached,
-    RunStateChanged: _run_state,
-    CommandApplied: _applied,
-    HoldPlaced: _run_hold,
-    HoldLifted: _run_hold,
-}
-
-_AGENT_RULES: Final[Mapping[type[Any], Callable[[AgentState, Record], AgentState]]] = {
-    AgentStateChanged: _agent_state,
-    HoldPlaced: _agent_hold,
-    HoldLifted: _agent_hold,
-    TaskStateChanged: _task_state,
-    StepIntent: _intent,
-    StepDone: _ended_step,
-    StepFailed: _ended_step,
-    StepDenied: _denied,
-    StepInDoubt: _doubt,
-    StepResolved: _resolved,
-    ObjectiveChanged: _objective,
-}

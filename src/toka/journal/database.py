@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import time
 from pathlib import Path
 from typing import Final
 
-from toka.errors import JournalError, JournalUnavailable
+from toka.errors import JournalError, JournalGone, JournalUnavailable
 
 FILE: Final = "journal.db"
 SCHEMA: Final = 1
@@ -32,6 +33,46 @@ CREATE TABLE commands(
 CREATE INDEX commands_by_run ON commands(run, id);
 CREATE TABLE blobs(digest TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
 """
+
+
+class OpenFile:
+    """A database file that is open, to notice when it lies there no more.
+
+    The system keeps a deleted file for those who have it open, and SQLite goes on writing into it without a word.
+
+    Attributes:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Remembers which file lies at `path` now. Raises JournalGone: none does."""
+        self.path = path
+        self._file: tuple[int, int] | None = None
+        self._file = self._found()
+        if self._file is None:
+            raise self.gone()
+
+    def check(self) -> None:
+        """Raises JournalGone when the file does not lie there any more."""
+        if self._found() != self._file:
+            raise self.gone()
+
+    def gone(self) -> JournalGone:
+        """What to say when it is not there any more."""
+        return JournalGone(
+            f"the journal {self.path} is gone: its directory was deleted or moved while it was in use",
+            hint="if it was moved, say where: --state DIR; if it was deleted, its runs are lost: start again",
+        )
+
+    def _found(self) -> tuple[int, int] | None:
+        """Device and inode of the file that lies there; None when there is none."""
+        try:
+            found = self.path.stat()
+        except OSError as e:
+            if e.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+                return None
+            return self._file  # whoever may not look does not know better
+        return found.st_dev, found.st_ino
 
 
 def prepare(state: Path) -> Path:

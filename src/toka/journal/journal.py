@@ -143,6 +143,10 @@ class Journal(Reader, Protocol):
     async def acquire(self, run: RunId) -> Lease:
         """Takes the run's lease, raising its token and all its streams' epochs by one.
 
+        A holder that is dead for certain loses it at once, another one when it ran out. But while this process could
+        not reach the record, a holder may have been unable to renew for the same reason: so when that lasted longer
+        than a lease, one that ran out is left alone for another LEASE_S, and this waits.
+
         Raises:
             RunBusy: a live process holds it.
         """

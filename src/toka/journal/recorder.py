@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 
 from toka.errors import StaleEpoch
 from toka.events.event import Event
+from toka.events.fold import fold, fold_all
 from toka.events.record import Record
-from toka.events.state import RunState, fold, fold_all
+from toka.events.state import RunState
 from toka.journal.journal import Journal, Lease
 
 Listener = Callable[[Record], None]

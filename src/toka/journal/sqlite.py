@@ -16,9 +16,10 @@ from toka.core.ids import RunId
 from toka.errors import JournalCorrupt, JournalError, NotFound, RunBusy, StaleEpoch, TokaError
 from toka.events.event import Event
 from toka.events.record import Record, decode
-from toka.journal.database import connect, failure, prepare
+from toka.journal.database import OpenFile, connect, failure, prepare
 from toka.journal.holder import holder_lives, this_holder
-from toka.journal.journal import LEASE_S, QUEUE_EVENTS, Command, Holder, Lease, LeaseView, OnCommit
+from toka.journal.journal import LEASE_S, QUEUE_EVENTS, RENEW_S, Command, Holder, Lease, LeaseView, OnCommit
+from toka.journal.poke import sweep
 from toka.journal.writer import Append, Call, Writer
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ class SqliteReader:
         """Opens the journal in the state directory, making an empty one when there is none. Raises JournalError."""
         self.path = prepare(state)
         self._clock = clock
+        self._file = OpenFile(self.path)
         self._db = connect(self.path, readonly=True)
 
     def runs(self) -> list[RunId]:
@@ -58,12 +60,14 @@ class SqliteReader:
         return self._decoded(*rows[0]) if rows else None
 
     def lease(self, run: RunId) -> LeaseView | None:
-        """See Reader."""
+        """See Reader. Raises JournalGone, as `commands` does: these two are asked again and again."""
+        self._file.check()
         rows = self._all("SELECT host, boot, pidns, pid, started, taken, until FROM leases WHERE run=?", (run,))
         return view(rows[0], self._clock.boottime()) if rows and rows[0][6] > 0 else None
 
     def commands(self, run: RunId, after: int = 0) -> list[Command]:
         """See Reader."""
+        self._file.check()
         rows = self._all(
             "SELECT id, verb, agent, arguments, author, reason FROM commands WHERE run=? AND id>? ORDER BY id",
             (run, after),
@@ -120,6 +124,12 @@ def view(row: tuple[Any, ...], now: float) -> LeaseView:
     return LeaseView(holder, until, max(0.0, now - taken), alive)
 
 
+def _left(db: sqlite3.Connection, run: RunId) -> bool:
+    """Whether the process that executed a run last is dead for certain; who gave its lease back may well live."""
+    row = db.execute("SELECT host, boot, pidns, pid, started FROM leases WHERE run=?", (run,)).fetchone()
+    return row is not None and holder_lives(Holder(*row)) is False
+
+
 class SqliteJournal(SqliteReader):
     """The journal of a process that executes runs. Belongs to the event loop it was made in."""
 
@@ -130,34 +140,41 @@ class SqliteJournal(SqliteReader):
         self._publish: dict[str, OnCommit] = {}
         self._pending = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._writer = Writer(self.path, clock, self._batch_written)
+        self._writer = Writer(self._file, clock, self._batch_written)
         self._closed = False
 
     async def acquire(self, run: RunId) -> Lease:
         """See Journal."""
+        while not isinstance(taken := await self._call(lambda db: self._take(db, run)), Lease):
+            await self._clock.sleep(min(taken, RENEW_S))  # whoever renews meanwhile need not be waited for any longer
+        return taken
 
-        def body(db: sqlite3.Connection) -> Lease:
-            now, me = self._clock.boottime(), this_holder()
-            row = db.execute(
-                "SELECT host, boot, pidns, pid, started, taken, until, token FROM leases WHERE run=?", (run,)
-            ).fetchone()
-            if row and row[6] > 0 and (old := view(row[:7], now)).alive:
-                who, age = old.holder, old.age_s
+    def _take(self, db: sqlite3.Connection, run: RunId) -> Lease | float:
+        """Takes a run's lease in an open transaction; or says how many seconds to wait before another attempt."""
+        now, me = self._clock.boottime(), this_holder()
+        row = db.execute(
+            "SELECT host, boot, pidns, pid, started, taken, until, token FROM leases WHERE run=?", (run,)
+        ).fetchone()
+        if row and row[6] > 0:
+            old = view(row[:7], now)
+            if old.alive:
                 raise RunBusy(
-                    f"run {run} is being executed by process {who.pid} on {who.host}, since {age:.0f} s",
+                    f"run {run} is being executed by process {old.holder.pid} on {old.holder.host}, "
+                    f"since {old.age_s:.0f} s",
                     hint=f"follow it: toka events {run} --follow",
                 )
-            token = row[7] + 1 if row else 1
-            db.execute(
-                "INSERT OR REPLACE INTO leases VALUES (?,?,?,?,?,?,?,?,?)",
-                (run, token, me.host, me.boot, me.pidns, me.pid, me.started, now, now + LEASE_S),
-            )
-            db.execute("UPDATE streams SET epoch=epoch+1 WHERE run=?", (run,))
-            lease = Lease(run, token, dict(db.execute("SELECT name, epoch FROM streams WHERE run=?", (run,))))
-            self._writer.adopt(lease, now + LEASE_S)
-            return lease
-
-        return await self._call(body)
+            if (wait := self._writer.patience(now)) and holder_lives(old.holder) is not False:
+                return wait
+        token = row[7] + 1 if row else 1
+        db.execute(
+            "INSERT OR REPLACE INTO leases VALUES (?,?,?,?,?,?,?,?,?)",
+            (run, token, me.host, me.boot, me.pidns, me.pid, me.started, now, now + LEASE_S),
+        )
+        db.execute("UPDATE streams SET epoch=epoch+1 WHERE run=?", (run,))
+        lease = Lease(run, token, dict(db.execute("SELECT name, epoch FROM streams WHERE run=?", (run,))))
+        sweep(self.path.parent, lambda other: _left(db, other))
+        self._writer.adopt(lease, now + LEASE_S)
+        return lease
 
     async def release(self, lease: Lease) -> None:
         """See Journal."""

@@ -12,14 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from toka.core.clock import Clock
-from toka.errors import JournalError, StaleEpoch, TokaError
+from toka.errors import JournalError, JournalGone, StaleEpoch, TokaError
 from toka.events.event import Event
 from toka.events.record import Record, encode
-from toka.journal.database import connect, failure
+from toka.journal.database import OpenFile, connect, failure
 from toka.journal.journal import GENESIS, LEASE_S, RENEW_S, Lease, chain
 
 BATCH_EVENTS: Final = 2_000
@@ -64,11 +63,17 @@ OnBatch = Callable[[Sequence[Append]], None]
 
 
 class Writer:
-    """Owns the one writing connection. `put` may be called from any thread."""
+    """Owns the one writing connection. `put` may be called from any thread.
 
-    def __init__(self, path: Path, clock: Clock, on_batch: OnBatch) -> None:
+    It reaches for the database at least every RENEW_S, whether it has anything to write or not. So when more than
+    LEASE_S lie between two commits, the database could not be reached, or this process was frozen; others may have
+    fared alike, and a lease that ran out meanwhile says nothing about its holder: see `patience`.
+    """
+
+    def __init__(self, file: OpenFile, clock: Clock, on_batch: OnBatch) -> None:
         """Starts the thread. `on_batch` is called in it after each commit, with what was committed, in order."""
-        self._path = path
+        self._file = file
+        self._gone = False
         self._clock = clock
         self._on_batch = on_batch
         self._queue: queue.SimpleQueue[Append | Call | None] = queue.SimpleQueue()
@@ -76,7 +81,9 @@ class Writer:
         self._leases: dict[str, Lease] = {}
         self._until: dict[str, float] = {}
         self._renewed = 0.0
-        self._connection = connect(path, anywhere=True)
+        self._reached = clock.boottime()
+        self._patient_until = 0.0
+        self._connection = connect(file.path, anywhere=True)
         self._thread = threading.Thread(target=self._loop, name="toka-journal", daemon=True)
         self._thread.start()
 
@@ -96,6 +103,14 @@ class Writer:
         self._connection.close()
 
     # What follows runs in the writer thread.
+
+    def patience(self, now: float) -> float:
+        """Seconds from `now`, in boot time, for which a lease that ran out is to be left alone; 0.0: none.
+
+        One lease, from the moment on which the database could be reached again: its holder renews it before that, if
+        it lives. Only valid in a transaction.
+        """
+        return max(0.0, self._patient_until - now)
 
     def adopt(self, lease: Lease, until: float) -> None:
         """Appends under this lease are accepted from here, and it is renewed; it lasts `until`, in boot time."""
@@ -121,7 +136,7 @@ class Writer:
     def _loop(self) -> None:
         while True:
             try:
-                item = self._queue.get(timeout=RENEW_S if self._leases else None)
+                item = self._queue.get(timeout=RENEW_S)
             except queue.Empty:
                 self._renew_alone()
                 continue
@@ -148,17 +163,13 @@ class Writer:
             self._begin()
             try:
                 result = call.body(self._connection)
-                self._connection.execute("COMMIT")
+                self._commit()
             except BaseException:
                 self._rollback()
                 self._heads.clear()
                 raise
-        except sqlite3.Error as e:
-            result = failure(e, self._path)
-        except TokaError as e:
-            result = e
-        except UNSTORABLE as e:
-            result = JournalError(f"a value cannot be stored: {e}")
+        except (sqlite3.Error, TokaError, *UNSTORABLE) as e:
+            result = self._refusal(e, "a value")
         call.done(result)
 
     def _write(self, batch: list[Append]) -> None:
@@ -171,16 +182,20 @@ class Writer:
                 for append in batch:
                     self._write([append])
                 return
-            batch[0].done(self._refusal(e))
+            batch[0].done(self._refusal(e, "an event"))
             return
         self._on_batch(batch)
 
-    def _refusal(self, error: Exception) -> TokaError:
+    def _refusal(self, error: Exception, what: str) -> TokaError:
         if isinstance(error, TokaError):
             return error
-        if isinstance(error, sqlite3.Error):
-            return failure(error, self._path)
-        return JournalError(f"an event cannot be stored: {error}")
+        if not isinstance(error, sqlite3.Error):
+            return JournalError(f"{what} cannot be stored: {error}")
+        try:
+            self._file.check()
+        except JournalGone as gone:
+            return gone  # whatever SQLite says about it
+        return failure(error, self._file.path)
 
     def _transaction(self, batch: list[Append]) -> None:
         """Writes a batch or nothing. The heads in memory advance only after the commit."""
@@ -193,7 +208,7 @@ class Writer:
             first = self._insert(rows)
             self._advance(heads)
             renewed = self._renew(self._clock.boottime())
-            self._connection.execute("COMMIT")
+            self._commit()
         except BaseException:
             self._rollback()
             raise
@@ -294,21 +309,37 @@ class Writer:
         try:
             self._begin()
             renewed = self._renew(self._clock.boottime())
-            self._connection.execute("COMMIT")
+            self._commit()
             self._note_renewal(renewed)
-        except sqlite3.Error:
+        except (sqlite3.Error, JournalGone):
             self._rollback()  # the next round tries again; a lease that ran out is noticed by the fence
 
     def _begin(self) -> None:
+        """Begins a transaction. Raises JournalGone: there is no journal any more to write to."""
+        if self._gone:
+            raise self._file.gone()
         end = time.monotonic() + _BUSY_S
         while True:
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
-                return
+                break
             except sqlite3.OperationalError as e:
                 code = getattr(e, "sqlite_errorcode", 0) & 0xFF
                 if code != sqlite3.SQLITE_BUSY or time.monotonic() > end:
                     raise
+        now = self._clock.boottime()
+        if now - self._reached > LEASE_S:
+            self._patient_until = now + LEASE_S
+
+    def _commit(self) -> None:
+        """Commits the transaction. Raises JournalGone: nobody will find what was committed."""
+        self._connection.execute("COMMIT")
+        self._reached = self._clock.boottime()
+        try:
+            self._file.check()
+        except JournalGone:
+            self._gone = True
+            raise
 
     def _rollback(self) -> None:
         if self._connection.in_transaction:

@@ -139,13 +139,3 @@ class Meter(Protocol):
             error: None for a usable reply, else the failure's kind (`timeout`, `cancelled` ...).
         """
         ...
-
-
-class Unmetered:
-    """A meter that allows everything and remembers nothing."""
-
-    def reserve(self, attempt: int, estimate: Estimate, /) -> None:
-        """See Meter."""
-
-    def settle(self, attempt: int, usage: Usage, cost_usd: float | None, error: str | None, /) -> None:
-        """See Meter."""

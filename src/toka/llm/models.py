@@ -3,7 +3,7 @@
 pydantic-ai knows each provider's protocol; the loop, the retries, the budgets and the durable form are ours. Our
 messages go in, one direct request is made, our reply comes out. Nothing in a reply is repaired: arguments that are not
 JSON stay as they came (sent back, they are wrapped by pydantic-ai as `{"INVALID_JSON": "..."}`, because providers want
-an object). A reply in which two calls have the same id cannot be answered, and is a failure of kind `malformed`.
+an object). Two calls of one reply may have the same id: whoever answers them tells the model.
 
 Only this module, `conversion` and the `wire_*` modules import pydantic-ai, and only this module is imported by others;
 a wire, with its vendor's SDK, is imported when the first of its models is asked for.
@@ -11,6 +11,7 @@ a wire, with its vendor's SDK, is imported when the first of its models is asked
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 import httpx2
@@ -37,9 +38,18 @@ _FINISH: Final[dict[str | None, Finish]] = {"length": "length", "content_filter"
 class VendorModels:
     """Makes vendor models. One SDK client per server and key; all share one transport and its connections."""
 
-    def __init__(self, clock: Clock, transport: TransportSettings | None = None) -> None:
-        """Makes none yet; `transport` None: the defaults."""
+    def __init__(
+        self, clock: Clock, transport: TransportSettings | None = None, redact: Callable[[str], str] = str
+    ) -> None:
+        """Makes none yet.
+
+        Args:
+            clock: time, for Retry-After dates.
+            transport: None: the defaults.
+            redact: takes secrets out of what providers say of failures and of themselves.
+        """
         self._clock = clock
+        self._redact = redact
         self._settings = transport or TransportSettings()
         self._transport = AiohttpTransport(self._settings)
         self._clients: dict[tuple[str, str | None, str | None], Any] = {}
@@ -57,7 +67,7 @@ class VendorModels:
                 transport=self._transport, timeout=self._settings.deadline_s, follow_redirects=False, trust_env=False
             )
             self._clients[server] = sdk = cast("Any", wire.client(endpoint, http))
-        return VendorModel(name, wire.model(endpoint, sdk), self._clock)
+        return VendorModel(name, wire.model(endpoint, sdk), self._clock, self._redact)
 
     async def aclose(self) -> None:
         """Closes all connections. Safe to call twice."""
@@ -70,10 +80,11 @@ class VendorModels:
 class VendorModel:
     """A Model over one of pydantic-ai's. Closed by the `VendorModels` that made it."""
 
-    def __init__(self, name: str, model: PydanticModel[Any], clock: Clock) -> None:
+    def __init__(self, name: str, model: PydanticModel[Any], clock: Clock, redact: Callable[[str], str] = str) -> None:
         self._name = name
         self._model = model
         self._clock = clock
+        self._redact = redact
         self._tools = ToolSets()
 
     @property
@@ -97,20 +108,20 @@ class VendorModel:
                 model_request_parameters=self._tools.of(request.tools),
                 instrument=False,
             )
-        except (UserError, UnicodeEncodeError) as e:
-            raise failed("invalid_request", f"{self._name}: the request cannot be sent: {e}") from e
+            return self._reply(response)
+        except UnicodeEncodeError as e:
+            raise failed("invalid_request", f"{self._name}: the request holds text that is no Unicode") from e
+        except UserError as e:
+            why = self._redact(str(e))
+            raise failed("invalid_request", f"{self._name}: the request cannot be sent: {why}") from e
         except _UNREADABLE as e:
-            raise call_error(e, self._name, self._clock.now()) from e
-        return self._reply(response)
+            raise call_error(e, self._name, self._clock.now(), self._redact) from e
 
     def _reply(self, response: pm.ModelResponse) -> ModelReply:
         message = from_vendor(response, self._model.system)
         usage = usage_of(response.usage)
-        ids = [call.id for call in message.calls]
-        if len(set(ids)) < len(ids):
-            raise failed("malformed", f"{self._name}: two tool calls of one reply have the same id", usage=usage)
         finish = _FINISH.get(response.finish_reason) or ("tool_calls" if message.calls else "stop")
-        model = response.model_name or self._name.partition(":")[2]
+        model = self._redact(response.model_name or "") or self._name.partition(":")[2]
         return ModelReply(message, usage or Usage(calls=1), model, None, finish, estimated=usage is None)
 
     async def aclose(self) -> None:

@@ -33,6 +33,7 @@ _SHAPES: Final = re.compile(
     """,
     re.VERBOSE,
 )
+_SECRET_NAME: Final = re.compile(r"(?i)(?:API_?KEY|ACCESS_KEY|SECRET_KEY|TOKEN|SECRET|PASSWORD|PASSWD)$")
 _HEADERS: Final = re.compile(
     r"""(?i)\b(?P<name>authorization["']?\s*[:=]\s*["']?(?:bearer|basic|token)\s+|x-api-key["']?\s*[:=]\s*["']?)"""
     r"""[A-Za-z0-9+/=._~-]{4,} | \b(?P<scheme>bearer\s+)[A-Za-z0-9+/=._~-]{16,}""",
@@ -44,6 +45,11 @@ _HINTS: Final = (
     "uthorization", "UTHORIZATION", "pi-key", "PI-KEY", "pi-Key", "PI-Key",
 )  # fmt: skip
 """Text without any of these has none of the shapes: the cheap way out."""
+
+
+def secrets_of(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The values of an environment that are secrets by the end of their names, as all providers' keys are."""
+    return tuple(value for name, value in environment.items() if value and _SECRET_NAME.search(name))
 
 
 class Redactor:

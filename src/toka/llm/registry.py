@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from toka.core.clock import Clock
 from toka.errors import UsageError
 from toka.llm.model import Model
-from toka.llm.resolve import AUTO, endpoint_of
+from toka.llm.names import AUTO
+from toka.llm.redact import Redactor, secrets_of
+from toka.llm.resolve import endpoint_of
 from toka.llm.scripted import ScriptedModel
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ class ModelRegistry:
         """Makes a registry; connects to nobody.
 
         Args:
-            environment: keys and addresses (see `toka.llm.resolve`).
+            environment: keys and addresses (see `toka.llm.resolve`). Its secrets are taken out of providers' errors.
             clock: time, for scripted delays and Retry-After dates.
             base_url: the server of the settings; None: by environment.
             models: models of one's own, by model string; they go before all others.
@@ -67,7 +69,8 @@ class ModelRegistry:
             from toka.llm.models import VendorModels
             from toka.llm.transport import TransportSettings
 
-            self._vendors = VendorModels(self._clock, TransportSettings(connections=self._connections))
+            redact = Redactor(secrets_of(self._environment)).text
+            self._vendors = VendorModels(self._clock, TransportSettings(connections=self._connections), redact)
         return self._vendors.model(model, endpoint)
 
     async def aclose(self) -> None:

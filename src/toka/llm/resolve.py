@@ -1,32 +1,20 @@
-"""Model strings: which server and model `provider:name` means, and what `auto` means on this machine.
-
-| string | what answers |
-| --- | --- |
-| `openai:NAME` | OpenAI (Chat Completions), or the server at the base URL when one is set |
-| `anthropic:NAME` | Anthropic |
-| `server:NAME` | any server with the OpenAI protocol; needs a base URL |
-| `ollama:NAME` | Ollama, at OLLAMA_HOST or 127.0.0.1:11434 |
-| `llama-server:NAME` | llama.cpp's server, at the base URL or 127.0.0.1:8080 |
-| `scripted:FILE` | a script (`toka.llm.scripted`) |
-| `auto` | see `resolve_auto` |
+"""Where model strings lead: which server `provider:name` means (see `names`), and what `auto` means on this machine.
 
 The environment is a mapping that is passed in. Nothing here imports an SDK.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 from toka.errors import ModelUnavailable, UsageError
+from toka.llm.names import AUTO, PROVIDERS, Wire, split_name
 
-AUTO: Final = "auto"
-SCRIPTED: Final = "scripted"
 ANTHROPIC_DEFAULT: Final = "claude-sonnet-5-5"
 """The model that `auto` takes when ANTHROPIC_API_KEY is set."""
 OPENAI_DEFAULT: Final = "gpt-6.1-terra"
@@ -41,27 +29,6 @@ HINT: Final = (
     "set ANTHROPIC_API_KEY or OPENAI_API_KEY, start Ollama or llama-server, or name a server with --base-url"
     " (TOKA_BASE_URL); `--model scripted:FILE` needs no model"
 )
-
-Wire = Literal["openai", "anthropic", "scripted"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Provider:
-    """What is known about a prefix: its protocol, its key's variable, whether a base URL of the settings is for it."""
-
-    wire: Wire
-    key: str = ""
-    base_url: bool = False
-
-
-PROVIDERS: Final[Mapping[str, _Provider]] = {
-    "openai": _Provider("openai", "OPENAI_API_KEY", base_url=True),
-    "anthropic": _Provider("anthropic", "ANTHROPIC_API_KEY"),
-    "server": _Provider("openai", "TOKA_API_KEY", base_url=True),
-    "ollama": _Provider("openai", "OLLAMA_API_KEY"),
-    "llama-server": _Provider("openai", "LLAMA_API_KEY", base_url=True),
-    SCRIPTED: _Provider("scripted"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,18 +87,18 @@ def endpoint_of(model: str, environment: Mapping[str, str], base_url: str | None
         UsageError: no such provider, no name, or a base URL that is not one.
         ModelUnavailable: what the provider needs is not set.
     """
-    provider, name = _split(model)
+    provider, name = split_name(model)
     known = PROVIDERS[provider]
     if known.wire == "scripted":
         return Endpoint(provider, name, "scripted", None, None)
-    url = base_url or environment.get("TOKA_BASE_URL") or None if known.base_url else None
-    url = url or _own_url(provider, environment)
+    given = base_url or environment.get("TOKA_BASE_URL") or None if known.base_url else None
+    url = checked_url(given) if given else _own_url(provider, environment)
     key = environment.get(known.key) or None
     if provider == "server" and url is None:
         raise ModelUnavailable(f"{model} needs the address of a server", hint="set --base-url or TOKA_BASE_URL")
     if provider in ("openai", "anthropic") and url is None and key is None:
         raise ModelUnavailable(f"{model} needs a key", tried=(f"{known.key}: not set",), hint=f"set {known.key}")
-    return Endpoint(provider, name, known.wire, None if url is None else checked_url(url), key)
+    return Endpoint(provider, name, known.wire, url, key)
 
 
 def describe(model: str, environment: Mapping[str, str], base_url: str | None = None) -> Description:
@@ -142,7 +109,7 @@ def describe(model: str, environment: Mapping[str, str], base_url: str | None = 
     """
     if model == AUTO:
         return Description(model, AUTO, "", "", ready=True, note="chosen when a run starts")
-    provider, name = _split(model)
+    provider, name = split_name(model)
     try:
         endpoint = endpoint_of(model, environment, base_url)
     except ModelUnavailable as e:
@@ -183,7 +150,7 @@ async def resolve_auto(environment: Mapping[str, str], base_url: str | None = No
         return f"openai:{OPENAI_DEFAULT}"
     tried = ["ANTHROPIC_API_KEY: not set", "OPENAI_API_KEY: not set"]
     for provider, title in (("ollama", "Ollama"), ("llama-server", "llama-server")):
-        address = checked_url(_own_url(provider, environment) or "")
+        address = _own_url(provider, environment) or ""
         found = await probe(address, environment.get(PROVIDERS[provider].key) or None)
         if isinstance(found, list) and found:
             return f"{provider}:{found[0]}"
@@ -223,45 +190,54 @@ async def list_models(base_url: str, key: str | None) -> list[str] | str:
     return [name for name in names if isinstance(name, str) and name]
 
 
-def checked_url(url: str) -> str:
+def checked_url(url: str, name: str = "") -> str:
     """A base URL without a slash at its end; `/v1` is added when it has no path.
+
+    Args:
+        url: as given. What may be a password in it is not repeated in the error.
+        name: the variable that holds it, for the error; empty: unknown.
 
     Raises:
         UsageError: it is not an http(s) address, or holds a user name, a query or a fragment.
     """
-    parts = urlsplit(url.strip())
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query or parts.fragment:
-        raise UsageError(f"{url!r} is not the address of a model server", hint="write https://host:port/v1")
-    path = parts.path.rstrip("/")
-    return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
-
-
-def _split(model: str) -> tuple[str, str]:
-    provider, colon, name = model.partition(":")
-    if provider in PROVIDERS and name:
-        return provider, name
-    known = ", ".join(f"{p}:NAME" for p in PROVIDERS)
-    if provider in PROVIDERS:
-        raise UsageError(f"model {model!r} lacks a name after {provider!r}", hint=f"write {provider}:NAME")
-    near = difflib.get_close_matches(provider.lower(), [*PROVIDERS, AUTO], n=1)
-    hint = f"known: {AUTO}, {known}"
-    if near:
-        meant = near[0] if near[0] == AUTO or not colon else f"{near[0]}:{name}"
-        hint = f"did you mean {meant!r}? {hint}"
-    raise UsageError(f"model {model!r}: there is no provider {provider!r}", hint=hint)
+    try:
+        parts = urlsplit(url.strip())
+        secretive = parts.username is not None or parts.query or parts.fragment
+        if parts.scheme in ("http", "https") and parts.hostname and not secretive and parts.port != 0:
+            path = parts.path.rstrip("/")
+            return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
+    except ValueError:  # an address that cannot be taken apart, or a port that is none
+        secretive = True
+    shown = name or ("the base URL" if secretive else repr(url))
+    raise UsageError(
+        f"{shown} is not the address of a model server",
+        hint="write https://HOST:PORT/v1, without user, password, query or fragment",
+    )
 
 
 def _own_url(provider: str, environment: Mapping[str, str]) -> str | None:
-    """The address of a provider that runs on this machine; None for the others."""
+    """The address of a provider that runs on this machine, or that its own variable names; None for the others.
+
+    Raises:
+        UsageError: the variable holds no address.
+    """
+    if provider == "anthropic":
+        url = environment.get("ANTHROPIC_BASE_URL", "").strip()
+        return checked_url(url, "ANTHROPIC_BASE_URL").removesuffix("/v1") if url else None  # its SDK adds that itself
     if provider == "ollama":
         host = environment.get("OLLAMA_HOST", "").strip()
         if not host:
-            return OLLAMA_ADDRESS
-        host = host if "://" in host else f"http://{host}"
-        parts = urlsplit(host)
+            return checked_url(OLLAMA_ADDRESS)
+        try:
+            parts = urlsplit(host if "://" in host else f"http://{host}")
+            port = parts.port or 11434
+        except ValueError:
+            raise UsageError(
+                "OLLAMA_HOST is not an address", hint="write HOST, HOST:PORT or http://HOST:PORT"
+            ) from None
         name = "127.0.0.1" if parts.hostname in ("0.0.0.0", None) else parts.hostname
-        return f"{parts.scheme}://{name}:{parts.port or 11434}"
-    return LLAMA_SERVER_ADDRESS if provider == "llama-server" else None
+        return checked_url(f"{parts.scheme}://{f'[{name}]' if ':' in name else name}:{port}", "OLLAMA_HOST")
+    return checked_url(LLAMA_SERVER_ADDRESS) if provider == "llama-server" else None
 
 
 def _none(tried: tuple[str, ...]) -> ModelUnavailable:

@@ -213,8 +213,8 @@ def _arguments(reader: _Reader, value: object, where: str) -> str:
     arguments = {} if value is None else reader.mapping(value, where)
     try:
         return json.dumps(arguments, ensure_ascii=False)
-    except (TypeError, ValueError) as e:
-        reader.wrong(where, f"not JSON: {e}; put dates in quotes")
+    except (TypeError, ValueError):
+        reader.wrong(where, "this cannot be written as JSON; put dates in quotes")
         return "{}"
 
 

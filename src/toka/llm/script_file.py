@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,14 +22,13 @@ def read_script(path: Path) -> Script:
     """Reads a script file, YAML or JSON.
 
     Raises:
-        UsageError: the file cannot be read or is too big.
+        UsageError: the file cannot be read, is no regular file, or is too big.
         ConfigError: it is not a script; carries every finding.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as e:
-        raise UsageError(f"cannot read the script {path}: {e.strerror or e}") from e
+        data = _read(path)
+    except (OSError, ValueError) as e:
+        raise UsageError(f"cannot read the script {path}: {getattr(e, 'strerror', None) or e}") from e
     if len(data) > MAX_BYTES:
         raise UsageError(f"the script {path} is larger than {MAX_BYTES // 1024**2} MB")
     loader = _loader()
@@ -36,9 +37,31 @@ def read_script(path: Path) -> Script:
         _guard(text, loader)
         document = yaml.load(text, Loader=loader)  # noqa: S506  (a safe loader, chosen at run time)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as e:
-        finding = ScriptFinding(f"{path}: {' '.join(str(e).split())}")
+        finding = ScriptFinding(f"{path}: {_why(e)}")
         raise ConfigError(f"{path} is not readable as YAML", (finding,)) from e
     return script_of(document, str(path))
+
+
+def _read(path: Path) -> bytes:
+    """At most MAX_BYTES + 1 bytes of a regular file: a spec may name anything, and nothing else is read from."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("it is no regular file")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(MAX_BYTES + 1)
+    finally:
+        os.close(descriptor)
+
+
+def _why(error: Exception) -> str:
+    """What YAML or UTF-8 forbids, with its place."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem or error.context or 'not YAML'}"
+    return " ".join(str(error).split())
 
 
 def _loader() -> Any:

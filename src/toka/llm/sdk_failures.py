@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, cast
 
 import httpx2
+from pydantic import ValidationError
 
 from toka.llm.failure import CallError, Kind, failed
 from toka.llm.transport import BodyTooLarge, NotJson
 
+Redact = Callable[[str], str]
+"""Text -> the same without secrets. Applied before a text is shortened: half a key would not be known any more."""
 LONGEST_TEXT: Final = 400
 """Most characters of a provider's own words in a message."""
+MOST_READ: Final = 64 * 1024
+"""Bytes of an error's body that is not JSON which are looked at."""
 _QUOTA: Final = (
     "insufficient_quota",
     "billing_hard_limit_reached",
@@ -41,22 +46,23 @@ _MAYBE_BILLED: Final = frozenset({408, 502, 504, 520, 522, 524})
 """Statuses that something between us and the provider may have sent, while the provider worked."""
 
 
-def call_error(error: BaseException, model: str, now: float) -> CallError:
+def call_error(error: BaseException, model: str, now: float, redact: Redact = str) -> CallError:
     """The error to raise for what an SDK raised.
 
     Args:
         error: what was caught, with its causes.
         model: the model string, for the message.
         now: wall-clock time, seconds since the epoch, for a Retry-After that is a date.
+        redact: takes secrets out of what came from elsewhere.
     """
     for cause in _chain(error):
         if isinstance(cause, httpx2.TransportError):
-            return _of_transport(cause, model)
+            return _of_transport(cause, f"{model}: {redact(str(cause))}")
         status = getattr(cause, "status_code", None)
         reply = getattr(cause, "response", None)
         if isinstance(status, int) and isinstance(reply, httpx2.Response):
-            return _of_status(status, reply, model, now)
-    return failed("malformed", f"{model}: the reply cannot be read: {_short(_root_text(error))}")
+            return _of_status(status, reply, model, now, redact)
+    return failed("malformed", f"{model}: the reply cannot be read: {_short(redact(_unreadable(error)))}")
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
@@ -89,8 +95,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen += 1
 
 
-def _of_transport(error: httpx2.TransportError, model: str) -> CallError:
-    text = f"{model}: {error}"
+def _of_transport(error: httpx2.TransportError, text: str) -> CallError:
     if isinstance(error, BodyTooLarge):
         return failed("too_large", text)
     if isinstance(error, NotJson):
@@ -106,8 +111,9 @@ def _of_transport(error: httpx2.TransportError, model: str) -> CallError:
     return failed("connect", text, billed=True)
 
 
-def _of_status(status: int, reply: httpx2.Response, model: str, now: float) -> CallError:
+def _of_status(status: int, reply: httpx2.Response, model: str, now: float, redact: Redact) -> CallError:
     words, codes = _provider_words(reply)
+    words = redact(words)
     text = f"{model}: the provider answered {status}" + (f": {_short(words)}" if words else "")
     kind = _kind(status, words.lower(), codes)
     if kind == "rate_limit" and (codes & set(_QUOTA) or status == 402 or "credit balance" in words.lower()):
@@ -136,7 +142,7 @@ def _provider_words(reply: httpx2.Response) -> tuple[str, set[str]]:
     try:
         body: Any = json.loads(reply.content)
     except ValueError:
-        return reply.content[: 4 * LONGEST_TEXT].decode("utf-8", "replace"), set()
+        return reply.content[:MOST_READ].decode("utf-8", "replace"), set()
     error: Any = cast("dict[str, Any]", body).get("error", body) if isinstance(body, dict) else body
     if not isinstance(error, dict):
         return str(error), set()
@@ -145,9 +151,20 @@ def _provider_words(reply: httpx2.Response) -> tuple[str, set[str]]:
     return str(fields.get("message") or ""), codes
 
 
-def _root_text(error: BaseException) -> str:
-    text = str(error) or type(error).__name__
-    return f"{type(error).__name__}: {text}" if not isinstance(error, RuntimeError) else text
+def _unreadable(error: BaseException) -> str:
+    """What is wrong with a reply, in words of ours where Python's own would show its types."""
+    for cause in _chain(error):
+        if isinstance(cause, json.JSONDecodeError):
+            return f"it is not JSON (line {cause.lineno}, column {cause.colno})"
+        if isinstance(cause, RecursionError):
+            return "it is nested too deep"
+        if isinstance(cause, ValidationError):
+            first = cause.errors(include_url=False, include_input=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            return f"{place}{': ' if place else ''}{first['msg'][:1].lower()}{first['msg'][1:]}"
+    if isinstance(error, LookupError | TypeError | AttributeError | AssertionError) or not str(error):
+        return "it does not have the form of its protocol"
+    return str(error)
 
 
 def _short(text: str) -> str:

@@ -14,6 +14,7 @@ Failures are httpx2 exceptions, which the SDKs understand.
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -177,7 +178,7 @@ def _kept(reply: aiohttp.ClientResponse) -> list[tuple[str, str]]:
 def _mapped(error: Exception, total: float, request: httpx2.Request) -> httpx2.TransportError:
     """The httpx2 exception for a failure of aiohttp."""
     where = f"{request.url.host}:{request.url.port or ''}".rstrip(":")
-    text = f"{where}: {error or type(error).__name__}"
+    text = f"{where}: {_why(error)}"
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return httpx2.ConnectTimeout(f"{where}: no connection in time", request=request)
     if isinstance(error, TimeoutError):
@@ -187,3 +188,18 @@ def _mapped(error: Exception, total: float, request: httpx2.Request) -> httpx2.T
     if isinstance(error, aiohttp.ClientResponseError):
         return httpx2.RemoteProtocolError(text, request=request)
     return httpx2.ReadError(text, request=request)
+
+
+def _why(error: Exception) -> str:
+    """A failure of aiohttp in words of ours, where its own show Python's values."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        reason = getattr(error.certificate_error, "verify_message", "")
+        return "the server's certificate is not accepted" + (f": {reason}" if reason else "")
+    if isinstance(error, aiohttp.ClientConnectorError):
+        number = error.os_error.errno
+        return (os.strerror(number) if number and number > 0 else error.os_error.strerror or "no connection").lower()
+    if isinstance(error, aiohttp.ClientResponseError):
+        return "what answers does not speak HTTP"
+    if isinstance(error, OSError) and error.errno and error.errno > 0:
+        return os.strerror(error.errno).lower()
+    return str(error) or "the connection broke"

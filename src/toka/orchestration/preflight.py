@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from toka.config.agent import AgentConfig
+from toka.config.diagnostics import Finding, Position
 from toka.config.rules import Problem
 from toka.errors import ConfigError, MissingError, ModelUnavailable, UsageError
-from toka.llm.resolve import AUTO
+from toka.llm.names import AUTO, SCRIPTED, check_name, split_name
+from toka.llm.script_file import read_script
 from toka.orchestration.request import RunRequest
 from toka.runtime.context import Runtime
 from toka.sandbox.policy import SandboxPolicy
@@ -50,14 +53,47 @@ def _has_hands(runtime: Runtime, config: AgentConfig, enabled: Sequence[str]) ->
     return commands or bool(tools_for(config.grant(runtime.capabilities)))
 
 
-def _misnamed(configs: Sequence[AgentConfig], error: UsageError) -> ConfigError:
+def model_findings(configs: Sequence[AgentConfig]) -> tuple[Finding, ...]:
+    """All that is wrong with the models that specs name, as far as that shows without a network and without keys.
+
+    Contacts nobody. A script is read, as a run would.
+
+    Args:
+        configs: specs, and drafts of those with errors.
+
+    Returns:
+        TK6001 at each name that leads nowhere, and TK6101 for each mistake of a script, once.
+    """
+    by_model: dict[str, list[AgentConfig]] = {}
+    for config in configs:
+        if config.model is not None and all(f.code != "TK6001" for f in config.findings):
+            by_model.setdefault(config.model, []).append(config)
+    out: list[Finding] = []
+    for model, named in by_model.items():
+        try:
+            out += _mistakes(model)
+        except UsageError as e:
+            out += _misnamed(named, e)
+    return tuple(out)
+
+
+def _mistakes(model: str) -> list[Finding]:
+    """What is wrong with the script that a model string names. Raises UsageError when the string leads nowhere."""
+    check_name(model)
+    if model == AUTO or (parts := split_name(model))[0] != SCRIPTED:
+        return []
+    path = Path(parts[1])
+    try:
+        read_script(path)
+    except ConfigError as e:
+        return [Finding(f.code, f.text.removeprefix(f"{path}: "), Position(str(path))) for f in e.findings]
+    return []
+
+
+def _misnamed(configs: Sequence[AgentConfig], error: UsageError) -> list[Finding]:
     """A model that specs name and that cannot be one, as findings with their places."""
-    findings = [
-        finding
-        for config in configs
-        for finding in config.report(Problem("TK6001", error.message, ("model",), help=error.hint))
-    ]
-    return ConfigError("a spec names a model that does not exist; nothing was started", findings)
+    problem = Problem("TK6001", error.message, ("model",), help=error.hint)
+    return [finding for config in configs for finding in config.report(problem)]
 
 
 def _unpriced(found: Sequence[tuple[AgentConfig, str]]) -> ConfigError:
@@ -85,6 +121,7 @@ async def _models(runtime: Runtime, request: RunRequest, started: Collection[str
             wanted.setdefault(request.model or config.model or runtime.model, []).append(config)
     skipped: list[str] = []
     unpriced: list[tuple[AgentConfig, str]] = []
+    misnamed: list[Finding] = []
     missing: ModelUnavailable | None = None
     for model, configs in wanted.items():
         try:
@@ -92,7 +129,7 @@ async def _models(runtime: Runtime, request: RunRequest, started: Collection[str
         except UsageError as e:
             if model in (request.model, runtime.model):
                 raise
-            raise _misnamed(configs, e) from e
+            misnamed += _misnamed(configs, e)
         except ModelUnavailable as e:
             if model != AUTO or any(c.name in started for c in configs):
                 raise
@@ -101,6 +138,8 @@ async def _models(runtime: Runtime, request: RunRequest, started: Collection[str
         else:
             if runtime.gateway.price(found) is None:
                 unpriced += [(config, found) for config in configs if config.limits.cost_usd is not None]
+    if misnamed:
+        raise ConfigError("a spec names a model that does not exist; nothing was started", misnamed)
     if unpriced:
         raise _unpriced(unpriced)
     if missing is not None and len(skipped) == len(request.configs):

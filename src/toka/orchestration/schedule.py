@@ -48,10 +48,6 @@ class Schedule:
         """Takes the most urgent ready agent; None when none is ready."""
         return heapq.heappop(self._ready)[2] if self._ready else None
 
-    def waits_for(self, name: AgentName) -> tuple[AgentName, ...]:
-        """The dependencies an agent still waits for, sorted."""
-        return tuple(sorted(self._open.get(name, ())))
-
     def ended(self, state: AgentState) -> list[Blocked]:
         """Notes that an agent ended; returns the agents that can never start because of it, the nearest first.
 

@@ -41,10 +41,12 @@ class RunSession:
         self._configs = configs
         self._ended: asyncio.Queue[AgentName] = asyncio.Queue()
         self._running: dict[AgentName, AgentExecution] = {}
-        self._stopped: set[AgentName] = set()
+        self._stopped = {AgentName(a.name) for a in context.recorder.state.agents.values() if a.stop and not a.ended}
         self._again: set[AgentName] = set()
         self._executing = False
         self._closing = False
+        self._sinks: ChannelSinks | None = None
+        self._lost: StaleEpoch | None = None
         self._applied = max(context.recorder.state.commands, default=0)
 
     @property
@@ -53,6 +55,11 @@ class RunSession:
         run = self.context
         asked = [c for c in self._configs.values() if any(t.run is None for t in c.task_list(run.enabled))]
         return tuple(dict.fromkeys(run.model or c.model or run.runtime.model for c in asked))
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What went wrong beside the agents, one sentence each: reports that could not be delivered."""
+        return self._sinks.problems if self._sinks is not None else ()
 
     async def run(self) -> RunResult:
         """Executes the team to its end.
@@ -66,10 +73,13 @@ class RunSession:
         """
         recorder = self.context.recorder
         inbox = asyncio.create_task(self._watch())
-        sinks = ChannelSinks(self.context.id, self.context.runtime.channels, self.reporter)
+        runtime = self.context.runtime
+        sinks = self._sinks = ChannelSinks(self.context.id, runtime.channels, self.reporter, runtime.clock)
         try:
             await self._take_answers()
             await self._execute()
+            if self._lost is not None:
+                raise self._lost
             if inbox.done():
                 inbox.result()
             if self._closing:
@@ -108,7 +118,7 @@ class RunSession:
         while True:
             while not self._closing and len(self._running) < limit and (name := schedule.next()) is not None:
                 if name in self._stopped:
-                    await self.manager.stop(name)
+                    await self.manager.end_stop(self._configs[name])
                     await self._skip(schedule.ended(self.manager.state(name)))
                 else:
                     self._start(name)
@@ -151,7 +161,8 @@ class RunSession:
                 try:
                     for command in runtime.journal.commands(self.context.id, self._applied):
                         await self._apply(command)
-                except StaleEpoch:
+                except StaleEpoch as e:
+                    self._lost = e  # the agents may have ended before this task has
                     await self.manager.shutdown(0.0)  # another process owns the run; the agents hear it too
                     raise
                 except JournalError:
@@ -194,8 +205,10 @@ class RunSession:
                 await self.manager.pause(name, command.reason, command.author)
             case "stop":
                 self._stopped.add(name)
-                await self.manager.stop(name, command.reason, command.author)
-                if name not in self._running:
+                if name in self._running:
+                    await self.manager.stop(name, command.reason, command.author)
+                else:
+                    await self.manager.end_stop(self._configs[name])
                     self._ended.put_nowait(name)
             case "resolve":
                 await self._resolve(name, command)

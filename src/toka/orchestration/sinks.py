@@ -1,64 +1,125 @@
-"""Channels that also go to a file: each digest is appended as one JSON line, by a worker that agents never wait for."""
+"""Channels that also go to a file or a web address: each digest is one JSON object, delivered by a worker of its own.
+
+Agents never wait for a sink, and one that cannot be reached loses its own digests only.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from toka.config.settings_tables import ChannelSink
+from toka.core.clock import Clock
+from toka.orchestration.webhook import Undelivered, Webhook
 from toka.runtime.progress import Digest, ProgressReporter
 
 QUEUE: Final = 1_000
-"""Digests that may wait to be written; beyond that the oldest are dropped, and the next line says how many."""
+"""Digests that may wait for one sink; beyond that the oldest are dropped, and the next one says how many."""
+LAST_S: Final = 15.0
+"""Seconds that sinks get at the end of a run for what still waits."""
+
+Deliver = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class ChannelSinks:
-    """Writes the digests of a run's channels to their files. A file that cannot be written loses only its own lines."""
+    """Delivers the digests of a run's channels."""
 
-    def __init__(self, run: str, channels: Mapping[str, ChannelSink], reporter: ProgressReporter) -> None:
-        """Subscribes to the channels that have a file."""
-        self._run = run
-        self._files = {name: Path(sink.file) for name, sink in channels.items() if sink.file}
-        self._queue: asyncio.Queue[Digest | None] = asyncio.Queue(QUEUE)
-        self._dropped = 0
-        self._failed: dict[str, str] = {}
-        self._unsubscribe = [reporter.subscribe_channel(name, self._take) for name in self._files]
-        self._worker = asyncio.create_task(self._write()) if self._files else None
+    def __init__(self, run: str, channels: Mapping[str, ChannelSink], reporter: ProgressReporter, clock: Clock) -> None:
+        """Subscribes to the channels that have a sink.
+
+        Args:
+            run: its id, told with each digest.
+            channels: their sinks; addresses are plain text here.
+            reporter: whose digests.
+            clock: for the time between two tries.
+        """
+        self._hooks: list[Webhook] = []
+        self._workers: list[_Worker] = []
+        self._unsubscribe: list[Callable[[], None]] = []
+        for name, sink in channels.items():
+            targets: list[tuple[str, Deliver]] = []
+            if sink.file:
+                targets.append((sink.file, partial(_append, Path(sink.file))))
+            if sink.webhook:
+                hook = Webhook(str(sink.webhook), clock)
+                self._hooks.append(hook)
+                targets.append(("webhook", hook.post))
+            for target, deliver in targets:
+                worker = _Worker(run, f"channel {name}: {target}", deliver)
+                self._workers.append(worker)
+                self._unsubscribe.append(reporter.subscribe_channel(name, worker.take))
 
     @property
-    def failed(self) -> Mapping[str, str]:
-        """Channels whose file could not be written, with the reason."""
-        return dict(self._failed)
+    def problems(self) -> tuple[str, ...]:
+        """One sentence for each sink that lost digests: which, how many, why."""
+        return tuple(worker.problem for worker in self._workers if worker.problem)
 
     async def close(self) -> None:
-        """Writes what is queued and ends."""
+        """Delivers what is queued, as far as that takes no longer than `LAST_S`, and ends."""
         for unsubscribe in self._unsubscribe:
             unsubscribe()
-        if self._worker is not None:
-            await self._queue.put(None)
-            await self._worker
+        if self._workers:
+            await asyncio.gather(*(worker.finish(LAST_S) for worker in self._workers))
+        for hook in self._hooks:
+            await hook.close()
 
-    def _take(self, digest: Digest) -> None:
+
+class _Worker:
+    """One sink and its queue."""
+
+    def __init__(self, run: str, name: str, deliver: Deliver) -> None:
+        self._run = run
+        self._name = name
+        self._deliver = deliver
+        self._queue: asyncio.Queue[Digest | None] = asyncio.Queue(QUEUE)
+        self._dropped = 0
+        self._lost = 0
+        self._why = ""
+        self._task = asyncio.create_task(self._work())
+
+    @property
+    def problem(self) -> str:
+        """What was lost and why; empty when nothing was."""
+        return f"{self._name}: {self._lost} reports were not delivered: {self._why}" if self._lost else ""
+
+    def take(self, digest: Digest) -> None:
+        """Queues one digest."""
         if self._queue.full():
             self._queue.get_nowait()
             self._dropped += 1
+            self._note(1, "more came than it could take")
         self._queue.put_nowait(digest)
 
-    async def _write(self) -> None:
+    async def finish(self, seconds: float) -> None:
+        """Delivers the rest within this time."""
+        with contextlib.suppress(asyncio.QueueFull):
+            self._queue.put_nowait(None)
+        done, _ = await asyncio.wait({self._task}, timeout=seconds)
+        if not done:
+            self._note(self._queue.qsize(), f"it took longer than {seconds:g} s at the end")
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    def _note(self, lost: int, why: str) -> None:
+        self._lost += lost
+        self._why = why
+
+    async def _work(self) -> None:
         while (digest := await self._queue.get()) is not None:
             dropped, self._dropped = self._dropped, 0
-            line = json.dumps(described(self._run, digest, dropped), ensure_ascii=False)
             try:
-                await asyncio.to_thread(_append, self._files[digest.channel], line)
-            except OSError as e:
-                self._failed[digest.channel] = e.strerror or str(e)
+                await self._deliver(described(self._run, digest, dropped))
+            except (OSError, Undelivered) as error:
+                self._note(1, getattr(error, "strerror", None) or str(error))
 
 
 def described(run: str, digest: Digest, dropped: int = 0) -> dict[str, Any]:
-    """A digest as the JSON line that a channel's file gets."""
+    """A digest as the JSON object that a sink gets."""
     out: dict[str, Any] = {
         "run_id": run,
         "channel": digest.channel,
@@ -75,6 +136,12 @@ def described(run: str, digest: Digest, dropped: int = 0) -> dict[str, Any]:
     return out
 
 
-def _append(path: Path, line: str) -> None:
-    with path.open("a", encoding="utf-8", errors="replace") as file:
-        file.write(line + "\n")
+async def _append(path: Path, value: dict[str, Any]) -> None:
+    """Adds one line. Raises OSError."""
+    line = json.dumps(value, ensure_ascii=False)
+
+    def write() -> None:
+        with path.open("a", encoding="utf-8", errors="replace") as file:
+            file.write(line + "\n")
+
+    await asyncio.to_thread(write)

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from toka.config.agent import AgentConfig
+from toka.config.settings import ExecutionConfig
+from toka.core.limits import Limits
 from toka.events.state import AgentState
 from toka.llm.prompts import system_prompt
 from toka.runtime.brief import brief
@@ -29,8 +31,18 @@ class PreparedAgent:
         await self.hands.close()
 
 
+def bounds(config: AgentConfig, execution: ExecutionConfig) -> Limits:
+    """What an agent may use in a run: of each kind the least that its spec and the settings say."""
+    return config.limits.tighten(Limits(wall_s=execution.agent_timeout_s, output_bytes=execution.output_bytes))
+
+
 async def prepare(
-    run: RunContext, config: AgentConfig, gate: Callable[[], Awaitable[None]], *, resumed: bool
+    run: RunContext,
+    config: AgentConfig,
+    gate: Callable[[], Awaitable[None]],
+    *,
+    resumed: bool,
+    ending: bool = False,
 ) -> PreparedAgent:
     """Builds an agent's context.
 
@@ -39,6 +51,7 @@ async def prepare(
         config: its spec.
         gate: awaited before each of its steps.
         resumed: an earlier execution left records to go on from.
+        ending: it will take no step any more, so it needs no model.
 
     Raises:
         ModelUnavailable: a task of it needs a model and there is none.
@@ -46,15 +59,16 @@ async def prepare(
     recorder, runtime = run.recorder, run.runtime
     state = recorder.state.agents.get(config.name) or AgentState(config.name)
     grant = config.grant(run.capabilities)
-    needs_model = any(task.run is None for task in config.task_list(run.enabled))
+    needs_model = not ending and any(task.run is None for task in config.task_list(run.enabled))
     model = await runtime.resolve_model(run.model or config.model or runtime.model) if needs_model else None
     tools = {t.name: t for t in (*tools_for(grant), *runtime.tools)}
-    policy = compile_policy(grant, config.limits)
+    limits = bounds(config, run.execution)
+    policy = compile_policy(grant, limits)
     hands = LazyHands(config.name, run.workspace, policy, runtime.start_sandbox, recorder)
     history = recorder.history(config.name) if resumed else ()
     scope = run.resources.agent(
         config.name,
-        config.limits,
+        limits,
         used=state.usage,
         cost_usd=state.cost_usd,
         tool_calls=state.tool_calls + state.denied,

@@ -36,12 +36,7 @@ async def run_line(agent: AgentContext, key: StepKey, line: str, effect: Effect,
     async def do() -> Result:
         sandbox = await agent.hands.sandbox()
         environment = {"TOKA_IDEMPOTENCY_KEY": agent.steps.key(key), "TOKA_AGENT": agent.name, "TOKA_RUN": agent.run.id}
-        ended = await sandbox.run(
-            shell(line),
-            env=environment,
-            timeout_s=timeout_s or UNBOUNDED_S,
-            output_limit=agent.run.execution.output_bytes,
-        )
+        ended = await sandbox.run(shell(line), env=environment, timeout_s=timeout_s or UNBOUNDED_S)
         return Result(described(ended), failed=not (ended.ended == "exited" and ended.exit_code == 0))
 
     assumed = {"exit": 0, "ended": "exited", "output": BY_WORD, "dropped": 0}

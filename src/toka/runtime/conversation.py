@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from toka.core.effect import Effect
@@ -16,13 +17,18 @@ from toka.llm.prompts import REPORT_TOOL, bad_arguments, nudge_to_report
 from toka.runtime.context import AgentContext
 from toka.runtime.resource import CallMeter, Scope
 from toka.runtime.step import Act, Result, StepFailure
-from toka.runtime.toolcall import answer_call, used_up
+from toka.runtime.toolcall import answer_call, answer_repeated, used_up
 from toka.tools.tool import validate
 
 NUDGES: Final = 2
 """Replies without a tool call that are answered with a reminder before the attempt fails."""
 INVALID_IN_A_ROW: Final = 2
 """Replies with malformed calls, in a row, that fail the attempt: one error to learn from, no more."""
+CUT: Final = (
+    "Your last reply was cut off at {tokens} tokens: what came after that is lost, and a call at its end may be"
+    " incomplete. Be brief, and do large work in several smaller calls."
+)
+"""What a model is told after a reply that had no room to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,8 @@ class Conversation:
         self._nudges = 0
         self._invalid = 0
         self._wrong = ""
+        self._cut = 0
+        self._ids: set[str] = set()
         self._earlier_calls = agent.steps.model_calls(task, attempt)
 
     async def run(self, opening: list[Message]) -> Report:
@@ -73,16 +81,11 @@ class Conversation:
         news = opening
         for turn in range(1, self._agent.run.execution.max_turns + 1):
             reply = await self._ask(turn, news)
-            news = []
             self._wrong = ""
-            for index, call in enumerate(reply.calls):
-                if call.name == REPORT_TOOL.name and (report := await self._report(turn, index, call)):
-                    return report
-                if call.name != REPORT_TOOL.name:
-                    await self._call(turn, index, call)
+            if report := await self._answer(turn, reply):
+                return report
             self._count_invalid()
-            if not reply.calls:
-                news = self._nudge()
+            news = self._advice(reply)
         raise StepFailure("turns", f"no report after {self._agent.run.execution.max_turns} turns")
 
     async def _ask(self, turn: int, news: list[Message]) -> Message:
@@ -118,9 +121,10 @@ class Conversation:
         )
         result = await steps.run(act, do)
         reply = Message.from_json(result.value)
-        self._messages.append(reply)
-        if result.value.get("finish") == "refused":
+        finish = result.value.get("finish")
+        if finish == "refused":
             raise StepFailure("refused", f"the model declined: {reply.text[:500]}", retryable=False)
+        self._cut = (result.value.get("cut_at") or request.max_tokens or 0) if finish == "length" else 0
         return reply
 
     async def _request(self, request: ModelRequest) -> Result:
@@ -138,6 +142,8 @@ class Conversation:
         value = reply.message.to_json()
         if reply.finish not in ("stop", "tool_calls"):
             value["finish"] = reply.finish
+        if reply.finish == "length" and reply.usage.output_tokens:
+            value["cut_at"] = reply.usage.output_tokens
         return Result(value, usage=meter.usage, cost_usd=meter.cost_usd, model=reply.model)
 
     def _reservation(self, request: ModelRequest) -> list[float]:
@@ -154,10 +160,39 @@ class Conversation:
         self._scope.charge(usage, cost)
         return usage, cost
 
-    async def _call(self, turn: int, index: int, call: ToolCall) -> None:
+    async def _answer(self, turn: int, reply: Message) -> Report | None:
+        """Takes a reply into the conversation and answers its calls in order; returns the report that ends the attempt.
+
+        In the conversation, which goes back to the provider, no two calls have the same id.
+        """
+        calls = tuple(replace(call, id=self._own_id(call.id)) for call in reply.calls)
+        self._messages.append(replace(reply, calls=calls))
+        counts = Counter(call.id for call in reply.calls)
+        for index, call in enumerate(calls):
+            times = counts[reply.calls[index].id]
+            if call.name != REPORT_TOOL.name or times > 1:
+                await self._call(turn, index, call, times)
+            elif report := await self._report(turn, index, call):
+                return report
+        return None
+
+    def _own_id(self, id_: str) -> str:
+        """The id, or one made from it when an earlier call of the conversation has it."""
+        own, number = id_, 1
+        while own in self._ids:
+            number += 1
+            own = f"{id_}-{number}"
+        self._ids.add(own)
+        return own
+
+    async def _call(self, turn: int, index: int, call: ToolCall, times: int) -> None:
+        """Answers a call whose id `times` calls of the reply have."""
         key = StepKey(self._task, self._attempt, turn, "tool", index)
         try:
-            answer = await answer_call(self._agent, key, call)
+            if times > 1:
+                answer = await answer_repeated(self._agent, key, call, times)
+            else:
+                answer = await answer_call(self._agent, key, call)
         except LimitExceeded as e:
             raise used_up(e) from e
         self._messages.append(answer.message)
@@ -180,15 +215,26 @@ class Conversation:
         """One reply is one chance to learn: however many of its calls were malformed, it counts once."""
         self._invalid = self._invalid + 1 if self._wrong else 0
         if self._invalid >= INVALID_IN_A_ROW:
-            raise StepFailure(
-                "malformed", f"{self._invalid} malformed tool calls in a row, a reply each: {self._wrong}"
-            )
+            what = f"{self._invalid} malformed tool calls in a row, a reply each: {self._wrong}"
+            raise StepFailure("malformed", what + self._cut_note())
 
-    def _nudge(self) -> list[Message]:
-        self._nudges += 1
-        if self._nudges > NUDGES:
-            raise StepFailure("no_report", f"{self._nudges} replies without a tool call or a report")
-        return [Message("user", nudge_to_report())]
+    def _advice(self, reply: Message) -> list[Message]:
+        """What the next turn begins with when the reply was cut off, or called nothing; empty when all is well."""
+        told = [CUT.format(tokens=self._cut)] if self._cut else []
+        if not reply.calls:
+            self._nudges += 1
+            if self._nudges > NUDGES:
+                what = f"{self._nudges} replies without a tool call or a report"
+                raise StepFailure("no_report", what + self._cut_note())
+            told.append(nudge_to_report())
+        return [Message("user", "\n".join(told))] if told else []
+
+    def _cut_note(self) -> str:
+        """For the end of an error: that the last reply had no room to end; empty when it had."""
+        if not self._cut:
+            return ""
+        most = self._agent.run.execution.max_output_tokens
+        return f"; the last reply was cut off at {self._cut} tokens (execution.max_output_tokens is {most})"
 
 
 def opening_messages(system: str, prompt: str) -> list[Message]:

@@ -48,11 +48,6 @@ class AgentExecutor:
         self._tasks = TaskExecutor(agent)
         self._outcomes: dict[TaskId, TaskOutcome] = {}
 
-    @property
-    def task_count(self) -> int:
-        """How many tasks there are, without repairs."""
-        return len(self._list)
-
     async def run(self) -> AgentOutcome:
         """Executes all tasks, then verifies the objectives. A failed task ends it: the tasks left are skipped.
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from toka.config.agent import AgentConfig
 from toka.core.ids import AgentName
@@ -13,7 +13,7 @@ from toka.errors import ConfigError, JournalError, ModelUnavailable, NotFound, S
 from toka.events.event import AgentStateChanged, HoldLifted, HoldPlaced
 from toka.events.lifecycle import AGENT_ENDS, AgentStatus, TaskStatus, agent_may
 from toka.events.state import AgentState
-from toka.runtime.agent import PreparedAgent, prepare
+from toka.runtime.agent import PreparedAgent, bounds, prepare
 from toka.runtime.context import RunContext
 from toka.runtime.control import AgentControl, Closing
 from toka.runtime.executor import AgentExecutor, AgentOutcome
@@ -30,7 +30,6 @@ class AgentExecution:
     config: AgentConfig
     control: AgentControl
     task: asyncio.Task[None]
-    manager: AgentProcessManager
     stopping: str | None = None
     restarts: int = 0
     steps_at_crash: int = -1
@@ -44,22 +43,6 @@ class AgentExecution:
             Closing: the process is shutting down; the agent can be resumed.
         """
         return await asyncio.shield(self.outcome)
-
-    async def pause(self, reason: str = "", author: str = "") -> None:
-        """See AgentProcessManager.pause."""
-        await self.manager.pause(self.name, reason, author)
-
-    async def resume(self, reason: str = "", author: str = "") -> None:
-        """See AgentProcessManager.resume."""
-        await self.manager.resume(self.name, reason, author)
-
-    async def stop(self, reason: str = "", author: str = "") -> None:
-        """See AgentProcessManager.stop."""
-        await self.manager.stop(self.name, reason, author)
-
-    def progress(self) -> AgentState:
-        """The agent's state as recorded."""
-        return self.manager.state(self.name)
 
 
 class AgentProcessManager:
@@ -75,6 +58,7 @@ class AgentProcessManager:
         self._running: dict[AgentName, asyncio.Event] = {}
         self._started: set[AgentName] = set()
         self._turns: dict[AgentName, asyncio.Lock] = {}
+        self._closings: set[asyncio.Task[None]] = set()
         self._closing = False
 
     async def start(self, config: AgentConfig, results: Mapping[str, tuple[str, str]] | None = None) -> AgentExecution:
@@ -107,7 +91,7 @@ class AgentProcessManager:
         control = AgentControl(lambda: self._rested(name), lambda: self._went_on(name))
         control.holds.update({**self._run.recorder.state.holds, **state.holds})
         task = asyncio.create_task(self._supervise(name, dict(results or {})), name=f"agent {name}")
-        execution = self._executions[name] = AgentExecution(name, config, control, task, self)
+        execution = self._executions[name] = AgentExecution(name, config, control, task)
         return execution
 
     def running(self, name: AgentName) -> asyncio.Event:
@@ -159,7 +143,7 @@ class AgentProcessManager:
         """
         execution = self._live(name)
         if execution is None:
-            await self._change(name, AgentStatus.STOPPED, reason or "stopped by a person", "stopped")
+            await self._end(name, AgentOutcome(AgentStatus.STOPPED, reason or "stopped by a person", "stopped"))
             return
         if execution.stopping is None:
             execution.stopping = reason or "stopped by a person"
@@ -171,6 +155,28 @@ class AgentProcessManager:
             await asyncio.wait({execution.task}, timeout=self._run.execution.grace_s)
         execution.task.cancel()
         await asyncio.wait({execution.task})
+
+    async def end_stop(self, config: AgentConfig) -> None:
+        """Ends an agent whose stop an earlier process was asked for and did not live to finish.
+
+        What was in flight then is settled as by that process: failed, or in doubt. Idempotent.
+        """
+        name = config.name
+        state = self.state(name)
+        if state.ended:
+            return
+        if state.started_at is not None:
+            prepared = await prepare(self._run, config, self._refuse, resumed=True, ending=True)
+            try:
+                async with self._turn(name):
+                    await self._run.recorder.bump(name)
+                await AgentExecutor(prepared.context, {}).cancelled(TaskStatus.CANCELLED, state.stop)
+            finally:
+                await prepared.close()
+        await self._end(name, AgentOutcome(AgentStatus.STOPPED, state.stop, "stopped"))
+
+    async def _refuse(self) -> None:
+        raise Closing
 
     async def shutdown(self, grace_s: float) -> None:
         """Leaves all agents resumable: steps reach their boundary within `grace_s` seconds, then are cancelled."""
@@ -184,6 +190,8 @@ class AgentProcessManager:
             execution.task.cancel()
         if live:
             await asyncio.wait([e.task for e in live])
+        if self._closings:
+            await asyncio.wait(self._closings)
 
     def state(self, name: AgentName) -> AgentState:
         """The agent's state as recorded."""
@@ -244,12 +252,12 @@ class AgentProcessManager:
                 self._running[name].set()
             return await self._execute(execution, prepared, executor)
         finally:
-            await asyncio.shield(prepared.close())
+            await self._to_the_end(prepared.close())
 
     async def _execute(
         self, execution: AgentExecution, prepared: PreparedAgent, executor: AgentExecutor
     ) -> AgentOutcome | None:
-        name, wall = execution.name, self._wall(execution.config)
+        name, wall = execution.name, bounds(execution.config, self._run.execution).wall_s
         left = None if wall is None else max(0.0, wall - self.state(name).active_s)
         try:
             async with self._run.runtime.clock.timeout(left):
@@ -274,11 +282,6 @@ class AgentProcessManager:
                 return await self._stopped(execution, prepared, executor)
             return await self._crashed(execution, executor, e)
         return await self._end(name, outcome)
-
-    def _wall(self, config: AgentConfig) -> float | None:
-        """How long the agent may run, in seconds: its own limit or the settings', whichever is less."""
-        bounds = [b for b in (config.limits.wall_s, self._run.execution.agent_timeout_s) if b is not None]
-        return min(bounds, default=None)
 
     async def _stopped(
         self, execution: AgentExecution, prepared: PreparedAgent, executor: AgentExecutor
@@ -343,6 +346,13 @@ class AgentProcessManager:
             if not agent_may(old, status):
                 raise AssertionError(f"agent {name}: {old.value} -> {status.value} is no legal transition")
             await self._run.recorder.record(name, AgentStateChanged(status.value, reason, why))
+
+    async def _to_the_end(self, act: Coroutine[Any, Any, None]) -> None:
+        """Finishes an act although the caller is cancelled; `shutdown` waits for it."""
+        task = asyncio.create_task(act)
+        self._closings.add(task)
+        task.add_done_callback(self._closings.discard)
+        await asyncio.shield(task)
 
     def _turn(self, name: AgentName) -> asyncio.Lock:
         """Held from reading an agent's status until its change is recorded: requests and the agent itself do both."""

@@ -1,15 +1,16 @@
 """ProgressReporter: events out to whoever listens, and the meaning of a spec's `reporting:` section.
 
-Records become progress events, one sentence each. An agent's declared `metrics` are gauges that its reports fill. Its
-`channels` are run-wide topics: whoever subscribes to one gets a digest of each agent that names it, as often as that
-agent's `frequency` says and once more when the agent ends.
+Records become progress events, one sentence each. An agent's declared `metrics` are gauges that its reports fill;
+figures by other names stay in its state, and digests leave them out. Its `channels` are run-wide topics: whoever
+subscribes to one gets a digest of each agent that names it, as often as that agent's `frequency` says and once more
+when the agent ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, cast
+from typing import Final
 
 from toka.config.agent import AgentConfig
 from toka.core.clock import Clock
@@ -75,7 +76,7 @@ class Digest:
         cause: real-time, on-milestone, on-completion, hourly, daily or weekly; `end` for the last one.
         events: the latest events, oldest first; `left_out` earlier ones are not listed.
         progress: how far the agent is.
-        metrics: its gauges.
+        metrics: the gauges that its spec declares, as far as they are filled.
     """
 
     channel: str
@@ -109,10 +110,6 @@ class ProgressReporter:
         self._listeners: list[Listener] = []
         self._channels: dict[str, list[ChannelListener]] = {}
         self._pending: dict[str, _Pending] = {}
-        self._gauges: dict[str, dict[str, float]] = {}
-        for agent in recorder.state.agents.values():
-            for task in agent.tasks.values():
-                self._fill(agent.name, (task.report or {}).get("metrics"))
         self._unsubscribe = recorder.subscribe(self._on_record)
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
@@ -137,7 +134,10 @@ class ProgressReporter:
 
     def metrics(self, agent: str) -> Mapping[str, float]:
         """The gauges an agent declared, as far as its reports filled them."""
-        return dict(self._gauges.get(agent, {}))
+        state, config = self._recorder.state.agents.get(agent), self._configs.get(agent)
+        if state is None or config is None:
+            return {}
+        return {m.name: state.metrics[m.name] for m in config.reporting.metrics if m.name in state.metrics}
 
     def tick(self) -> None:
         """Sends the digests whose period is over. Called when time passes without events."""
@@ -153,8 +153,6 @@ class ProgressReporter:
         self._unsubscribe()
 
     def _on_record(self, record: Record) -> None:
-        if isinstance(record.event, TaskStateChanged) and record.event.report:
-            self._fill(record.stream, record.event.report.get("metrics"))
         event = progress_event(record)
         if event is None:
             return
@@ -162,16 +160,6 @@ class ProgressReporter:
             listener(event)
         if event.agent and self._channels:
             self._note(record, event)
-
-    def _fill(self, agent: str, metrics: object) -> None:
-        config = self._configs.get(agent)
-        if config is None or not isinstance(metrics, dict):
-            return
-        filled = self._gauges.setdefault(agent, {})
-        declared = {m.name for m in config.reporting.metrics}
-        for name, value in cast(dict[str, object], metrics).items():
-            if name in declared and isinstance(value, int | float):
-                filled[name] = float(value)
 
     def _note(self, record: Record, event: ProgressEvent) -> None:
         config = self._configs.get(event.agent)

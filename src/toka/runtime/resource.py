@@ -14,12 +14,13 @@ from toka.core.message import Usage
 from toka.errors import LimitExceeded
 from toka.llm.model import Estimate
 
-_HINT: Final = {
-    "tokens": "raise security.resource_limits.max_tokens",
-    "cost_usd": "raise security.resource_limits.max_cost",
-    "model_calls": "raise security.resource_limits.max_model_calls",
-    "tool_calls": "raise security.resource_limits.max_tool_calls",
+_KEYS: Final = {
+    "tokens": "max_tokens",
+    "cost_usd": "max_cost",
+    "model_calls": "max_model_calls",
+    "tool_calls": "max_tool_calls",
 }
+"""How specs and settings call each kind."""
 
 
 @dataclass(slots=True)
@@ -52,9 +53,9 @@ class Scope:
         """
         tokens, cost = estimate.input_tokens + estimate.max_tokens, estimate.cost_usd or 0.0
         for scope in self._outwards():
-            scope.check("model_calls", scope.model_calls + 1)
-            scope.check("tokens", scope.tokens + scope.open_tokens + tokens)
-            scope.check("cost_usd", scope.cost_usd + scope.open_cost + cost)
+            scope.check("model_calls", scope.model_calls, 1)
+            scope.check("tokens", scope.tokens, tokens, scope.open_tokens)
+            scope.check("cost_usd", scope.cost_usd, cost, scope.open_cost)
         for scope in self._outwards():
             scope.open_tokens += tokens
             scope.open_cost += cost
@@ -76,7 +77,7 @@ class Scope:
             LimitExceeded: a scope allows no more.
         """
         for scope in self._outwards():
-            scope.check("tool_calls", scope.tool_calls + 1)
+            scope.check("tool_calls", scope.tool_calls, 1)
         for scope in self._outwards():
             scope.tool_calls += 1
 
@@ -87,11 +88,27 @@ class Scope:
             scope.cost_usd += cost or 0.0
             scope.model_calls += usage.calls
 
-    def check(self, kind: str, used: float) -> None:
-        """Raises LimitExceeded when `used` of a kind is above this scope's own limit."""
+    def check(self, kind: str, used: float, needed: float, reserved: float = 0) -> None:
+        """Refuses what does not fit into this scope's own limit.
+
+        Args:
+            kind: a field of Limits; its unit is that of the figures.
+            used: what was used before.
+            needed: what one more call can use at worst.
+            reserved: what calls in flight can still use.
+
+        Raises:
+            LimitExceeded: the three together are above the limit.
+        """
         limit = getattr(self.limits, kind)
-        if limit is not None and used > limit:
-            raise LimitExceeded(self.name, limit, used, UNITS[kind], hint=_HINT[kind])
+        if limit is None or used + reserved + needed <= limit:
+            return
+        flying = f"{reserved:.10g} are reserved for calls in flight; " if reserved else ""
+        key = (
+            f"security.resource_limits.{_KEYS[kind]}" if self.parent else f"{_KEYS[kind]} in the settings' [limits.run]"
+        )
+        hint = f"{flying}the refused call needs up to {needed:.10g}: raise {key}"
+        raise LimitExceeded(self.name, limit, used, UNITS[kind], hint=hint)
 
     def _outwards(self) -> list[Scope]:
         out: list[Scope] = []

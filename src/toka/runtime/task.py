@@ -12,12 +12,12 @@ from toka.core.ids import StepKey, TaskId
 from toka.core.message import ToolSpec
 from toka.errors import SandboxError
 from toka.events.event import TaskStateChanged
-from toka.events.lifecycle import TASK_ENDS, TaskStatus
+from toka.events.lifecycle import TASK_ENDS, TaskStatus, task_may
 from toka.events.state import TaskState
 from toka.llm.prompts import REPORT_TOOL, retry_note
 from toka.runtime.command import run_line, tail, verdict
 from toka.runtime.context import AgentContext
-from toka.runtime.conversation import Conversation, opening_messages
+from toka.runtime.conversation import Conversation, Report, opening_messages
 from toka.runtime.step import InDoubt, StepFailure
 
 
@@ -49,16 +49,26 @@ class _Work:
     attempt: Callable[[int, str], Awaitable[dict[str, Any]]]
 
 
+class _Reported(StepFailure):
+    """The agent itself reported that the task failed or is blocked; only the former is worth another attempt."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(report.status, report.summary, retryable=report.status == "failed")
+        self.report = report.data
+
+
 class TaskExecutor:
     """Executes the tasks of one agent, whatever they are made of. Every change of status is recorded before it counts.
 
-    A task that an earlier process left goes on in the attempt it was in; its recorded steps are not run again.
+    Every change is legal by the transition table, and nobody else changes the status of this agent's tasks. A task that
+    an earlier process left goes on in the attempt it was in; its recorded steps are not run again.
     """
 
     def __init__(self, agent: AgentContext) -> None:
         self._agent = agent
         tools = [ToolSpec(t.name, t.description, t.parameters) for t in agent.tools.values()]
         self._specs = (*tools, REPORT_TOOL)
+        self._written: dict[str, TaskStatus] = {}  # ahead of the folded state while a record is being committed
 
     async def run(self, task: TaskSpec, prompt: Callable[[], str]) -> TaskOutcome:
         """Executes a task of the spec.
@@ -88,17 +98,19 @@ class TaskExecutor:
         return await self._execute(_Work(task, title, 0, timeout, self._talk(task, prompt)))
 
     async def skip(self, task: TaskSpec, reason: str) -> None:
-        """Records that a task is not going to be executed."""
-        if self._state(task.id).status not in TASK_ENDS:
-            await self._change(task.id, TaskStatus.SKIPPED, reason=reason, title=task.description)
+        """Records that a task is not going to be executed, or not any more: SKIPPED, or CANCELLED once it had begun."""
+        status = self._status(task.id)
+        if status not in TASK_ENDS:
+            end = TaskStatus.SKIPPED if task_may(status, TaskStatus.SKIPPED) else TaskStatus.CANCELLED
+            await self._change(TaskStateChanged(task.id, end.value, 0, reason, title=task.description))
 
     async def cancel_open(self, status: TaskStatus, reason: str) -> None:
         """Ends every task that was being executed. Its acts are over when this is called."""
         await self._agent.steps.abandon(status.lower(), reason)
         state = self._agent.run.recorder.state.agents.get(self._agent.name)
-        for task in state.tasks.values() if state else ():
-            if task.status not in TASK_ENDS and task.status is not TaskStatus.QUEUED:
-                await self._change(TaskId(task.id), status, attempt=task.attempt, reason=reason)
+        for task in {**(state.tasks if state else {}), **self._written}:
+            if self._status(task) not in TASK_ENDS and self._status(task) is not TaskStatus.QUEUED:
+                await self._change(TaskStateChanged(task, status.value, self._state(task).attempt, reason))
 
     async def _execute(self, work: _Work) -> TaskOutcome:
         known = self._state(work.task)
@@ -111,13 +123,12 @@ class TaskExecutor:
             reason = f"timed out after {work.timeout_s or 0:g} s"
             await self._agent.steps.abandon("timeout", reason, work.task)
             outcome = TaskOutcome(TaskStatus.FAILED, None, reason, "timeout")
-        if outcome.status is self._state(work.task).status:  # it still waits for the same answer
+        if outcome.status is self._status(work.task):  # it still waits for the same answer
             return outcome
         attempt = self._state(work.task).attempt
-        event = TaskStateChanged(
-            work.task, outcome.status.value, attempt, outcome.reason, outcome.report, why=outcome.why
+        await self._change(
+            TaskStateChanged(work.task, outcome.status.value, attempt, outcome.reason, outcome.report, why=outcome.why)
         )
-        await self._agent.run.recorder.record(self._agent.name, event)
         return outcome
 
     def _left(self, work: _Work, known: TaskState) -> float | None:
@@ -135,16 +146,19 @@ class TaskExecutor:
         while True:
             answered = self._state(work.task).status is TaskStatus.NEEDS_ATTENTION and not known.question
             if self._state(work.task).attempt < number or answered:
-                await self._change(work.task, TaskStatus.RUNNING, attempt=number, reason=last, title=work.title)
+                await self._change(
+                    TaskStateChanged(work.task, TaskStatus.RUNNING.value, number, last, title=work.title)
+                )
             try:
                 return TaskOutcome(TaskStatus.SUCCEEDED, await work.attempt(number, last))
             except StepFailure as failure:
                 if not failure.retryable or number > work.retries:
-                    return TaskOutcome(TaskStatus.FAILED, None, failure.message, failure.error)
+                    report = failure.report if isinstance(failure, _Reported) else None
+                    return TaskOutcome(TaskStatus.FAILED, report, failure.message, failure.error)
                 last = failure.message
             except InDoubt as doubt:
                 return TaskOutcome(TaskStatus.NEEDS_ATTENTION, None, doubt.question, "in_doubt")
-            await self._change(work.task, TaskStatus.RETRY_WAIT, attempt=number, reason=last)
+            await self._change(TaskStateChanged(work.task, TaskStatus.RETRY_WAIT.value, number, last))
             await self._agent.run.runtime.clock.sleep(self._backoff(number))
             number += 1
 
@@ -158,7 +172,7 @@ class TaskExecutor:
             report = await conversation.run(opening_messages(agent.system, text))
             if report.status == "succeeded":
                 return report.data
-            raise StepFailure(report.status, report.summary, retryable=report.status == "failed")
+            raise _Reported(report)
 
         return attempt
 
@@ -182,18 +196,17 @@ class TaskExecutor:
         wait = min(execution.retry_cap_s, execution.retry_base_s * 2 ** (attempt - 1))
         return wait / 2 + wait / 2 * self._agent.run.runtime.random()
 
-    def _state(self, task: TaskId) -> TaskState:
+    def _state(self, task: str) -> TaskState:
         agent = self._agent.run.recorder.state.agents.get(self._agent.name)
         return (agent.tasks.get(task) if agent else None) or TaskState(task)
 
-    async def _change(
-        self,
-        task: TaskId,
-        status: TaskStatus,
-        *,
-        attempt: int = 0,
-        reason: str = "",
-        title: str = "",
-    ) -> None:
-        event = TaskStateChanged(task, status.value, attempt, reason, None, title)
+    def _status(self, task: str) -> TaskStatus:
+        return self._written.get(task) or self._state(task).status
+
+    async def _change(self, event: TaskStateChanged) -> None:
+        """Records a change of a task's status: all of them go through here."""
+        old, new = self._status(event.task), TaskStatus(event.state)
+        if not task_may(old, new):
+            raise AssertionError(f"task {event.task}: {old.value} -> {new.value} is no legal transition")
+        self._written[event.task] = new
         await self._agent.run.recorder.record(self._agent.name, event)

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeGuard
 from toka.core.capability import CapabilityError
 from toka.core.ids import StepKey
 from toka.core.message import Message, ToolCall
-from toka.errors import SandboxError
+from toka.errors import LimitExceeded, SandboxError
 from toka.llm.prompts import bad_arguments, tool_error, tool_result, unknown_tool
 from toka.runtime.context import AgentContext
 from toka.runtime.step import Act, Result, StepFailure
@@ -56,6 +56,23 @@ async def answer_call(agent: AgentContext, key: StepKey, call: ToolCall) -> Answ
     if not decision.allowed:
         return _answer(call, await agent.steps.deny(key, call.name, decision.rule, decision.reason, arguments))
     return await _run(agent, key, call, tool, arguments, decision.rule)
+
+
+async def answer_repeated(agent: AgentContext, key: StepKey, call: ToolCall, times: int) -> Answer:
+    """Answers a call whose id other calls of the same reply have as well: none of them is run.
+
+    Args:
+        agent: who called.
+        key: the step.
+        call: the call, under an id of its own.
+        times: how many calls came under the one id.
+
+    Raises:
+        JournalError: see Steps.answer.
+    """
+    why = f"{times} calls of one reply have the same id, so that their results could not be told apart"
+    hint = "None of them was run. Make them again, one in a reply if need be."
+    return await _reject(agent, key, call, tool_error(call.name, why, hint), why)
 
 
 async def _run(
@@ -124,6 +141,6 @@ def _answer(call: ToolCall, result: Result) -> Answer:
     return Answer(message, invalid=str(value.get("invalid") or ""))
 
 
-def used_up(error: Exception) -> StepFailure:
-    """A limit that ran out, as a failure that no retry mends."""
-    return StepFailure("limit", str(error), retryable=False)
+def used_up(error: LimitExceeded) -> StepFailure:
+    """A limit that ran out, as a failure that no retry mends: what was used, what the call needed, what to raise."""
+    return StepFailure("limit", "; ".join(filter(None, (error.message, error.hint))), retryable=False)

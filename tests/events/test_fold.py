@@ -26,9 +26,10 @@ from toka.events.event import (
     TaskStateChanged,
     Unknown,
 )
+from toka.events.fold import fold, fold_all
 from toka.events.lifecycle import AgentStatus, ObjectiveStatus, RunStatus, TaskStatus
 from toka.events.record import Record, decode
-from toka.events.state import AgentState, RunState, TaskState, fold, fold_all
+from toka.events.state import AgentState, RunState, TaskState
 
 STORED = Path(__file__).resolve().parents[1] / "fixtures" / "runs" / "v1.jsonl"
 
@@ -47,7 +48,13 @@ run_events = st.one_of(
 )
 agent_events = st.one_of(
     st.builds(AgentStateChanged, st.sampled_from([s.value for s in AgentStatus])),
-    st.builds(TaskStateChanged, tasks, st.sampled_from([s.value for s in TaskStatus]), st.integers(0, 3)),
+    st.builds(
+        TaskStateChanged,
+        tasks,
+        st.sampled_from([s.value for s in TaskStatus]),
+        st.integers(0, 3),
+        report=st.none() | st.builds(dict, metrics=st.dictionaries(st.sampled_from("pq"), st.integers())),
+    ),
     st.builds(StepIntent, steps, st.just("k"), st.just("once"), st.just("w"), again=st.integers(0, 1)),
     st.builds(StepDone, steps, usage=usages, cost_usd=costs),
     st.builds(StepFailed, steps, st.just("e"), st.just("m"), usage=usages, cost_usd=costs),
@@ -170,6 +177,26 @@ def test_a_task_keeps_its_title_and_report_and_loses_an_answered_question() -> N
     assert answered == TaskState("a", "Do it", TaskStatus.SUCCEEDED, 1, report=report, began_s=0.0)
 
 
+def test_gauges_hold_the_latest_figure_of_each_name_whoever_reported_it() -> None:
+    def report(task: str, state: str, metrics: object) -> Event:
+        return TaskStateChanged(task, state, 1, report={"status": state.lower(), "summary": "s", "metrics": metrics})
+
+    state = after(
+        TaskStateChanged("a", "RUNNING", 1),
+        report("a", "SUCCEEDED", {"defects": 3, "coverage": 80.5}),
+        report("b", "FAILED", {"defects": 1}),
+        TaskStateChanged("c", "SUCCEEDED", 1, report={"status": "succeeded", "summary": "no figures"}),
+    )
+    assert state.metrics == {"defects": 1, "coverage": 80.5}
+
+
+@pytest.mark.parametrize("odd", [None, [], "many", {"x": True}, {"x": "8"}, {"x": None}, {"x": float("inf")},
+                                 {"x": float("nan")}, {"x": 10**400}])  # fmt: skip
+def test_what_is_no_finite_number_fills_no_gauge(odd: object) -> None:
+    first = TaskStateChanged("a", "SUCCEEDED", 1, report={"metrics": {"x": 7}})
+    assert after(first, TaskStateChanged("b", "SUCCEEDED", 1, report={"metrics": odd})).metrics == {"x": 7}
+
+
 def test_holds_come_and_go_one_by_one() -> None:
     state = fold_all(
         "r",
@@ -221,6 +248,7 @@ def test_the_journal_of_this_version_folds_to_the_same_state_for_ever() -> None:
     assert fixer.usage == Usage(2200, 270, 10, 5, 4) and fixer.cost_usd == pytest.approx(0.06)
     assert fixer.tasks["task-1"].status is TaskStatus.SUCCEEDED and fixer.tasks["task-1"].attempt == 2
     assert fixer.tasks["task-1"].report == {"status": "succeeded", "summary": "mended", "metrics": {"sums": 1}}
+    assert fixer.metrics == {"sums": 1}
     assert [(o.status, o.round) for _, o in sorted(fixer.objectives.items())] == [("verified", 1), ("claimed", 0)]
     assert (writer.status, writer.why) == (AgentStatus.WAITING, "in_doubt")
     assert writer.tasks["release-1"].status is TaskStatus.NEEDS_ATTENTION
