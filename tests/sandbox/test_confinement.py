@@ -311,8 +311,12 @@ async def test_zombies_are_reaped(start: Start) -> None:
 async def test_memory_of_a_process_is_bounded(start: Start) -> None:
     sandbox = await start(memory_bytes=100 << 20)
     result = await sandbox.run(["/usr/bin/python3", "-c", "bytearray(200 << 20)"], timeout_s=10)
-    assert result.exit_code == 1
-    assert b"MemoryError" in result.output
+    if sandbox.keeper.holds("memory"):
+        assert result.exceeded is not None
+        assert result.exceeded.text == "memory limit of 100MB reached"
+    else:
+        assert b"MemoryError" in result.output
+    assert (await sandbox.run(["true"], timeout_s=5)).exit_code == 0
 
 
 async def test_size_of_a_file_is_bounded(start: Start, workspace: Path) -> None:

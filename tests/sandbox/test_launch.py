@@ -126,7 +126,7 @@ def test_the_doctor_works_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not doctor.probe()[0].ok
 
 
-@pytest.mark.parametrize("name", ["kernel.py", "probe.py", "worker.py", "zygote.py"])
+@pytest.mark.parametrize("name", ["groundwork.py", "kernel.py", "probe.py", "worker.py", "zygote.py"])
 def test_what_runs_inside_needs_only_an_old_python(name: str) -> None:
     tree = ast.parse((SOURCES / name).read_text(), feature_version=(3, 9))
     imported = {

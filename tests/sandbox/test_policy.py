@@ -80,7 +80,10 @@ def test_a_limit_of_zero_is_not_the_default() -> None:
 @pytest.mark.parametrize("programs", [None, (), ("cat", "git")])
 def test_json_gives_the_same_policy_back(programs: tuple[str, ...] | None) -> None:
     network = (Capability("network-access", hosts=("example.org",), ports=("443",)),)
-    policy = SandboxPolicy(("docs",), ("src",), programs, network, True, ("a.yaml",), (".toka",), memory_bytes=5)
+    policy = SandboxPolicy(
+        reads=("docs",), writes=("src",), programs=programs, network=network, refused=network, refused_programs=("rm",),
+        git=True, protected=("a.yaml",), hidden=(".toka",), memory_bytes=5,
+    )  # fmt: skip
     assert SandboxPolicy.from_json(json.loads(json.dumps(policy.to_json()))) == policy
 
 

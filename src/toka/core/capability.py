@@ -179,6 +179,12 @@ class Capability:
         return f"{self.name}: {', '.join(items) or 'nothing'}" if restricted or self.empty else self.name
 
 
+def request_line(capability: Capability) -> str:
+    """What a spec would say to ask for it: `- filesystem-write: {paths: [docs]}`."""
+    items = [f"{a}: [{', '.join(v)}]" for a in ARGUMENTS if (v := getattr(capability, a)) is not None]
+    return f"- {capability.name}: {{{', '.join(items)}}}" if items else f"- {capability.name}"
+
+
 @dataclass(frozen=True, slots=True)
 class Grant:
     """All that an agent may do: a set of capabilities, none of which includes another.

@@ -79,6 +79,15 @@ class OperatorPolicy:
         kept = (_without(capability, self.denied) for capability in grant.capabilities)
         return Grant(tuple(capability for capability in kept if capability is not None))
 
+    def tighten(self, other: OperatorPolicy) -> OperatorPolicy:
+        """Both policies together: what either denies is denied, what both allow is allowed."""
+        allow = self.allow if other.allow is None else other.allow
+        if self.allow is not None and other.allow is not None:
+            allow = Grant(self.allow).intersect(Grant(other.allow)).capabilities
+        return OperatorPolicy(
+            allow, tuple(dict.fromkeys((*self.deny, *other.deny))), tuple(dict.fromkeys((*self.ask, *other.ask)))
+        )
+
     def decide(self, needs: Iterable[Capability], tool: str = "", text: str = "") -> Decision | None:
         """What the rules say to one call: denied or ask; None when they have nothing against it.
 
@@ -95,10 +104,11 @@ class OperatorPolicy:
                 else:
                     hit = any(rule.covers(need) for need in needs)
                 if hit and outcome == "denied":
-                    return Decision("denied", f"policy: deny {rule.text}", f"the operator denies {rule.text}")
+                    rule_text, reason = f"policy: deny {rule.text}", f"the operator denies {rule.text}"
+                    return Decision("denied", rule_text, reason, "[policy] deny")
                 if hit:
-                    reason = f"the operator wants to be asked about {rule.text}"
-                    return Decision("ask", f"policy: ask {rule.text}", reason)
+                    reason = f"the operator wants to be asked about {rule.text}, and nobody can be asked yet"
+                    return Decision("ask", f"policy: ask {rule.text}", reason, "[policy] ask")
         return None
 
     def to_json(self) -> dict[str, Any]:
@@ -129,7 +139,7 @@ class OperatorPolicy:
 
 
 def parse_rule(
-    text: str, custom: Mapping[str, tuple[Capability, ...]] | None = None, *, any_port: bool = True
+    text: str, custom: Mapping[str, tuple[Capability, ...]] | None = None, *, takes_away: bool = True
 ) -> tuple[Rule, ...]:
     """Reads one rule: a call rule, or a capability's name with items after a colon.
 
@@ -137,7 +147,8 @@ def parse_rule(
         text: such as `filesystem-write: docs`, `network-access: example.org:8443`, `python-execution`,
             `run_command(rm *)`.
         custom: further presets, from settings.
-        any_port: whether a host without a port means all of its ports, as in a rule that denies; else 443.
+        takes_away: whether the rule denies or asks. Then a host without a port means all of its ports (else 443),
+            and a rule about writing says nothing about reading (else writing includes it).
 
     Returns:
         One rule, or the primitives that a preset stands for.
@@ -164,12 +175,11 @@ def parse_rule(
     found = resolve(name, arguments, custom)
     if not found.capabilities:
         raise CapabilityError(found.note)
-    # `filesystem-write` grants reading as well, but a rule about writing says nothing about reading.
+    if not takes_away:
+        return found.capabilities
     asked = ALIASES.get(name, name)
     kept = tuple(c for c in found.capabilities if asked not in PRIMITIVES or c.name == asked)
-    if any_port and "ports" not in arguments:
-        kept = tuple(replace(c, ports=None) for c in kept)
-    return kept
+    return kept if "ports" in arguments else tuple(replace(c, ports=None) for c in kept)
 
 
 def _without(capability: Capability, denied: Sequence[Capability]) -> Capability | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
 
@@ -52,9 +54,9 @@ async def answer_call(agent: AgentContext, key: StepKey, call: ToolCall) -> Answ
         return await _reject(agent, key, call, tool_error(call.name, str(e)), str(e))
     if agent.steps.unanswered(key) is None:  # one that was in flight at a crash was counted when it started
         agent.scope.count_tool_call()
-    decision = agent.validator.check(needs)
+    decision = agent.validator.check(needs, tool.name, subject(arguments))
     if not decision.allowed:
-        return _answer(call, await agent.steps.deny(key, call.name, decision.rule, decision.reason, arguments))
+        return _answer(call, await agent.steps.deny(key, call.name, decision, arguments))
     return await _run(agent, key, call, tool, arguments, decision.rule)
 
 
@@ -112,6 +114,14 @@ async def _run(
 
         act = Act(key, tool.effect, tool.name, arguments, rule, assumed=assumed, evidence=evidence, probe=probe)
     return _answer(call, await agent.steps.run(act, do))
+
+
+def subject(arguments: Mapping[str, Any]) -> str:
+    """What a call is about, for rules over calls: its command, address or path, else all its arguments as JSON."""
+    for name in ("command", "url", "path"):
+        if isinstance(value := arguments.get(name), str):
+            return value
+    return json.dumps(arguments, ensure_ascii=False, sort_keys=True)
 
 
 def _is_checkable(tool: Tool) -> TypeGuard[CheckableTool]:

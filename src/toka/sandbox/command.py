@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import socket
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 from toka.sandbox.keeper import Exceeded, Spent
@@ -47,6 +47,15 @@ class CommandResult:
     reason: str = ""
     exceeded: Exceeded | None = None
     spent: Spent = field(default_factory=Spent)
+
+    @property
+    def resources(self) -> dict[str, Any]:
+        """What was used of the machine beyond time, and the limit that was met, as JSON; the unknown is left out."""
+        used = {k: v for k, v in asdict(self.spent).items() if v and k != "cpu_s"}
+        out: dict[str, Any] = {k: round(v, 3) if isinstance(v, float) else v for k, v in used.items()}
+        if self.exceeded is not None:
+            out["exceeded"] = {**asdict(self.exceeded), "unit": "bytes"}
+        return out
 
 
 class Lifeline:

@@ -52,7 +52,7 @@ class Sandbox:
     """
 
     def __init__(self, workspace: Path, policy: SandboxPolicy, around: Surroundings) -> None:
-        self._workspace = workspace
+        self._workspace = workspace.absolute()  # the thread that starts it may be in another folder
         self._policy = policy
         self._clock = around.clock
         self._idle_s = around.idle_s
@@ -117,7 +117,7 @@ class Sandbox:
         Raises:
             SandboxUnavailable, SandboxError: the sandbox had died and could not be started again.
         """
-        request = self._request(["probe"], ".", {}, GRACE_S)
+        request = self._request(["probe"], ".", {}, 3600.0)
         with self._working():
             request |= {"op": "probe", "profile": kind, "wanted": wanted}
             return await self._ended(request, None, self._clock.monotonic())

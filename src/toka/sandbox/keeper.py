@@ -138,7 +138,7 @@ class Keeper:
         self._egress: Egress | None = None
         if policy.network:
             self._egress = Egress(
-                EgressRules(policy.network),
+                EgressRules(policy.network, policy.refused),
                 clock=around.clock,
                 report=around.report,
                 rate_bps=policy.network_bps,

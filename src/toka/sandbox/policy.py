@@ -5,7 +5,7 @@ Default deny: a policy without paths shows an empty workspace, and every sandbox
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
@@ -46,7 +46,9 @@ class SandboxPolicy:
         reads: readable paths relative to the workspace, sorted; none lies below another or below one of `writes`.
         writes: writable (and readable) paths, sorted; none lies below another. They may lie below `reads`.
         programs: file names of the programs the agent may name in a command, sorted; None = any, () = no commands.
+        refused_programs: programs that the agent may not run although it may run any other.
         network: what of the network its proxy lets through; () = no network.
+        refused: what of that it does not.
         git: whether .git is writable, but for what git executes or takes orders from.
         protected: files of the workspace that stay as they are, such as the agents' own specs; further ones, such as
             git hooks, always do (see `protect`).
@@ -65,6 +67,8 @@ class SandboxPolicy:
     writes: tuple[str, ...] = ()
     programs: tuple[str, ...] | None = ()
     network: tuple[Capability, ...] = ()
+    refused: tuple[Capability, ...] = ()
+    refused_programs: tuple[str, ...] = ()
     git: bool = False
     protected: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
@@ -88,7 +92,8 @@ class SandboxPolicy:
         data = asdict(self)
         for name in _LISTS:
             data[name] = None if data[name] is None else list(data[name])
-        data["network"] = [capability.to_json() for capability in self.network]
+        for name in ("network", "refused"):
+            data[name] = [capability.to_json() for capability in getattr(self, name)]
         return data
 
     @staticmethod
@@ -97,15 +102,21 @@ class SandboxPolicy:
         known = {k: v for k, v in data.items() if k in SandboxPolicy.__dataclass_fields__}
         for name in _LISTS & known.keys():
             known[name] = None if known[name] is None else tuple(known[name])
-        known["network"] = tuple(Capability.from_json(c) for c in data.get("network", ()))
+        for name in ("network", "refused"):
+            known[name] = tuple(Capability.from_json(c) for c in data.get(name, ()))
         return SandboxPolicy(**known)
 
 
-_LISTS: Final = frozenset({"reads", "writes", "programs", "protected", "hidden"})
+_LISTS: Final = frozenset({"reads", "writes", "programs", "refused_programs", "protected", "hidden"})
 
 
 def compile_policy(
-    grant: Grant, limits: Limits, *, protected: Iterable[str] = (), hidden: Iterable[str] = ()
+    grant: Grant,
+    limits: Limits,
+    *,
+    denied: Sequence[Capability] = (),
+    protected: Iterable[str] = (),
+    hidden: Iterable[str] = (),
 ) -> SandboxPolicy:
     """The sandbox that a grant and limits ask for, and nothing more.
 
@@ -114,6 +125,8 @@ def compile_policy(
     Args:
         grant: what the agent may do. A write grant lets it read there as well.
         limits: the agent's bounds; a kind left at None gets this module's default.
+        denied: what the operator takes out of a wider grant: paths are read-only or hidden, hosts refused, programs
+            not there.
         protected: see SandboxPolicy.
         hidden: see SandboxPolicy.
     """
@@ -124,10 +137,12 @@ def compile_policy(
         reads=tuple(p for p in reads if not writable.covers(Capability(FILESYSTEM_WRITE, paths=(p,)))),
         writes=writes,
         programs=_programs(grant.named(COMMAND_EXECUTION)),
+        refused_programs=tuple(p for c in denied if c.name == COMMAND_EXECUTION for p in c.programs or ()),
         network=grant.named(NETWORK_ACCESS),
+        refused=tuple(c for c in denied if c.name == NETWORK_ACCESS),
         git=bool(grant.named(GIT_ACCESS)),
-        protected=tuple(sorted(set(protected))),
-        hidden=tuple(sorted(set(hidden))),
+        protected=tuple(sorted({*protected, *_items(denied, FILESYSTEM_WRITE)})),
+        hidden=tuple(sorted({*hidden, *_items(denied, FILESYSTEM_READ)})),
         memory_bytes=limits.memory_bytes,
         cpu_cores=limits.cpu_cores,
         processes=DEFAULT_PROCESSES if limits.processes is None else limits.processes,
@@ -136,6 +151,10 @@ def compile_policy(
         network_bps=limits.network_bps,
         output_bytes=DEFAULT_OUTPUT_BYTES if limits.output_bytes is None else limits.output_bytes,
     )
+
+
+def _items(denied: Iterable[Capability], name: str) -> list[str]:
+    return [path for c in denied if c.name == name for path in c.paths or () if path != "."]
 
 
 def _paths(capabilities: Iterable[Capability]) -> tuple[str, ...]:

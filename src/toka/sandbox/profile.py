@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -69,7 +70,7 @@ def profiles(policy: SandboxPolicy, granted: Granted) -> dict[Kind, dict[str, An
     """What each kind of process is locked into, as the zygote takes it."""
     return {
         "person": _commands(policy, granted, None),
-        "agent": _commands(policy, granted, policy.programs),
+        "agent": {**_commands(policy, granted, policy.programs), "masked": _files_of(policy.refused_programs)},
         "files": _profile(Ruleset((("/", READ_DIR), *_workspace(granted, 0))), Syscalls(spawn=False, memfd=False)),
     }
 
@@ -89,6 +90,17 @@ def _commands(policy: SandboxPolicy, granted: Granted, programs: tuple[str, ...]
         hidden = [f for f in HIDDEN if not any(h == f or h.startswith(f + "/") for h in helpers)]
         profile |= {"listed": True, "noexec": _writable(granted), "hidden": hidden}
     return profile
+
+
+def _files_of(programs: Iterable[str]) -> list[str]:
+    """Every file by which these programs could be started by name."""
+    found: set[str] = set()
+    for name in programs:
+        for folder in SEARCHED.split(":"):
+            path = Path(folder, name)
+            if path.exists():
+                found.update({str(path.parent.resolve() / name), str(path.resolve())})
+    return sorted(path for path in found if path.startswith(VISIBLE))
 
 
 def _system_folders() -> list[str]:
@@ -115,4 +127,5 @@ def _profile(rules: Ruleset, calls: Syscalls) -> dict[str, Any]:
         "listed": False,
         "noexec": [],
         "hidden": [],
+        "masked": [],
     }

@@ -19,6 +19,7 @@ import stat
 from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal
 
 from toka.errors import SandboxError
@@ -97,6 +98,31 @@ def protect(root: int, policy: SandboxPolicy, stack: ExitStack) -> Protection:
                 rules.setdefault(folder, PathRule(folder, "write"))
             rules[path] = PathRule(path, "hide")
     return Protection(tuple(rules.values()), tuple(notes))
+
+
+def tidy(workspace: Path) -> None:
+    """Removes what dead processes created in a workspace to protect it, where nobody uses it any more."""
+    with contextlib.suppress(OSError), ExitStack() as stack:
+        root = os.open(workspace, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, root)
+        for path in (*TRUSTED, *GIT_TRUSTED, GIT):
+            with contextlib.suppress(OSError, SandboxError):
+                _visit(root, path, stack)
+
+
+def _visit(root: int, path: str, stack: ExitStack) -> None:
+    """Takes a lock on each placeholder on the way to a path, so that it goes when the stack unwinds."""
+    at = os.dup(root)
+    try:
+        for name in path.split("/"):
+            deeper = _step(at, name, path)
+            if deeper is None:
+                return
+            _hold(at, name, deeper, stack)
+            os.close(at)
+            at = deeper
+    finally:
+        os.close(at)
 
 
 def _wanted(policy: SandboxPolicy, *, repository: bool) -> dict[str, Kind]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -11,6 +12,8 @@ from toka.errors import SandboxError
 from toka.sandbox.host import Sandbox
 from toka.sandbox.landlock import abi
 
+LONGEST_S: Final = 20.0
+"""Seconds that the tries of one kind of process may take."""
 ABSENT: Final = (
     "/root",
     "/home",
@@ -72,7 +75,11 @@ async def self_test(sandbox: Sandbox, clock: Clock) -> SelfTest:
     uid = sandbox.host_uid()
     problems = ["user: it is root outside"] if uid == 0 else []
     for kind in ("person", "agent"):
-        result = await sandbox.probe(kind, wanted)
+        try:
+            async with asyncio.timeout(LONGEST_S):  # the machine's time: a test's clock says nothing about a probe
+                result = await sandbox.probe(kind, wanted)
+        except TimeoutError:
+            raise SandboxError(f"the self-test of the sandbox did not end within {LONGEST_S:g} s") from None
         if result.ended != "exited" or result.exit_code:
             said = result.reason or result.output.decode("utf-8", "replace")[-300:] or result.ended
             raise SandboxError(f"the self-test of the sandbox did not come to its end: {said}")

@@ -28,6 +28,7 @@ import time
 if __name__ == "__main__":  # inside a sandbox, where only these few files of the package are
     sys.path.insert(0, "/toka/lib")
 
+from toka.sandbox.groundwork import PROGRAMS, check_mounts, gather_programs, listen
 from toka.sandbox.kernel import (
     CLONE_NEWIPC,
     CLONE_NEWNS,
@@ -64,7 +65,6 @@ if TYPE_CHECKING:
 
 WORKSPACE = "/workspace"
 JAIL = "/toka/jail"
-PROGRAMS = "/toka/bin"
 NOTHING = "/toka/none"
 KEPT = ("/tmp", "/dev/shm")
 """What outlives a command: gone with the sandbox."""
@@ -149,6 +149,9 @@ def run_init(request: dict[str, Any], out: int, status: int) -> dict[str, Any]:
         for folder in request["profile"]["hidden"]:
             if os.path.isdir(folder):
                 mount(NOTHING, folder, None, MS_BIND)
+    for program in request["profile"]["masked"]:
+        if os.path.lexists(program):  # it may be hidden with its folder
+            mount("/dev/null", program, None, MS_BIND)
     drop_capabilities()
     child = os.fork()
     if child == 0:
@@ -337,41 +340,6 @@ def receive(control: socket.socket) -> tuple[bytes, list[int]]:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
     return data, list(fds)
-
-
-def check_mounts(expected: list[list[Any]]) -> None:
-    """Each granted path must be the very file or folder that the host opened, with no more access than granted.
-
-    A path that is swapped for a link while bwrap mounts would otherwise lead the mount astray.
-    """
-    for path, device, inode, writable in expected:
-        found = os.lstat(path)
-        if (found.st_dev, found.st_ino) != (device, inode):
-            raise OSError(errno.ESTALE, f"{path} changed while the sandbox started")
-        if not writable and not os.statvfs(path).f_flag & os.ST_RDONLY:
-            raise OSError(errno.EPERM, f"{path} is writable and should not be")
-
-
-def gather_programs(programs: list[list[str]]) -> None:
-    """Makes the folder that takes the place of /usr/bin for commands that may name listed programs only.
-
-    Args:
-        programs: [name, file] of each.
-    """
-    mount("none", PROGRAMS, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
-    for name, file in programs:
-        path = os.path.join(PROGRAMS, name)
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o555))
-        mount(file, path, None, MS_BIND)
-
-
-def listen(port: int) -> socket.socket:
-    """The way out: a listening socket of this sandbox's own network, which the host then accepts on."""
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("127.0.0.1", port))
-    listener.listen(64)
-    return listener
 
 
 def prepare(config: dict[str, Any]) -> list[int]:
