@@ -14,6 +14,7 @@ import pytest
 from sandbox.conftest import Start, living, open_fds
 from toka.core.clock import SystemClock
 from toka.errors import SandboxError
+from toka.sandbox import host
 from toka.sandbox.host import Sandbox, shell
 from toka.sandbox.keeper import Surroundings
 from toka.sandbox.policy import SandboxPolicy
@@ -241,6 +242,7 @@ HOST = """
 import asyncio, sys
 from pathlib import Path
 from toka.core.clock import SystemClock
+from toka.sandbox import host
 from toka.sandbox.host import Sandbox, shell
 from toka.sandbox.keeper import Surroundings
 from toka.sandbox.policy import SandboxPolicy
@@ -365,3 +367,17 @@ async def test_uses_that_meet_the_stop_of_an_idle_sandbox_are_served(start: Star
         result = await sandbox.run(["echo", str(number)], timeout_s=5)
         assert (result.ended, result.output) == ("exited", b"%d\n" % number)
         await asyncio.sleep(number % 7 * 0.001)
+
+
+async def test_a_file_worker_that_nobody_uses_ends_and_comes_back(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "WORKER_IDLE_S", 0.05)
+    sandbox = await start()
+    for _ in range(3):
+        assert (await sandbox.file("read", path="docs/a.txt", start=1, lines=None, limit=100))["body"] == b"alpha\n"
+        for _ in range(500):
+            if len(sandbox.processes()) == 1:
+                break
+            await asyncio.sleep(0.01)
+        assert len(sandbox.processes()) == 1, "only the zygote is left"

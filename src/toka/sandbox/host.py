@@ -19,6 +19,7 @@ from toka.sandbox.launch import Zygote, start_zygote, to_the_end
 from toka.sandbox.mounts import WORKSPACE, Granted
 from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.profile import PROXY_PORT, Kind
+from toka.sandbox.usage import children_of
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -33,6 +34,8 @@ PROXIED: Final[Mapping[str, str]] = dict.fromkeys(
     ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"), _PROXY
 )
 """Added when there is a way out."""
+WORKER_IDLE_S: Final = 5.0
+"""Seconds without a file operation after which the file worker ends."""
 OPEN_FILES: Final = 1024
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -64,6 +67,7 @@ class Sandbox:
         self._filing = asyncio.Lock()
         self._closed = False
         self._busy = 0
+        self._worker_idle: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None
         self._leaving: asyncio.Task[None] | None = None
 
@@ -121,6 +125,11 @@ class Sandbox:
         with self._working():
             request |= {"op": "probe", "profile": kind, "wanted": wanted}
             return await self._ended(request, None, self._clock.monotonic())
+
+    def processes(self) -> list[int]:
+        """The ids on the host of the processes that are always there: the zygote, and the file worker if it runs."""
+        zygote = self._zygote.inner if self._zygote is not None and self._zygote.alive else 0
+        return [zygote, *children_of(zygote)] if zygote else []
 
     def host_uid(self) -> int:
         """The user id of its processes on the host; -1 when none runs."""
@@ -309,6 +318,8 @@ class Sandbox:
     async def _filed(self, request: dict[str, Any], body: bytes, timeout_s: float) -> dict[str, Any]:
         op: str = request["op"]
         async with self._filing:
+            if self._worker_idle is not None:
+                self._worker_idle.cancel()
             try:
                 if self._worker is None or not self._worker.alive:
                     await self._end_worker()
@@ -324,7 +335,15 @@ class Sandbox:
             except asyncio.CancelledError:
                 await to_the_end(self._end_worker())
                 raise
+            self._worker_idle = asyncio.get_running_loop().call_later(WORKER_IDLE_S, self._rest)
         return {**answer, "body": data}
+
+    def _rest(self) -> None:
+        """Ends a file worker that nobody uses: it is half of what an idle sandbox costs, and back in milliseconds."""
+        if not self._filing.locked():
+            worker, self._worker = self._worker, None
+            if worker is not None:
+                worker.close()
 
     async def _end_worker(self) -> dict[str, Any]:
         worker, self._worker = self._worker, None
@@ -333,8 +352,9 @@ class Sandbox:
     async def close(self) -> None:
         """Ends everything inside and returns when it is gone. Commands still running end as `lost`. Idempotent."""
         self._closed = True
-        if self._idle is not None:
-            self._idle.cancel()
+        for timer in (self._idle, self._worker_idle):
+            if timer is not None:
+                timer.cancel()
         async with self._starting:
             zygote, self._zygote = self._zygote, None
             worker, self._worker = self._worker, None

@@ -66,6 +66,11 @@ class Zygote:
         return self._process.pid
 
     @property
+    def inner(self) -> int:
+        """The host's id of the sandbox's pid 1; 0 before it is known."""
+        return self._inner
+
+    @property
     def alive(self) -> bool:
         """Whether requests can still be answered."""
         return not self.gone.done() and self._control.fileno() >= 0
