@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -193,6 +195,20 @@ class Legality:
             if not task_may(before, after):
                 self.broken.append(f"task {event.task} of {record.stream}: {before} -> {after}")
             self._tasks[key] = after
+
+
+def usable(user: dict[str, Any], modules: str) -> bool:
+    """Whether another user can run this interpreter with these modules: not when they lie below somebody's closed home.
+
+    Args:
+        user: `user`, `group` and what else subprocess takes.
+        modules: for an import statement.
+    """
+    command = [sys.executable, "-c", f"import {modules}"]
+    try:
+        return subprocess.run(command, **{**user, "capture_output": True}).returncode == 0
+    except PermissionError:
+        return False
 
 
 illegal: list[Legality] = []

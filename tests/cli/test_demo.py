@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from harness import usable
 from toka.config.check import check_paths
 from toka.core.clock import SystemClock
 from toka.events.event import StepDenied
@@ -237,7 +238,7 @@ def test_demo_runs_for_an_ordinary_user() -> None:
         subprocess.run(["chown", "-R", f"{UID}:{UID}", str(home)], check=True)
         env = environment(home, PYTHONPATH=str(home / "src"), PYTHONDONTWRITEBYTECODE="1")
         user: dict[str, Any] = {"user": UID, "group": UID, "extra_groups": [], "cwd": home, "env": env}
-        if subprocess.run([sys.executable, "-c", "import click, yaml, toka"], capture_output=True, **user).returncode:
+        if not usable(user, "click, yaml, toka"):
             pytest.skip(f"{sys.executable} cannot be used by another user")
         done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=60, **user)
         assert done.returncode == 0, done.stderr

@@ -418,3 +418,63 @@ def test_without_bubblewrap_nothing_starts(place: Path) -> None:
     assert result.returncode == 4, result.stderr
     assert "apt" in result.stderr
     assert not (place / "ws" / "greeting.txt").exists()
+
+
+SCRIPT = 'script: 1\ndefault: [{report: {status: succeeded, summary: "done"}, repeat: true}]\n'
+SCRIPTED = "model: scripted:words.yaml\n"
+
+
+def scripted_team(place: Path) -> None:
+    (place / "agents/thinker.yaml").write_text(THINKER + SCRIPTED + "success_criteria: {a: [one, two]}\n")
+    (place / "agents/slow.yaml").write_text(SLOW)
+    (place / "words.yaml").write_text(SCRIPT)
+
+
+def test_a_relative_script_of_a_spec_means_the_same_after_a_resume_from_elsewhere(place: Path) -> None:
+    scripted_team(place)
+    line = command(place, "run", "agents", "--workspace", "ws", "--json")
+    with subprocess.Popen(line, cwd=place, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        wait_for(place / "ws/started")
+        run.kill()
+    (place / "ws/go").touch()
+    (place / "elsewhere").mkdir()
+    resumed = subprocess.run(
+        command(place, "resume", "@last", "--json"), cwd=place / "elsewhere", env=environment(), capture_output=True,
+        text=True, timeout=60,
+    )  # fmt: skip
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(resumed.stdout.splitlines()[-1])["agents"]["thinker"]["state"] == "COMPLETED"
+    for view in ("events", "logs", "show"):
+        told = toka(place, view, "@last")
+        assert "SCRIPTED" in told.stdout + told.stderr, view
+    verified = toka(place, "audit", "verify", "@last")
+    assert verified.returncode == 0 and "SCRIPTED" in verified.stderr
+    plan = toka_plain(place, "plan", "agents", "--json")
+    assert json.loads(plan.stdout)["agents"]["thinker"]["objectives"] == {"checked": 0, "total": 2}
+
+
+def test_a_run_whose_workspace_is_gone_waits_for_it(place: Path) -> None:
+    (place / "agents/slow.yaml").write_text(SLOW)
+    line = command(place, "run", "agents", "--workspace", "ws")
+    with subprocess.Popen(line, cwd=place, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        wait_for(place / "ws/started")
+        run.kill()
+    (place / "ws").rename(place / "moved")
+    refused = toka(place, "resume", "@last")
+    assert refused.returncode == 2 and "is gone" in refused.stderr
+    (place / "moved").rename(place / "ws")
+    (place / "ws/go").touch()
+    assert toka(place, "resume", "@last").returncode == 0
+
+
+def toka_plain(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command that knows no state directory."""
+    return subprocess.run([*TOKA, *arguments], cwd=place, env=environment(), capture_output=True, text=True, timeout=60)
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(600):
+        if path.exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} never came")

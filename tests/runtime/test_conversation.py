@@ -8,7 +8,7 @@ import pytest
 
 from harness import ALWAYS, Team, agent, call, eventually, fail, said, succeed
 from toka.core.message import Message, ToolCall
-from toka.events.event import StepDone, StepFailed, StepIntent
+from toka.events.event import StepDenied, StepDone, StepFailed, StepIntent
 from toka.events.lifecycle import AgentStatus, TaskStatus
 from toka.llm.model import ModelRequest
 from toka.llm.script import ScriptedReply
@@ -87,13 +87,39 @@ async def test_a_malformed_call_gets_one_error_to_learn_from(fast: Team) -> None
         {"raw_calls": [{"name": "report", "arguments": '{"status": "perhaps", "summary": "x"}'}]},
         {"raw_calls": [{"name": "report", "arguments": '{"status": "succeeded"}'}]},
         {"raw_calls": [{"name": "fly", "arguments": "{}"}]},
-        call("write_file", path="../outside", content=""),
     ],
 )
 async def test_two_malformed_calls_in_a_row_fail_the_attempt(fast: Team, bad: dict[str, Any]) -> None:
     status, why, reason = await ended(fast, {**bad, "repeat": True}, **WRITER)
     assert (status, why) == (TaskStatus.FAILED, "malformed") and "2 malformed tool calls in a row" in reason
     assert len(fast.model.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (call("write_file", path="../outside", content=""), "leaves the workspace"),
+        (call("read_file", path="/etc/passwd"), "not relative to the workspace"),
+        (call("run_command", command="cd src && make"), "no shell is one of them"),
+        (call("run_command", command="make 2>&1 | tail"), "no shell is one of them"),
+    ],
+)
+async def test_what_nothing_can_grant_is_denied_as_often_as_it_is_tried(
+    fast: Team, bad: dict[str, Any], reason: str
+) -> None:
+    rights = {"grant": ["filesystem-write", {"command-execution": {"programs": ["make"]}}]}
+    status, _, _ = await ended(fast, bad, bad, bad, succeed(), **rights)
+    assert status is TaskStatus.SUCCEEDED
+    denials = fast.events(StepDenied)
+    assert [d.rule for d in denials] == ["nothing can grant this"] * 3 and reason in denials[0].reason
+    assert fast.model.requests[1].messages[-1].failed
+
+
+async def test_a_reply_with_one_good_call_is_not_counted_as_malformed(fast: Team) -> None:
+    bad = {"name": "read_file", "arguments": "[]"}
+    mixed = {"raw_calls": [bad, {"name": "list_dir", "arguments": "{}"}]}
+    status, _, _ = await ended(fast, mixed, mixed, mixed, succeed(), **WRITER)
+    assert status is TaskStatus.SUCCEEDED
 
 
 async def test_a_good_call_between_makes_up_for_a_malformed_one(fast: Team) -> None:
@@ -157,14 +183,14 @@ async def test_calls_with_the_same_id_are_not_run_and_the_next_turn_goes_on(
     ] * 2
 
 
-async def test_a_call_with_an_id_of_its_own_beside_them_is_run_and_two_such_replies_fail(fast: Team) -> None:
+async def test_a_call_with_an_id_of_its_own_beside_them_is_run(fast: Team) -> None:
     other = ToolCall("same-2", "list_dir", "{}")
     fast.script = lambda _: repeated(LOOK, LOOK, other)
     fast.__post_init__()
-    fast.execution = {"task_retries": 0}
+    fast.execution = {"task_retries": 0, "max_turns": 3}
     result = await fast.run(agent(**WRITER))
     task = result.state.agents["one"].tasks["task-1"]
-    assert (task.why, len(fast.model.requests)) == ("malformed", 2)
+    assert (task.why, len(fast.model.requests)) == ("turns", 3)
     assert answered(fast.model.requests[1]) == [("same", True), ("same-2", True), ("same-2-2", False)]
 
 

@@ -110,9 +110,9 @@ async def test_malformed_arguments_are_recorded_as_invalid_and_nothing_is_run(
     assert lever.pulled == []
 
 
-async def test_a_path_outside_is_recorded_as_invalid(fast: Team, lever: Lever) -> None:
+async def test_a_path_outside_is_recorded_as_denied(fast: Team, lever: Lever) -> None:
     (event,), answer = await decided(fast, lever, call("read_file", path="../x"), grant=["filesystem-read"])
-    assert isinstance(event, StepDone) and "../x" in event.result["invalid"]
+    assert isinstance(event, StepDenied) and "../x" in event.reason and event.arguments == {"path": "../x"}
     assert answer.failed and "../x" in answer.text
 
 

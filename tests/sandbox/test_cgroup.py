@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import EBUSY, EINVAL, ENOENT, EPERM
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from harness import usable
 from toka.errors import SandboxError
 from toka.sandbox import cgroup
 from toka.sandbox.cgroup import Cgroup, CgroupLimits, Setting, orphans, settings_of
@@ -892,11 +894,12 @@ print(dict(group.enforced), len(group.missing), len(group.directories), flush=Tr
 print(*[found.why_not(kind) for kind in KINDS], sep="\\n", flush=True)
 """
     environment = {"PATH": os.defpath}
+    user: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
+    if not usable(user, "sys"):
+        pytest.skip(f"{sys.executable} and its packages cannot be used by another user")
     done = subprocess.run(
         [sys.executable, "-c", code],
-        user=65534,
-        group=65534,
-        extra_groups=[],
+        **user,
         capture_output=True,
         text=True,
         env=environment,

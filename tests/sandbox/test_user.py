@@ -5,21 +5,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from harness import usable
 
 ROOT = Path(__file__).parents[2]
 UID = 54_321
 SUITES = ("test_confinement.py", "test_host.py", "test_worker.py")
-
-
-def usable(user: dict[str, Any]) -> bool:
-    """Whether this interpreter and its packages are there for another user: not below somebody's closed home."""
-    try:
-        return subprocess.run([sys.executable, "-c", "import pytest, pytest_asyncio"], **user).returncode == 0
-    except PermissionError:
-        return False
 
 
 @pytest.mark.slow
@@ -33,7 +26,7 @@ def test_all_of_it_holds_for_an_ordinary_user(tmp_path_factory: pytest.TempPathF
         shutil.copy(ROOT / "pyproject.toml", home)
         subprocess.run(["chown", "-R", f"{UID}:{UID}", str(home)], check=True)
         user = {"user": UID, "group": UID, "extra_groups": [], "cwd": home, "capture_output": True, "text": True}
-        if not usable(user):
+        if not usable(user, "pytest, pytest_asyncio"):
             pytest.skip(f"{sys.executable} cannot be used by another user")
         argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--basetemp", str(home / "t"), "-rs"]
         env = {**os.environ, "PYTHONPATH": str(home / "src"), "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}

@@ -16,6 +16,7 @@ from toka.config.settings import Settings, load_settings
 from toka.core.clock import SystemClock
 from toka.core.ids import RunId
 from toka.errors import JournalCorrupt, NotFound, TokaError
+from toka.events.event import RunCreated
 from toka.events.fold import fold_all
 from toka.events.lifecycle import RunStatus
 from toka.events.record import Record
@@ -29,6 +30,14 @@ ANY_PATH: Final = click.Path(path_type=Path, readable=False)
 PAGE: Final = 500
 """Records that are read at one time."""
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def agents_of(reader: Reader, run: RunId) -> tuple[list[str], str | None]:
+    """The run's agents, and the model that was asked for; None when each spec named its own. Raises JournalError."""
+    record = reader.last_of(run, "", RunCreated.KIND)
+    created = record.event if record is not None and isinstance(record.event, RunCreated) else None
+    names = [*(created.agents if created else ()), *(name for name in reader.heads(run) if name)]
+    return list(dict.fromkeys(names)), created.model if created else None
 
 
 def state_option(command: F) -> F:

@@ -8,7 +8,17 @@ from typing import Any
 
 import click
 
-from toka.cli.door import again, folded, open_journal, open_run, read_settings, standing, state_option, unreadable
+from toka.cli.door import (
+    again,
+    agents_of,
+    folded,
+    open_journal,
+    open_run,
+    read_settings,
+    standing,
+    state_option,
+    unreadable,
+)
 from toka.cli.follow import Follower, end_text
 from toka.cli.ids import match_name
 from toka.cli.output import coloured, emit, say
@@ -23,7 +33,6 @@ from toka.config.parts import Reporting
 from toka.core.clock import SystemClock
 from toka.core.ids import RunId
 from toka.errors import JournalError, NotFound
-from toka.events.event import RunCreated
 from toka.events.record import Record
 from toka.journal.sqlite import SqliteReader
 
@@ -91,7 +100,7 @@ def logs(run_id: str, agent: str | None, state: Path | None, follow: bool, full:
     RUN is an id, the beginning of one, or @last.
     """
     with open_run(state, run_id) as (reader, run):
-        names, asked = _agents(reader, run)
+        names, asked = agents_of(reader, run)
         only = match_name(names, agent) if agent is not None else None
         transcript = Transcript(reader.blob, names, full=full, paint=painter(coloured()))
         follower = Follower(reader, run)
@@ -144,14 +153,6 @@ def _show_json(view: RunView, only: str | None, declared: Declared) -> dict[str,
     for name, shown in document["agents"].items():
         shown["metrics"] = gauges_json(view.state.agents[name], declared)
     return document
-
-
-def _agents(reader: SqliteReader, run: RunId) -> tuple[list[str], str | None]:
-    """The run's agents, and the model it was made with."""
-    record = reader.last_of(run, "", RunCreated.KIND)
-    created = record.event if record is not None and isinstance(record.event, RunCreated) else None
-    names = [*(created.agents if created else ()), *(name for name in reader.heads(run) if name)]
-    return list(dict.fromkeys(names)), created.model if created else None
 
 
 def _print(transcript: Transcript, page: list[Record], only: str | None) -> None:

@@ -47,10 +47,11 @@ def emit_json(value: dict[str, Any]) -> None:
 
 def fail(error: TokaError) -> int:
     """Prints an error and what to do about it; returns the exit code."""
-    if isinstance(error, ConfigError):
-        for finding in error.findings:
-            say(finding.render() + "\n")
-    say(f"toka: {error.message}")
+    found = error.findings if isinstance(error, ConfigError) else ()
+    for finding in found:
+        say(finding.render() + "\n")
+    if all(finding.text not in error.message for finding in found):  # one finding is its own message
+        say(f"toka: {error.message}")
     if isinstance(error, ModelUnavailable):
         for line in error.tried:
             say(f"  tried: {line}")

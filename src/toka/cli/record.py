@@ -8,17 +8,19 @@ from pathlib import Path
 
 import click
 
-from toka.cli.door import ANY_PATH, again, open_journal, open_run, read_settings, state_option
+from toka.cli.door import ANY_PATH, again, agents_of, open_journal, open_run, pages, read_settings, state_option
 from toka.cli.follow import Follower, end_text
 from toka.cli.heads import CAN, Noted, compare, heads_json, read_heads
 from toka.cli.ids import find_run, match_name
 from toka.cli.output import emit, say
 from toka.cli.render_event import event_line
+from toka.cli.tally import is_scripted
 from toka.cli.text import json_line, line_of, some
+from toka.cli.view import models_of
 from toka.core.clock import SystemClock
 from toka.core.ids import RunId
 from toka.errors import JournalCorrupt, JournalError, NotFound, UsageError
-from toka.events.event import KINDS, RunCreated
+from toka.events.event import KINDS
 from toka.events.record import Record, payload
 from toka.journal.audit import Problem, Verdict, verify
 from toka.journal.database import failure
@@ -43,7 +45,11 @@ def events(run_id: str, state: Path | None, agent: str | None, kind: str | None,
         wanted = _filter(reader, run, agent, kind)
         show: Callable[[Record], str] = (lambda r: json_line(r.to_json())) if how["as_json"] else event_line
         follower = Follower(reader, run, how["after"])
+        asked, scripted = agents_of(reader, run)[1], False
         for page in follower.follow() if how["follow"] else follower.page():
+            if not scripted and is_scripted(models_of(asked, page)):
+                scripted = True
+                say("SCRIPTED: a script answered in place of a model")
             if lines := [show(record) for record in page if wanted(record)]:
                 emit("\n".join(lines))
         if how["follow"]:
@@ -54,9 +60,7 @@ def events(run_id: str, state: Path | None, agent: str | None, kind: str | None,
 def _filter(reader: SqliteReader, run: RunId, agent: str | None, kind: str | None) -> Callable[[Record], bool]:
     stream = None
     if agent is not None:
-        first = reader.last_of(run, "", RunCreated.KIND)
-        created = first.event.agents if first is not None and isinstance(first.event, RunCreated) else []
-        stream = match_name({*created, *(n for n in reader.heads(run) if n)}, agent)
+        stream = match_name(set(agents_of(reader, run)[0]), agent)
     if kind is not None:
         kind = match_name(KINDS, kind, "kind")
 
@@ -99,9 +103,17 @@ def audit_verify(run_id: str | None, state: Path | None, every: bool, heads: Pat
             verdict = _verified(reader, run, noted if noted is not None and noted.run == run else None)
             bad = bad or bool(verdict.problems)
             emit(json_line(_verdict_json(verdict)) if as_json else "\n".join(_verdict_lines(verdict)))
+            if not as_json and not verdict.problems and _is_scripted(reader, run):
+                say(f"SCRIPTED: in run {run} a script answered in place of a model")
     if not as_json and not bad:
         say(CAN if noted is None else "the noted heads are part of the record: it was not rewritten before them")
     return JournalCorrupt.exit_code if bad else 0
+
+
+def _is_scripted(reader: SqliteReader, run: RunId) -> bool:
+    """Whether a script answered a model call of the run."""
+    asked = agents_of(reader, run)[1]
+    return any(is_scripted(models_of(asked, page)) for page in pages(reader, run))
 
 
 @audit.command("heads")

@@ -128,7 +128,7 @@ def read_team(paths: Sequence[Path], settings: Settings) -> tuple[AgentConfig, .
     for finding in findings:
         if finding.severity == "warning":
             say(finding.text)
-    return configs
+    return tuple(c.model_copy(update={"model": absolute_model(c.model)}) if c.model else c for c in configs)
 
 
 def allow_connections() -> None:

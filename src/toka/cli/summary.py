@@ -13,7 +13,7 @@ from toka.cli.text import clean, columns, money, some, span
 from toka.cli.view import Denial, denials_of
 from toka.core.ids import RunId
 from toka.events.event import StepDenied, StepDone
-from toka.events.lifecycle import TASK_ENDS, AgentStatus, ObjectiveStatus
+from toka.events.lifecycle import AgentStatus, ObjectiveStatus, TaskStatus
 from toka.events.record import Record
 from toka.events.state import AgentState, RunState
 from toka.journal.journal import Reader
@@ -97,7 +97,7 @@ def _in_order(state: RunState) -> list[AgentState]:
 
 def _agent(agent: AgentState) -> tuple[str, ...]:
     tasks = agent.tasks.values()
-    done = f"{sum(1 for t in tasks if t.status in TASK_ENDS)}/{len(tasks)} tasks" if tasks else ""
+    done = f"{sum(1 for t in tasks if t.status is TaskStatus.SUCCEEDED)}/{len(tasks)} tasks" if tasks else ""
     tokens = f"{agent.usage.tokens:,} tokens" if agent.usage.tokens else ""
     repairs = sum(1 for t in agent.tasks if t.startswith("repair-"))
     facts = [

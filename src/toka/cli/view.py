@@ -10,7 +10,7 @@ from typing import Any
 from toka.config.agent import AgentConfig
 from toka.errors import ConfigError
 from toka.events.event import StepDenied, StepIntent
-from toka.events.lifecycle import TASK_ENDS, RunStatus
+from toka.events.lifecycle import RunStatus, TaskStatus
 from toka.events.record import Record
 from toka.events.state import AgentState, RunState
 from toka.journal.journal import LeaseView
@@ -84,10 +84,10 @@ class RunView:
         return self.lease is not None and self.lease.alive and not self.state.ended
 
     def done(self, agent: AgentState) -> tuple[int, int]:
-        """Tasks of an agent that ended, and all that are known, without repairs."""
+        """Tasks of an agent that succeeded, and all that are known, without repairs."""
         planned = self.planned.get(agent.name, Planned()).tasks
         known = {**planned, **{t: "" for t in agent.tasks if not t.startswith("repair-")}}
-        return sum(1 for t in known if t in agent.tasks and agent.tasks[t].status in TASK_ENDS), len(known)
+        return sum(1 for t in known if t in agent.tasks and agent.tasks[t].status is TaskStatus.SUCCEEDED), len(known)
 
 
 def planned_of(specs: bytes, enabled: Collection[str]) -> dict[str, Planned]:

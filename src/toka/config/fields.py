@@ -16,6 +16,7 @@ from toka.core.ids import NAME
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
+MAX_QUANTITY: Final = 100
 MAX_LINE: Final = 1_000
 MAX_PROSE: Final = 20_000
 MAX_ITEMS: Final = 1_000
@@ -74,6 +75,8 @@ def _quantity(
     def parse(value: object) -> N:
         if not isinstance(value, (str, int, float)):
             raise fault("TK5001", "a quantity is one number or text", label="expected such as 512MB, 75% or 2h")
+        if isinstance(value, str) and len(value) > MAX_QUANTITY:
+            raise fault("TK5001", f"{quoted(value, 30)} is too long for a quantity", label="expected such as 512MB")
         try:
             amount = read(value)
         except units.UnitError as error:

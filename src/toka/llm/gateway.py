@@ -204,7 +204,6 @@ def _worst(estimate: Estimate) -> Usage:
 
 
 def _too_late(request: ModelRequest) -> CallError:
-    return failed(
-        "timeout",
-        f"{request.model} did not answer within {request.timeout_s:g} s (agent {request.agent}, task {request.task})",
-    )
+    seconds = round(request.timeout_s, 1)
+    text = f"{request.model} did not answer within {seconds:g} s (agent {request.agent}, task {request.task})"
+    return failed("timeout", text)

@@ -97,13 +97,14 @@ class OrchestrationEngine:
 
         Raises:
             RunBusy: a live process executes it.
-            UsageError: it has ended.
+            UsageError: it has ended, or its workspace is gone.
             JournalError: its record cannot be read or written.
         """
         runtime = self._runtime
         lease = await runtime.journal.acquire(run)
         try:
             recorder = Recorder(runtime.journal, lease)
+            _need_workspace(recorder.state.created)
             session = await self._attached(recorder)
             await session.lift_holds(author, reason)
         except TokaError:
@@ -176,6 +177,14 @@ def _inside(workspace: Path, paths: Iterable[Path]) -> Iterator[str]:
         real = path.absolute().parent.resolve() / path.name
         if real.is_relative_to(workspace) and real != workspace:
             yield real.relative_to(workspace).as_posix()
+
+
+def _need_workspace(created: RunCreated | None) -> None:
+    if created is not None and not Path(created.workspace).is_dir():
+        raise UsageError(
+            f"the workspace {created.workspace} is gone",
+            hint="put it back and resume the run again; nothing of the record is lost",
+        )
 
 
 def _check_tasks(config: AgentConfig, enabled: Collection[str]) -> None:

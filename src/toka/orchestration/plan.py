@@ -157,7 +157,7 @@ def _agent(
         needs=tuple(e.on for e in graph.before[name] if e.required),
         after=tuple(e.on for e in graph.before[name] if not e.required),
         tasks=tuple((t.id, t.run or t.description, t.run is not None) for t in tasks),
-        checks=(checked, len(config.objectives)),
+        checks=(checked, len(config.objectives) + sum(map(len, config.success_criteria.values()))),
         model=config.model,
         needs_model=needs_model,
         grant=grant,

@@ -64,6 +64,7 @@ class Conversation:
         self._nudges = 0
         self._invalid = 0
         self._wrong = ""
+        self._right = False
         self._cut = 0
         self._ids: set[str] = set()
         self._earlier_calls = agent.steps.model_calls(task, attempt)
@@ -81,7 +82,7 @@ class Conversation:
         news = opening
         for turn in range(1, self._agent.run.execution.max_turns + 1):
             reply = await self._ask(turn, news)
-            self._wrong = ""
+            self._wrong, self._right = "", False
             if report := await self._answer(turn, reply):
                 return report
             self._count_invalid()
@@ -198,6 +199,8 @@ class Conversation:
         self._messages.append(answer.message)
         if answer.invalid:
             self._wrong = answer.invalid
+        else:
+            self._right = True
 
     async def _report(self, turn: int, index: int, call: ToolCall) -> Report | None:
         """The report, or None after a malformed one was answered."""
@@ -212,8 +215,8 @@ class Conversation:
         return None
 
     def _count_invalid(self) -> None:
-        """One reply is one chance to learn: however many of its calls were malformed, it counts once."""
-        self._invalid = self._invalid + 1 if self._wrong else 0
+        """One reply is one chance to learn: it counts once, and not at all when one of its calls was well-formed."""
+        self._invalid = self._invalid + 1 if self._wrong and not self._right else 0
         if self._invalid >= INVALID_IN_A_ROW:
             what = f"{self._invalid} malformed tool calls in a row, a reply each: {self._wrong}"
             raise StepFailure("malformed", what + self._cut_note())

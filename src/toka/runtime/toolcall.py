@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeGuard
+from typing import Any, Final, Literal, TypeGuard
 
 from toka.core.capability import CapabilityError
+from toka.core.decision import Decision
 from toka.core.ids import StepKey
 from toka.core.message import Message, ToolCall
 from toka.errors import LimitExceeded, SandboxError
@@ -16,6 +17,9 @@ from toka.runtime.context import AgentContext
 from toka.runtime.step import Act, Result, StepFailure
 from toka.tools.builtin import builtin_tools
 from toka.tools.tool import CheckableTool, Tool, ToolContext, ToolResult, validate
+
+BEYOND: Final = "nothing can grant this"
+"""The rule of a denial for what no capability stands for: a path outside the workspace, a shell beside a list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +52,12 @@ async def answer_call(agent: AgentContext, key: StepKey, call: ToolCall) -> Answ
     arguments = validate(tool, call.arguments)
     if isinstance(arguments, str):
         return await _reject(agent, key, call, bad_arguments(call.name, arguments), arguments)
-    try:
-        needs = tool.needs(arguments)
-    except CapabilityError as e:
-        return await _reject(agent, key, call, tool_error(call.name, str(e)), str(e))
     if agent.steps.unanswered(key) is None:  # one that was in flight at a crash was counted when it started
         agent.scope.count_tool_call()
-    decision = agent.validator.check(needs, tool.name, subject(arguments))
+    try:
+        decision = agent.validator.check(tool.needs(arguments), tool.name, subject(arguments))
+    except CapabilityError as e:
+        decision = Decision("denied", BEYOND, str(e))
     if not decision.allowed:
         return _answer(call, await agent.steps.deny(key, call.name, decision, arguments))
     return await _run(agent, key, call, tool, arguments, decision.rule)
