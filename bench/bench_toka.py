@@ -65,7 +65,7 @@ class Size:
 
 FULL: Final = Size(3, 400, 1000, 1000, 1000, 1000, 20_000, 5, 200, peers=True, budget_s=180.0)
 QUICK: Final = Size(1, 200, 500, 500, 300, 200, 5_000, 2, 60, peers=False, budget_s=30.0)
-TINY: Final = Size(1, 10, 10, 10, 10, 10, 50, 1, 6, peers=False, budget_s=30.0)
+TINY: Final = Size(1, 10, 10, 10, 10, 10, 50, 1, 6, peers=False, budget_s=100.0)
 
 
 def experiments(size: Size) -> list[Experiment]:
