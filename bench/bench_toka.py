@@ -28,7 +28,7 @@ from processes import HERE, Processes
 from report import Experiment, Round, Row, absolute, judge, table
 
 TOKA: Final = Path(sys.executable).with_name("toka")
-GROUPS: Final = ("cpu", "wall", "memory", "start", "journal")
+GROUPS: Final = ("cpu", "wall", "memory", "start", "journal", "sandbox")
 WRITERS: Final = 50
 """Streams that are appended to at one time when the journal is measured alone."""
 
@@ -45,6 +45,7 @@ class Size:
         specs: specs to validate.
         appends: to the journal.
         starts: how often a command is started.
+        commands: in a sandbox and beside it.
         peers: whether the ways that are only shown, not judged, are measured everywhere.
         budget_s: after so many seconds no further comparison begins.
     """
@@ -57,13 +58,14 @@ class Size:
     specs: int
     appends: int
     starts: int
+    commands: int
     peers: bool
     budget_s: float
 
 
-FULL: Final = Size(3, 400, 1000, 1000, 1000, 1000, 20_000, 5, peers=True, budget_s=180.0)
-QUICK: Final = Size(1, 200, 500, 500, 300, 200, 5_000, 2, peers=False, budget_s=30.0)
-TINY: Final = Size(1, 10, 10, 10, 10, 10, 50, 1, peers=False, budget_s=100.0)
+FULL: Final = Size(3, 400, 1000, 1000, 1000, 1000, 20_000, 5, 200, peers=True, budget_s=180.0)
+QUICK: Final = Size(1, 200, 500, 500, 300, 200, 5_000, 2, 60, peers=False, budget_s=30.0)
+TINY: Final = Size(1, 10, 10, 10, 10, 10, 50, 1, 6, peers=False, budget_s=100.0)
 
 
 def experiments(size: Size) -> list[Experiment]:
@@ -115,7 +117,7 @@ def measure(processes: Processes, size: Size, groups: tuple[str, ...]) -> list[R
                 continue
             _say(f"round {number + 1} of {size.rounds}: {experiment.title}")
             rounds[experiment.id].append(processes.round(experiment))
-        for group, part in (("start", start_up), ("journal", journal)):
+        for group, part in (("start", start_up), ("journal", journal), ("sandbox", sandbox)):
             if number == 0 and group in groups:
                 if time.monotonic() > end:
                     skipped += 1
@@ -154,6 +156,25 @@ def journal(processes: Processes, size: Size) -> list[Row]:
     cost = median(1000 * r["cpu_ms"] / 2 for r in results)
     row = absolute("journal", title, "events/s", rate, None)
     return [replace(row, note=f"{cost:.0f} us CPU per event, with fold")]
+
+
+def sandbox(processes: Processes, size: Size) -> list[Row]:
+    """Commands and file reads in a sandbox beside plain processes, one after the other in one process."""
+    found = processes.hands(size.commands)
+    titles = {"true": ("/bin/true in a sandbox", 8.0), "python": ("python3 -c pass in a sandbox", 1.5)}
+    rows: list[Row] = []
+    for name, (title, bar) in titles.items():
+        ratio = found.get("ratio " + name)
+        beside = {"plain": round(found["plain " + name], 3)} if ratio else {}
+        met = None if ratio is None else ratio <= bar
+        value = round(found[name], 3) if ratio else None
+        rows.append(Row(f"sandbox_{name}", title, "ms", value, beside, (round(ratio, 3),) if ratio else (), bar, met))
+    return [
+        *rows,
+        absolute("sandbox_start", "Start of a sandbox", "ms", found.get("start"), 60.0),
+        absolute("sandbox_memory", "Memory of an idle sandbox", "MiB", found.get("memory"), 8.0),
+        absolute("sandbox_read", "Reading a file in a sandbox", "ms", found.get("read"), 1.0),
+    ]
 
 
 def conditions(directory: Path) -> list[str]:

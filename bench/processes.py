@@ -53,6 +53,13 @@ class Processes:
             return {}
         return result
 
+    def hands(self, commands: int) -> dict[str, float]:
+        """What hands.py prints; empty when it failed."""
+        command = [sys.executable, str(HERE / "hands.py"), "--directory", str(self.directory)]
+        text = self._output([*command, "--commands", str(commands)])
+        found: dict[str, float] = {} if text is None else json.loads(text.splitlines()[-1])
+        return found
+
     def command(
         self, arguments: list[str], times: int, figure: Literal["cpu", "wall"], *, factor: float = 1.0
     ) -> float | None:

@@ -11,6 +11,7 @@ TITLES: Final = {
     "sdk": "openai SDK",
     "direct": "direct + aiohttp",
     "aiohttp": "aiohttp",
+    "plain": "plain process",
 }
 
 Round = dict[str, dict[str, Any]]

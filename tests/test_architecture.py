@@ -53,7 +53,7 @@ VENDORS = {"toka.llm.models", "toka.llm.conversion", "toka.llm.wire_anthropic", 
 FENCED: Mapping[str, set[str]] = {"pydantic_ai": VENDORS, "openai": VENDORS, "anthropic": VENDORS}
 """Distributions that only the modules named may import."""
 
-STANDALONE = {"toka.sandbox.zygote", "toka.sandbox.worker"}
+STANDALONE = {f"toka.sandbox.{name}" for name in ("groundwork", "kernel", "probe", "worker", "zygote")}
 """Modules that run inside the sandbox, under the system's Python: standard library only, syntax of Python 3.9."""
 
 COMPOSED = {"SqliteJournal", "PostgresJournal", "MemoryJournal", "LlmGateway"}
@@ -187,7 +187,8 @@ def check_fences(modules: Mapping[str, Module]) -> Iterator[str]:
             top = found.target.partition(".")[0]
             if top in FENCED and module.name not in FENCED[top]:
                 yield f"{module.path}:{found.line}: only {', '.join(sorted(FENCED[top]))} may import {top}"
-            if module.name in STANDALONE and top not in sys.stdlib_module_names:
+            alone = module.name in STANDALONE and found.target not in STANDALONE
+            if alone and top not in sys.stdlib_module_names:
                 yield f"{module.path}:{found.line}: {module.name} runs alone and may import the standard library only"
 
 

@@ -28,8 +28,7 @@ from toka.llm.pricing import Price, PriceList
 from toka.llm.registry import ModelRegistry
 from toka.llm.resolve import AUTO, endpoint_of, resolve_auto
 from toka.runtime.context import Runtime
-from toka.sandbox.host import Sandbox
-from toka.sandbox.policy import SandboxPolicy
+from toka.sandbox.shield import Shield
 from toka.tools.tool import Tool
 
 _REACH_S: Final = 3.0
@@ -124,9 +123,6 @@ async def open_runtime(
     background = _Background()
     models = _Models(settings, environ, registry, frozenset(parts.models))
 
-    async def start_sandbox(workspace: Path, policy: SandboxPolicy) -> Sandbox:
-        return await Sandbox.start(workspace, policy, clock=clock)
-
     try:
         yield Runtime(
             state=settings.state,
@@ -137,10 +133,11 @@ async def open_runtime(
             gateway=gateway,
             model=settings.model,
             resolve_model=models.resolve,
-            start_sandbox=start_sandbox,
+            start_sandbox=Shield(clock).start,
             tools=parts.tools,
             execution=settings.execution,
             capabilities=settings.capabilities,
+            policy=settings.policy,
             run_limits=settings.run_limits,
             channels=channels,
             spawn=background.spawn,

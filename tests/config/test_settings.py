@@ -16,6 +16,7 @@ from toka.config.secret import Secret
 from toka.config.settings import ExecutionConfig, Settings, load_settings
 from toka.core.capability import Capability
 from toka.core.limits import Limits
+from toka.core.operator import CallRule, OperatorPolicy
 from toka.errors import ConfigError
 
 
@@ -333,7 +334,8 @@ file = "report.jsonl"
 [channels.team]
 webhook = "${env:HOOK}"
 [policy]
-rules = []
+deny = ["network-access: *.internal.example", "run_command(git push*)"]
+ask = ["reading"]
 """).project("[limits.run]\nmax_cost = '$1'\n")
     settings = place.load()
     assert dict(settings.keys) == {"OPENAI_API_KEY": Secret("file", "/run/secrets/openai")}
@@ -347,7 +349,11 @@ rules = []
     )
     assert settings.channels["parser"].file == "report.jsonl"
     assert settings.channels["team"].webhook == Secret("env", "HOOK")
-    assert dict(settings.policy) == {"rules": []}
+    assert settings.policy == OperatorPolicy(
+        None,
+        (Capability("network-access", hosts=("*.internal.example",)), CallRule("run_command", "git push*")),
+        (Capability("filesystem-read"),),
+    )
     rows = {key: (value, origin) for key, value, origin in settings.shown()}
     assert rows["keys.OPENAI_API_KEY"] == ("${file:/run/secrets/openai}", str(place.config))
     assert rows["limits.run"][1] == "toka.toml"
@@ -358,3 +364,28 @@ def test_a_pipe_instead_of_a_settings_file_is_not_waited_for(place: Place) -> No
     (place.cwd / "toka.toml").mkdir()
     (found,) = place.findings()
     assert found.startswith("TK1013")
+
+
+def test_a_project_can_only_add_rules(place: Place) -> None:
+    place.personal(
+        '[policy]\nallow = ["filesystem-write: src, docs", "command-execution"]\ndeny = ["command-execution: rm"]\n'
+    ).project('[policy]\nallow = ["filesystem-write: docs, tests", "network-access"]\ndeny = []\n')
+    policy = place.load().policy
+    write, read = (Capability(f"filesystem-{w}", paths=("docs",)) for w in ("write", "read"))
+    assert policy.allow == (read, write)
+    assert policy.deny == (Capability("command-execution", programs=("rm",)),)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[policy]\nforbid = []", "unknown setting"),
+        ("[policy]\ndeny = [5]", "no text"),
+        ("[policy]\ndeny = ['telepathy']", "nobody defines telepathy"),
+        ("[policy]\nallow = ['run_command(ls*)']", "what is allowed are capabilities"),
+        ("policy = 5", "policy is a table"),
+    ],
+)
+def test_a_rule_that_cannot_be_read_stops_everything(place: Place, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        place.personal(text).load()

@@ -66,7 +66,7 @@ def test_network_without_hosts_is_noted() -> None:
 
 def test_a_limited_network_with_hosts_is_granted() -> None:
     found = resolve("network-access-limited", {"hosts": ["x.org"]})
-    assert found.capabilities == (Capability("network-access", hosts=("x.org",)),)
+    assert found.capabilities == (Capability("network-access", hosts=("x.org",), ports=("443",)),)
 
 
 def test_settings_define_further_names_but_not_known_ones() -> None:
@@ -86,3 +86,10 @@ def test_known_names_all_resolve() -> None:
     names = catalogue.known_names()
     assert list(names) == sorted(names)
     assert all(resolve(n, {"hosts": ["x.org"]} if n in catalogue.NEEDS_ARGUMENTS else {}).capabilities for n in names)
+
+
+def test_no_ports_means_443_to_a_spec_whoever_widens_it() -> None:
+    (asked,) = resolve("network-access", {}).capabilities
+    (other,) = resolve("network-access", {"ports": ["22"]}).capabilities
+    assert asked.intersect(other) is None
+    assert (asked.text, other.text) == ("network-access", "network-access: *:22")

@@ -134,5 +134,6 @@ def test_what_was_never_asked_for_is_denied_by_its_absence() -> None:
         "denied",
         "no command-execution",
         "this agent has no command-execution; its spec would have to ask for command-execution: make",
+        patch="- command-execution: {programs: [make]}",
     )
     assert not CapabilityValidator(Grant(())).check((READS,)).allowed

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from toka.core.clock import SystemClock
+from toka.core.decision import Decision
 from toka.core.effect import Effect
 from toka.core.ids import AgentName, RunId, StepKey, TaskId
 from toka.core.message import Usage
@@ -216,10 +217,16 @@ async def test_a_failure_is_recorded_with_its_charge_and_raised_again(
 async def test_a_denial_is_recorded_once_with_its_rule(journal: OrderedJournal, process: Process) -> None:
     for _ in range(2):
         steps = await process()
-        result = await steps.deny(KEY, "run_command", "no command-execution", "not granted", {"command": "id"})
+        refused = Decision("denied", "no command-execution", "not granted", "a.yaml:3", "- command-execution")
+        result = await steps.deny(KEY, "run_command", refused, {"command": "id"})
         assert result == Result({"text": "not granted", "denied": "no command-execution"}, failed=True)
     denials = [r.event for r in journal.read(RUN) if isinstance(r.event, StepDenied)]
-    assert denials == [StepDenied(KEY.text, "run_command", "no command-execution", "not granted", {"command": "id"})]
+    assert denials == [
+        StepDenied(
+            KEY.text, "run_command", "no command-execution", "not granted", {"command": "id"}, "a.yaml:3",
+            "- command-execution",
+        )
+    ]  # fmt: skip
 
 
 async def test_an_answer_without_an_act_is_recorded_once(journal: OrderedJournal, process: Process) -> None:

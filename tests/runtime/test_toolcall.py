@@ -134,7 +134,9 @@ async def test_a_denied_call_is_recorded_with_its_rule_and_arguments_and_not_run
 ) -> None:
     lever.needed = (Capability("filesystem-write", paths=("src",)),)
     events, answer = await decided(fast, lever, call("pull", times=1), grant=grant)
-    assert events == [StepDenied(STEP, "pull", rule, reason, {"times": 1})], "a denial has no intent and no end"
+    patch = "- filesystem-write: {paths: [src]}"
+    expected = StepDenied(STEP, "pull", rule, reason, {"times": 1}, "one.yaml:1", patch)
+    assert events == [expected], "a denial has no intent and no end"
     assert answer.failed and f"denied: {reason}" in answer.text and lever.pulled == []
 
 

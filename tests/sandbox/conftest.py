@@ -8,6 +8,7 @@ import pytest
 
 from toka.core.clock import SystemClock
 from toka.sandbox.host import Sandbox
+from toka.sandbox.keeper import Surroundings
 from toka.sandbox.policy import SandboxPolicy
 
 Start = Callable[..., Awaitable[Sandbox]]
@@ -31,8 +32,8 @@ async def start(workspace: Path) -> AsyncIterator[Start]:
 
     async def make(**changes: Any) -> Sandbox:
         options: dict[str, Any] = {"reads": ("docs",), "writes": ("src",), "programs": None, **changes}
-        scratch = options.pop("scratch", None)
-        sandbox = await Sandbox.start(workspace, SandboxPolicy(**options), clock=SystemClock(), scratch=scratch)
+        idle_s = options.pop("idle_s", 60.0)
+        sandbox = await Sandbox.start(workspace, SandboxPolicy(**options), Surroundings(SystemClock(), idle_s))
         started.append(sandbox)
         return sandbox
 

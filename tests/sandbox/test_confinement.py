@@ -205,10 +205,11 @@ async def test_there_is_no_network(start: Start) -> None:
             "import json, socket\n"
             "def to(address):\n"
             "    try: socket.create_connection(address, 1); return 'connected'\n"
-            "    except OSError as e: return 'refused'\n"
-            f"print(json.dumps([to(('127.0.0.1', {port})), to(('1.1.1.1', 53)), socket.if_nameindex()]))",
+            "    except OSError as e: return e.strerror\n"
+            "net = [l.split(':')[0].strip() for l in open('/proc/self/net/dev').readlines()[2:]]\n"
+            f"print(json.dumps([to(('127.0.0.1', {port})), net]))",
         )
-        assert outcome == ["refused", "refused", [[1, "lo"]]]
+        assert outcome == ["Address family not supported by protocol", ["lo"]]
         with pytest.raises(BlockingIOError):
             server.accept()
 
@@ -310,8 +311,12 @@ async def test_zombies_are_reaped(start: Start) -> None:
 async def test_memory_of_a_process_is_bounded(start: Start) -> None:
     sandbox = await start(memory_bytes=100 << 20)
     result = await sandbox.run(["/usr/bin/python3", "-c", "bytearray(200 << 20)"], timeout_s=10)
-    assert result.exit_code == 1
-    assert b"MemoryError" in result.output
+    if sandbox.keeper.holds("memory"):
+        assert result.exceeded is not None
+        assert result.exceeded.text == "memory limit of 100MB reached"
+    else:
+        assert b"MemoryError" in result.output
+    assert (await sandbox.run(["true"], timeout_s=5)).exit_code == 0
 
 
 async def test_size_of_a_file_is_bounded(start: Start, workspace: Path) -> None:
@@ -357,13 +362,14 @@ async def test_a_program_list_forbids_to_bring_programs_along(start: Start, work
     assert result.output == b"ran\n"
     listed = await start(programs=("cp",))
     assert (await listed.run(["/workspace/src/tool"], timeout_s=5)).exit_code == 126
-    assert b"ermission denied" in (await listed.run(shell("cp src/tool /tmp/t; /tmp/t"), timeout_s=5)).output
+    assert (await listed.run(["cp", "src/tool", "/tmp/t"], timeout_s=5)).exit_code == 0
+    assert (await listed.run(["/tmp/t"], timeout_s=5)).exit_code == 126
+    assert (await listed.run(shell("true"), timeout_s=5)).exit_code == 127
+    assert (await listed.run(shell("/workspace/src/tool"), timeout_s=5, chosen_by="person")).output == b"ran\n"
 
 
-async def test_tmp_is_private_unless_a_scratch_folder_is_given(start: Start, tmp_path: Path) -> None:
-    (tmp_path / "scratch").mkdir()
-    plain, kept = await start(), await start(scratch=tmp_path / "scratch")
-    await said(plain, "echo 1 > /tmp/mark")
-    await said(kept, "echo 2 > /tmp/mark")
-    assert await said(plain, "cat /tmp/mark") == "1\n"
-    assert (tmp_path / "scratch/mark").read_text() == "2\n"
+async def test_tmp_is_private(start: Start) -> None:
+    one, two = await start(), await start()
+    await said(one, "echo 1 > /tmp/mark")
+    assert await said(two, "ls -A /tmp") == ""
+    assert await said(one, "cat /tmp/mark") == "1\n"

@@ -231,7 +231,7 @@ async def test_a_tunnel_carries_bytes_both_ways_and_is_reported_when_it_ends(sta
     attempt = await proxy.attempt()
     assert (attempt.host, attempt.port, attempt.allowed, attempt.address) == ("x.org", host.port, True, LOOPBACK)
     assert (attempt.bytes_up, attempt.bytes_down) == (5, 5) == (proxy.egress.bytes_up, proxy.egress.bytes_down)
-    assert attempt.reason == f"network-access: x.org, {host.port}"
+    assert attempt.reason == f"network-access: x.org:{host.port}"
     assert 0 < attempt.wall_s < 5
     assert proxy.names.asked == ["x.org"]
 

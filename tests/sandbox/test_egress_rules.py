@@ -84,7 +84,7 @@ def test_rules_are_made_of_network_access_only() -> None:
 
 
 def test_ports_default_to_443() -> None:
-    assert rules(net("x.org")).decide("x.org", 443) == Verdict(True, "network-access: x.org, 443")
+    assert rules(net("x.org")).decide("x.org", 443) == Verdict(True, "network-access: x.org")
     assert not rules(net("x.org")).decide("x.org", 80).allowed
     assert not EgressRules((net("x.org", ports=()),)).decide("x.org", 443).allowed
 

@@ -14,7 +14,9 @@ import pytest
 from sandbox.conftest import Start, living, open_fds
 from toka.core.clock import SystemClock
 from toka.errors import SandboxError
+from toka.sandbox import host
 from toka.sandbox.host import Sandbox, shell
+from toka.sandbox.keeper import Surroundings
 from toka.sandbox.policy import SandboxPolicy
 
 STUBBORN = "trap '' TERM INT HUP; (setsid sh -c 'trap \"\" TERM; sleep {0}; true' &); nohup sleep {0} & sleep {0}; true"
@@ -211,7 +213,9 @@ async def test_closing_ends_what_runs(start: Start, marker: str) -> None:
 
 async def test_nothing_stays_open(workspace: Path, marker: str) -> None:
     async def life() -> None:
-        sandbox = await Sandbox.start(workspace, SandboxPolicy(writes=("src",), programs=None), clock=SystemClock())
+        sandbox = await Sandbox.start(
+            workspace, SandboxPolicy(writes=("src",), programs=None), Surroundings(SystemClock())
+        )
         await sandbox.run(["true"], timeout_s=5)
         await sandbox.run(["sleep", "9"], timeout_s=0.05)
         await sandbox.file("read", path="src/main.py", start=1, lines=None, limit=100)
@@ -226,7 +230,7 @@ async def test_nothing_stays_open(workspace: Path, marker: str) -> None:
 async def test_a_cancelled_start_leaves_nothing(workspace: Path) -> None:
     before = open_fds()
     for delay in (0.0, 0.005, 0.015):
-        starting = asyncio.create_task(Sandbox.start(workspace, SandboxPolicy(), clock=SystemClock()))
+        starting = asyncio.create_task(Sandbox.start(workspace, SandboxPolicy(), Surroundings(SystemClock())))
         await asyncio.sleep(delay)
         starting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -238,11 +242,14 @@ HOST = """
 import asyncio, sys
 from pathlib import Path
 from toka.core.clock import SystemClock
+from toka.sandbox import host
 from toka.sandbox.host import Sandbox, shell
+from toka.sandbox.keeper import Surroundings
 from toka.sandbox.policy import SandboxPolicy
 
 async def main(workspace, command):
-    sandbox = await Sandbox.start(Path(workspace), SandboxPolicy(writes=("src",), programs=None), clock=SystemClock())
+    policy = SandboxPolicy(writes=("src",), programs=None)
+    sandbox = await Sandbox.start(Path(workspace), policy, Surroundings(SystemClock()))
     await sandbox.file("hash", path="src/main.py")
     print(sandbox._zygote.pid, sandbox._zygote._inner, flush=True)
     await sandbox.run(shell(command), timeout_s=60)
@@ -272,13 +279,14 @@ STARTER = """
 import asyncio, sys
 from pathlib import Path
 from toka.core.clock import SystemClock
+from toka.sandbox.keeper import Surroundings
 from toka.sandbox.host import Sandbox
 from toka.sandbox.policy import SandboxPolicy
 
 async def one():
     while True:
         folder = Path(sys.argv[1])
-        sandbox = await Sandbox.start(folder, SandboxPolicy(), clock=SystemClock(), scratch=folder)
+        sandbox = await Sandbox.start(folder, SandboxPolicy(), Surroundings(SystemClock()))
         print("started", flush=True)
         await sandbox.close()
 
@@ -322,3 +330,54 @@ def unborn(pid: int) -> bool:
         )
     except OSError:
         return False
+
+
+async def until_gone(sandbox: Sandbox) -> None:
+    for _ in range(500):
+        if sandbox._zygote is None or not sandbox._zygote.alive:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("the sandbox is still there")
+
+
+async def test_an_idle_sandbox_is_stopped_and_comes_back(start: Start) -> None:
+    sandbox = await start(idle_s=0.05)
+    assert (await sandbox.run(["true"], timeout_s=5)).exit_code == 0
+    await until_gone(sandbox)
+    assert (await sandbox.file("read", path="docs/a.txt", start=1, lines=None, limit=100))["body"] == b"alpha\n"
+    await until_gone(sandbox)
+    assert (await sandbox.run(["cat", "docs/a.txt"], timeout_s=5)).output == b"alpha\n"
+
+
+async def test_a_sandbox_is_not_stopped_while_it_works_or_while_something_is_in_tmp(start: Start) -> None:
+    sandbox = await start(idle_s=0.02)
+    slow, _ = await asyncio.gather(
+        sandbox.run(shell("sleep 0.3; echo done"), timeout_s=5), sandbox.run(["true"], timeout_s=5)
+    )
+    assert slow.output == b"done\n"
+    await sandbox.run(shell("echo kept > /tmp/mark"), timeout_s=5)
+    await asyncio.sleep(0.2)
+    assert (await sandbox.run(shell("cat /tmp/mark; rm /tmp/mark"), timeout_s=5)).output == b"kept\n"
+    await until_gone(sandbox)
+
+
+async def test_uses_that_meet_the_stop_of_an_idle_sandbox_are_served(start: Start) -> None:
+    sandbox = await start(idle_s=0.001)
+    for number in range(60):
+        result = await sandbox.run(["echo", str(number)], timeout_s=5)
+        assert (result.ended, result.output) == ("exited", b"%d\n" % number)
+        await asyncio.sleep(number % 7 * 0.001)
+
+
+async def test_a_file_worker_that_nobody_uses_ends_and_comes_back(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "WORKER_IDLE_S", 0.05)
+    sandbox = await start()
+    for _ in range(3):
+        assert (await sandbox.file("read", path="docs/a.txt", start=1, lines=None, limit=100))["body"] == b"alpha\n"
+        for _ in range(500):
+            if len(sandbox.processes()) == 1:
+                break
+            await asyncio.sleep(0.01)
+        assert len(sandbox.processes()) == 1, "only the zygote is left"

@@ -2,26 +2,29 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from toka.core.clock import SystemClock
 from toka.errors import SandboxError, SandboxUnavailable
-from toka.sandbox import doctor, launch
+from toka.sandbox import doctor, launch, spawn
 from toka.sandbox.host import Sandbox
+from toka.sandbox.keeper import Surroundings
 from toka.sandbox.policy import SandboxPolicy
 
-SOURCES = Path(launch.__file__).parent
+SOURCES = Path(spawn.__file__).parent
 
 
 async def begin(workspace: Path, **changes: object) -> Sandbox:
-    return await Sandbox.start(workspace, SandboxPolicy(reads=("docs",)), clock=SystemClock())
+    return await Sandbox.start(workspace, SandboxPolicy(reads=("docs",)), Surroundings(SystemClock()))
 
 
 async def test_no_bwrap_is_an_error_with_the_way_to_get_it(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch.os, "access", lambda *args: False)
+    monkeypatch.setattr(spawn.os, "access", lambda *args: False)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(SandboxUnavailable, match="not installed") as caught:
         await begin(workspace)
@@ -36,12 +39,15 @@ async def test_no_bwrap_is_an_error_with_the_way_to_get_it(workspace: Path, monk
     "script", ["echo 'bwrap: setting up uid map: Permission denied' >&2; exit 1", "exec sleep 1000"]
 )
 async def test_a_bwrap_that_does_not_work_is_an_error_and_nothing_runs(
-    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, script: str
 ) -> None:
-    fake = tmp_path / "bwrap"
-    fake.write_text(f"#!/bin/sh\n[ $# = 1 ] && exit 0\n{script}\n")
+    folder = Path(tempfile.mkdtemp(prefix="toka-test-"))  # other users may enter it
+    request.addfinalizer(lambda: shutil.rmtree(folder))
+    folder.chmod(0o755)
+    fake = folder / "bwrap"
+    fake.write_text(f"#!/bin/sh\n{script}\n")
     fake.chmod(0o755)
-    monkeypatch.setattr(launch, "find_bwrap", lambda: str(fake))
+    monkeypatch.setattr(spawn, "find_bwrap", lambda: str(fake))
     monkeypatch.setattr(launch, "START_S", 0.1)
     monkeypatch.setattr(launch, "LEAVE_S", 0.05)
     with pytest.raises(
@@ -52,20 +58,20 @@ async def test_a_bwrap_that_does_not_work_is_an_error_and_nothing_runs(
 
 
 async def test_no_python_is_an_error(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "PYTHON", "/usr/bin/python3-none")
+    monkeypatch.setattr(spawn, "PYTHON", "/usr/bin/python3-none")
     with pytest.raises(SandboxUnavailable, match="python3-none is missing"):
         await begin(workspace)
 
 
 async def test_a_mount_that_is_not_what_was_opened_is_refused(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = launch.open_granted
+    real = spawn.open_granted
 
     def other(*args: object) -> object:
         granted = real(*args)  # type: ignore[arg-type]
         object.__setattr__(granted.opened[0], "inode", 1)
         return granted
 
-    monkeypatch.setattr(launch, "open_granted", other)
+    monkeypatch.setattr(spawn, "open_granted", other)
     with pytest.raises(SandboxError, match="changed while the sandbox started"):
         await begin(workspace)
 
@@ -73,23 +79,22 @@ async def test_a_mount_that_is_not_what_was_opened_is_refused(workspace: Path, m
 async def test_a_mount_with_more_rights_than_granted_is_refused(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = launch.lay_out
+    real = spawn.lay_out
 
     def writable(*args: object, **options: object) -> object:
         layout = real(*args, **options)  # type: ignore[arg-type]
-        object.__setattr__(layout, "argv", tuple("--bind-fd" if a == "--ro-bind-fd" else a for a in layout.argv))
+        object.__setattr__(layout, "argv", tuple("--bind" if a == "--ro-bind" else a for a in layout.argv))
         return layout
 
-    monkeypatch.setattr(launch, "lay_out", writable)
+    monkeypatch.setattr(spawn, "lay_out", writable)
     with pytest.raises(SandboxError, match="is writable and should not be"):
         await begin(workspace)
 
 
-async def test_an_older_bwrap_without_bind_fd_will_do(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "has_bind_fd", lambda bwrap: False)
+async def test_the_zygote_keeps_no_descriptor_of_what_was_mounted(workspace: Path) -> None:
     sandbox = await begin(workspace)
     try:
-        assert (await sandbox.run(["cat", "docs/a.txt"], timeout_s=5)).output == b"alpha\n"
+        assert (await sandbox.run(["cat", "docs/a.txt"], timeout_s=5, chosen_by="person")).output == b"alpha\n"
         if os.getuid() == 0:  # only root may look into the zygote
             assert sandbox._zygote is not None
             held = [str(fd.readlink()) for fd in Path(f"/proc/{sandbox._zygote._inner}/fd").iterdir()]
@@ -121,7 +126,7 @@ def test_the_doctor_works_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not doctor.probe()[0].ok
 
 
-@pytest.mark.parametrize("name", ["zygote.py", "worker.py"])
+@pytest.mark.parametrize("name", ["groundwork.py", "kernel.py", "probe.py", "worker.py", "zygote.py"])
 def test_what_runs_inside_needs_only_an_old_python(name: str) -> None:
     tree = ast.parse((SOURCES / name).read_text(), feature_version=(3, 9))
     imported = {
@@ -132,5 +137,5 @@ def test_what_runs_inside_needs_only_an_old_python(name: str) -> None:
             else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         )
     }  # fmt: skip
-    assert imported <= set(sys.stdlib_module_names)
+    assert imported - {"toka"} <= set(sys.stdlib_module_names)
     assert not any(isinstance(node, ast.Match) for node in ast.walk(tree))

@@ -24,7 +24,7 @@ def paths(granted: Granted) -> list[str]:
 
 
 def test_existing_paths_are_opened_as_they_are(workspace: Path, stack: ExitStack) -> None:
-    granted = open_granted(workspace, SandboxPolicy(reads=(".", "docs/a.txt"), writes=("src",)), stack)
+    granted = open_granted(workspace, SandboxPolicy(reads=(".", "docs/a.txt"), writes=("src",)), stack, stack)
     assert paths(granted) == [".", "docs/a.txt", "src"]
     assert granted.notes == ()
     for opened, real in zip(granted.opened, (workspace, workspace / "docs/a.txt", workspace / "src"), strict=True):
@@ -32,20 +32,20 @@ def test_existing_paths_are_opened_as_they_are(workspace: Path, stack: ExitStack
 
 
 def test_a_missing_read_path_is_left_out_with_a_note(workspace: Path, stack: ExitStack) -> None:
-    granted = open_granted(workspace, SandboxPolicy(reads=("nowhere/at/all",)), stack)
+    granted = open_granted(workspace, SandboxPolicy(reads=("nowhere/at/all",)), stack, stack)
     assert not granted.opened
     assert granted.notes == ("nowhere/at/all: does not exist, not mounted",)
     assert not (workspace / "nowhere").exists()
 
 
 def test_a_missing_write_folder_is_created(workspace: Path, stack: ExitStack) -> None:
-    granted = open_granted(workspace, SandboxPolicy(writes=("out/deep",)), stack)
+    granted = open_granted(workspace, SandboxPolicy(writes=("out/deep",)), stack, stack)
     assert (workspace / "out/deep").is_dir()
     assert granted.notes == ("out/deep: did not exist, created as a folder",)
 
 
 def test_a_missing_write_path_with_an_extension_is_created_as_a_file(workspace: Path, stack: ExitStack) -> None:
-    open_granted(workspace, SandboxPolicy(writes=("out/notes.md", ".cache")), stack)
+    open_granted(workspace, SandboxPolicy(writes=("out/notes.md", ".cache")), stack, stack)
     assert (workspace / "out/notes.md").is_file()
     assert (workspace / ".cache").is_dir()
 
@@ -59,7 +59,7 @@ def test_no_link_at_or_above_a_granted_path_is_followed(
     (outside / "inner").mkdir(parents=True)
     (workspace / "link").symlink_to(outside)
     (workspace / "dangling").symlink_to(tmp_path / "made")
-    granted = open_granted(workspace, SandboxPolicy(**{access: (path,)}), stack)
+    granted = open_granted(workspace, SandboxPolicy(**{access: (path,)}), stack, stack)
     assert not granted.opened
     assert "not mounted" in granted.notes[0]
     assert not (outside / "new").exists()
@@ -68,35 +68,34 @@ def test_no_link_at_or_above_a_granted_path_is_followed(
 
 def test_what_is_neither_file_nor_folder_is_left_out(workspace: Path, stack: ExitStack) -> None:
     os.mkfifo(workspace / "pipe")
-    granted = open_granted(workspace, SandboxPolicy(reads=("pipe",)), stack)
+    granted = open_granted(workspace, SandboxPolicy(reads=("pipe",)), stack, stack)
     assert not granted.opened
     assert granted.notes == ("pipe: neither a file nor a folder, not mounted",)
 
 
 def test_a_missing_workspace_is_an_error(tmp_path: Path, stack: ExitStack) -> None:
     with pytest.raises(SandboxError, match="cannot be opened"):
-        open_granted(tmp_path / "none", SandboxPolicy(), stack)
+        open_granted(tmp_path / "none", SandboxPolicy(), stack, stack)
 
 
 def test_every_descriptor_is_closed(workspace: Path) -> None:
     before = open_fds()
     with ExitStack() as stack:
-        granted = open_granted(workspace, SandboxPolicy(reads=(".", "none/x"), writes=("src", "a/b")), stack)
-        lay_out(granted, SandboxPolicy(), scratch=None, bind_fd=True, stack=stack)
+        granted = open_granted(workspace, SandboxPolicy(reads=(".", "none/x"), writes=("src", "a/b")), stack, stack)
+        lay_out(granted, SandboxPolicy(), ["/x"] * len(granted.opened), (1, 1), stack)
         assert open_fds() > before
     assert open_fds() == before
 
 
-@pytest.mark.parametrize("bind_fd", [True, False])
-def test_workspace_paths_are_mounted_by_descriptor(workspace: Path, stack: ExitStack, bind_fd: bool) -> None:
+def test_the_workspace_is_mounted_before_all_else(workspace: Path, stack: ExitStack) -> None:
     policy = SandboxPolicy(reads=("docs",), writes=("src",))
-    layout = lay_out(open_granted(workspace, policy, stack), policy, scratch=None, bind_fd=bind_fd, stack=stack)
+    layout = lay_out(open_granted(workspace, policy, stack, stack), policy, ["/one", "/two"], (1, 1), stack)
     assert not any(str(workspace) in part for part in layout.argv)
     assert layout.argv.index("/workspace/src") < layout.argv.index("/usr")
 
 
 def test_folders_with_private_keys_are_not_mounted(workspace: Path, stack: ExitStack) -> None:
-    layout = lay_out(Granted(), SandboxPolicy(), scratch=None, bind_fd=True, stack=stack)
+    layout = lay_out(Granted(), SandboxPolicy(), [], (1, 1), stack)
     assert not {"/etc", "/etc/ssl", "/etc/ssl/private", "/etc/pki/tls", "/run", "/var", "/sys", "/"} & {
         source for option, source in zip(layout.argv, layout.argv[1:], strict=False) if "bind" in option
     }

@@ -58,7 +58,14 @@ def test_any_program_wins_over_a_list() -> None:
 
 
 def test_foreign_capabilities_open_nothing() -> None:
-    assert compiled(Capability("network-access"), Capability("rule-the-world")) == compiled()
+    assert compiled(Capability("mail-access"), Capability("rule-the-world")) == compiled()
+
+
+def test_network_and_git_are_taken_over() -> None:
+    hosts = Capability("network-access", hosts=("example.org",))
+    policy = compiled(hosts, Capability("git-access"))
+    assert (policy.network, policy.git) == ((hosts,), True)
+    assert (compiled().network, compiled().git) == ((), False)
 
 
 def test_limits_are_taken_over() -> None:
@@ -72,7 +79,11 @@ def test_a_limit_of_zero_is_not_the_default() -> None:
 
 @pytest.mark.parametrize("programs", [None, (), ("cat", "git")])
 def test_json_gives_the_same_policy_back(programs: tuple[str, ...] | None) -> None:
-    policy = SandboxPolicy(("docs",), ("src",), programs, memory_bytes=5)
+    network = (Capability("network-access", hosts=("example.org",), ports=("443",)),)
+    policy = SandboxPolicy(
+        reads=("docs",), writes=("src",), programs=programs, network=network, refused=network, refused_programs=("rm",),
+        git=True, protected=("a.yaml",), hidden=(".toka",), memory_bytes=5,
+    )  # fmt: skip
     assert SandboxPolicy.from_json(json.loads(json.dumps(policy.to_json()))) == policy
 
 

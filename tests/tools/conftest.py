@@ -7,6 +7,7 @@ import pytest
 
 from toka.core.clock import SystemClock
 from toka.sandbox.host import Sandbox
+from toka.sandbox.keeper import Surroundings
 from toka.sandbox.policy import SandboxPolicy
 from toka.tools.tool import Hands, ToolContext
 
@@ -28,7 +29,7 @@ async def ctx(workspace: Path) -> AsyncIterator[ToolContext]:
     async def hands() -> Hands:
         if not started:
             policy = SandboxPolicy(reads=(".",), writes=("src",), programs=None)
-            started.append(await Sandbox.start(workspace, policy, clock=SystemClock()))
+            started.append(await Sandbox.start(workspace, policy, Surroundings(SystemClock())))
         return started[0]
 
     yield ToolContext(hands=hands, key="k" * 32, timeout_s=10, output_limit=20_000)

@@ -24,7 +24,7 @@ from toka.cli.tally import is_script
 from toka.config.settings import Settings
 from toka.errors import ConfigError, MissingError, UsageError
 from toka.orchestration.request import RunRequest
-from toka.sandbox.launch import find_bwrap
+from toka.sandbox.spawn import find_bwrap
 
 SCRIPT: Final = "script.yaml"
 

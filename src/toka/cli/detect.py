@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
-from toka.sandbox.launch import PYTHON
+from toka.sandbox.idmap import PYTHON
 
 MAX_BYTES: Final = 256 * 1024
 """Read of one file."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Final, cast
 
 from toka.cli.render_change import MALFORMED, change_lines
-from toka.cli.text import LINE, Paint, clock, compact, line_of, lines_of, money, plain, some, span
+from toka.cli.text import LINE, Paint, clock, compact, line_of, lines_of, money, needed, plain, some, span
 from toka.errors import TokaError
 from toka.events.event import StepDenied, StepDone, StepFailed, StepIntent
 from toka.events.record import Record
@@ -146,7 +146,8 @@ class Transcript:
     def _denied(self, event: StepDenied) -> list[str]:
         call = self._call(event.what, event.arguments)
         verdict = f"{self._paint('denied', 'bad')} by rule: {line_of(event.rule, 120)}"
-        return [f"> {call}   {verdict}", f"  {line_of(event.reason)}"]
+        patch = [f"  {line_of(needed(event.place, event.patch))}"] if event.patch else []
+        return [f"> {call}   {verdict}", f"  {line_of(event.reason)}", *patch]
 
     def _call(self, name: str, arguments: Any) -> str:
         shown = "" if arguments is None else compact(arguments, 10**6 if self._full else 200)

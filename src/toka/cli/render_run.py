@@ -8,7 +8,21 @@ from typing import Any, Final
 
 from toka.cli.explain_state import explanation, run_explanation
 from toka.cli.tally import RunLine, is_scripted
-from toka.cli.text import Cell, Paint, age, columns, compact, line_of, lines_of, moment, money, plain, some, span
+from toka.cli.text import (
+    Cell,
+    Paint,
+    age,
+    columns,
+    compact,
+    line_of,
+    lines_of,
+    moment,
+    money,
+    needed,
+    plain,
+    some,
+    span,
+)
 from toka.cli.view import Denial, RunView
 from toka.config.parts import Metric
 from toka.events.lifecycle import ObjectiveStatus, RunStatus, TaskStatus
@@ -213,6 +227,7 @@ def _denial(denial: Denial, paint: Paint) -> list[str]:
     return [
         f"{paint('denied', 'warn')} {what} in {line_of(denial.task, 60)}{times}",
         f"    {line_of(denial.reason, 300)} (rule: {line_of(denial.rule, 120)})",
+        *([f"    {line_of(needed(denial.place, denial.patch), 300)}"] if denial.patch else []),
     ]
 
 

@@ -40,6 +40,11 @@ def painter(coloured: bool) -> Paint:  # noqa: FBT001 - the one thing it depends
     return painted if coloured else plain
 
 
+def needed(place: str, patch: str) -> str:
+    """What would allow what was refused: `agents/a.yaml:12 would need: - git-access`."""
+    return f"{place or 'the spec'} would need: {patch}" if patch.startswith("-") else f"see {patch}"
+
+
 def line_of(text: str, limit: int = LINE) -> str:
     """Text as one visible line of at most `limit` characters and a note of what is missing."""
     if len(text) <= limit:

@@ -27,6 +27,8 @@ class Denial:
         reason: as the model was told.
         arguments: of the first one.
         count: how many there were.
+        place: where the spec would have to say otherwise; empty when that is not known.
+        patch: the smallest change that would allow it; empty when none is known.
     """
 
     task: str
@@ -35,6 +37,8 @@ class Denial:
     reason: str
     arguments: Any
     count: int = 1
+    place: str = ""
+    patch: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,5 +123,5 @@ def denials_of(records: Iterable[Record]) -> dict[str, tuple[Denial, ...]]:
             old = same.get(key)
             task = old.task if old else event.step.partition("/")[0]
             arguments = old.arguments if old else event.arguments
-            same[key] = Denial(task, *key, arguments, old.count + 1 if old else 1)
+            same[key] = Denial(task, *key, arguments, old.count + 1 if old else 1, event.place, event.patch)
     return {agent: tuple(denials.values()) for agent, denials in found.items()}

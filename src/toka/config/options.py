@@ -174,6 +174,6 @@ TABLES: Final[dict[str, str]] = {
     "pricing": '[pricing."PROVIDER:MODEL"]: input, output, cache_read and cache_write in dollars per million tokens.',
     "capabilities": "[capabilities.NAME]: the capabilities that a name of your own stands for.",
     "channels": "[channels.NAME]: where reports to a channel also go: file or webhook.",
-    "policy": "Reserved for rules over grants.",
+    "policy": "[policy]: deny, ask and allow: lists of rules over what specs ask, deny first.",
 }
 """The tables of toka.toml and what they hold."""

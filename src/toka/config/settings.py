@@ -21,6 +21,7 @@ from toka.config.source import Source
 from toka.config.toml import TomlFile, read_toml
 from toka.core.capability import Capability
 from toka.core.limits import Limits
+from toka.core.operator import OperatorPolicy
 from toka.errors import ConfigError
 
 OTHER_VARIABLES: Final = frozenset({"TOKA_API_KEY", "TOKA_DEBUG"})
@@ -83,7 +84,7 @@ class Settings:
         pricing: dollars per million tokens by model string.
         capabilities: what names of one's own stand for.
         channels: where reports to a channel also go.
-        policy: reserved; as written.
+        policy: the operator's rules over what specs ask.
         origins: for each key that is set, where its value comes from: `flag`, `TOKA_MODEL`, or a file. A key that is
             not in it has its default.
         findings: warnings and notes.
@@ -100,7 +101,7 @@ class Settings:
     pricing: Mapping[str, ModelPrice] = field(default_factory=lambda: MappingProxyType({}))
     capabilities: Mapping[str, tuple[Capability, ...]] = field(default_factory=lambda: MappingProxyType({}))
     channels: Mapping[str, ChannelSink] = field(default_factory=lambda: MappingProxyType({}))
-    policy: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    policy: OperatorPolicy = field(default_factory=OperatorPolicy)
     origins: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     findings: tuple[Finding, ...] = ()
 
@@ -238,7 +239,7 @@ def _settings(
         pricing=MappingProxyType(tables.pricing),
         capabilities=MappingProxyType(tables.capabilities),
         channels=MappingProxyType(tables.channels),
-        policy=MappingProxyType(tables.policy),
+        policy=tables.policy,
         origins=MappingProxyType(origins),
         findings=findings,
     )

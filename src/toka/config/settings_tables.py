@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
@@ -21,11 +21,13 @@ from toka.core.capability import Capability, CapabilityError
 from toka.core.catalogue import known_names, resolve
 from toka.core.ids import NAME
 from toka.core.limits import Limits
+from toka.core.operator import CallRule, OperatorPolicy, Rule, parse_rule
 
 T = TypeVar("T")
 MAX_SAID: Final = 120
 """Characters of what is said about one item."""
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+RULES: Final = ("allow", "ask", "deny")
 PRICES: Final = ("input", "output", "cache_read", "cache_write")
 
 
@@ -62,7 +64,7 @@ class Tables:
     pricing: dict[str, ModelPrice] = field(default_factory=dict[str, ModelPrice])
     capabilities: dict[str, tuple[Capability, ...]] = field(default_factory=dict[str, "tuple[Capability, ...]"])
     channels: dict[str, ChannelSink] = field(default_factory=dict[str, ChannelSink])
-    policy: dict[str, Any] = field(default_factory=dict[str, Any])
+    policy: OperatorPolicy = field(default_factory=OperatorPolicy)
 
 
 class _Wrong(Exception):
@@ -92,7 +94,7 @@ def read_tables(files: list[TomlFile], origins: dict[str, str]) -> Tables:
         _each(file, "pricing", _price, out.pricing, origins)
         _each(file, "capabilities", _capability, out.capabilities, origins)
         _each(file, "channels", _channel, out.channels, origins)
-        out.policy = {**file.table("policy"), **out.policy}
+        out.policy = out.policy.tighten(_policy(file, out.capabilities))
         _left_over(file)
     out.run_limits = limits.get("run", Limits())
     out.day_limits = limits.get("day", Limits())
@@ -134,6 +136,34 @@ def _left_over(file: TomlFile) -> None:
         else:
             names = [*TABLES, *(key for key in known if "." not in key)]
             file.source.add("TK2010", f"unknown setting {quoted(name)}", help=did_you_mean(name, names))
+
+
+def _policy(file: TomlFile, custom: Mapping[str, tuple[Capability, ...]]) -> OperatorPolicy:
+    """`[policy]`: lists of rules under `allow`, `ask` and `deny`. A file can only add rules to those of the others."""
+    rules: dict[str, tuple[Rule, ...]] = {}
+    for name, value in file.table("policy").items():
+        if name not in RULES:
+            file.source.add("TK2010", f"unknown setting {quoted('policy.' + name)}", help=did_you_mean(name, RULES))
+            continue
+        texts = cast("list[object]", value) if isinstance(value, list) else [value]
+        found: list[Rule] = []
+        for text in texts:
+            try:
+                if not isinstance(text, str):
+                    raise CapabilityError(f"{as_written(text)} is no text")
+                read = parse_rule(text, custom, takes_away=name != "allow")
+                if name == "allow" and any(isinstance(rule, CallRule) for rule in read):
+                    raise CapabilityError("calls are denied or asked about; what is allowed are capabilities")
+                found += read
+            except CapabilityError as error:
+                file.source.add("TK2011", f"policy.{name}: {error}", help='write such as "filesystem-write: docs"')
+        rules[name] = tuple(found)
+    allow = rules.get("allow")
+    return OperatorPolicy(
+        None if allow is None else tuple(rule for rule in allow if isinstance(rule, Capability)),
+        rules.get("deny", ()),
+        rules.get("ask", ()),
+    )
 
 
 def _key(name: str, value: object) -> Secret:

@@ -170,12 +170,19 @@ class Capability:
 
     @property
     def text(self) -> str:
-        """`filesystem-write: docs, src` or the bare name."""
-        items = [
-            i for values in (self.paths, self.hosts, self.programs, self.ports) if values is not None for i in values
-        ]
-        restricted = any(v is not None for v in (self.paths, self.hosts, self.programs, self.ports))
-        return f"{self.name}: {', '.join(items) or 'nothing'}" if restricted else self.name
+        """`filesystem-write: docs, src`, `network-access: example.org:8443` or the bare name; port 443 is not said."""
+        items = [i for values in (self.paths, self.hosts, self.programs) if values is not None for i in values]
+        if self.ports is not None and self.ports != ("443",):
+            hosts = items or ["*"]
+            items = [f"{host}:{port}" for host in hosts for port in self.ports]
+        restricted = any(v is not None for v in (self.paths, self.hosts, self.programs)) or bool(items)
+        return f"{self.name}: {', '.join(items) or 'nothing'}" if restricted or self.empty else self.name
+
+
+def request_line(capability: Capability) -> str:
+    """What a spec would say to ask for it: `- filesystem-write: {paths: [docs]}`."""
+    items = [f"{a}: [{', '.join(v)}]" for a in ARGUMENTS if (v := getattr(capability, a)) is not None]
+    return f"- {capability.name}: {{{', '.join(items)}}}" if items else f"- {capability.name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,9 @@ ALIASES: Final[Mapping[str, str]] = {
     "shell-execution": COMMAND_EXECUTION,
 }
 
+DEFAULT_PORTS: Final = ("443",)
+"""The ports of a network-access that names none."""
+
 NEEDS_ARGUMENTS: Final = frozenset({"network-access-limited"})
 """Names that grant nothing until `hosts` says what they are limited to."""
 
@@ -98,13 +101,15 @@ def resolve(
         if wrong:
             accepted = f"it takes {', '.join(taken)}" if taken else "it takes none"
             return Resolution((), f"{name} does not take {', '.join(wrong)}; {accepted}, so it grants nothing")
+        if target == NETWORK_ACCESS and "ports" not in arguments:
+            arguments = {**arguments, "ports": DEFAULT_PORTS}  # said, so that nobody reads it as any port
         capability = Capability(target, **{k: tuple(v) for k, v in arguments.items()})
         if capability.empty:
             return Resolution((), f"the arguments of {name} leave nothing of it")
         if target == FILESYSTEM_WRITE:
             return Resolution((capability, Capability(FILESYSTEM_READ, paths=capability.paths)))
         if target == NETWORK_ACCESS and capability.hosts is None:
-            ports = ", ".join(capability.ports or ("443",))
+            ports = ", ".join(capability.ports or DEFAULT_PORTS)
             return Resolution((capability,), f"{name} without hosts means any public host on port {ports}")
         return Resolution((capability,))
     preset = PRESETS.get(name) or (custom or {}).get(name)

@@ -14,11 +14,15 @@ class Decision:
         outcome: `allowed`, `ask` (a person decides) or `denied`.
         rule: the rule that decided: a capability ("filesystem-write: src/"), or the absence of one.
         reason: one sentence for the model and the person; empty when allowed.
+        place: where the spec says or would have to say otherwise: `agents/a.yaml:12`; empty when that is not known.
+        patch: the smallest change that would allow it, as a line of a spec or of the settings; empty when none would.
     """
 
     outcome: Literal["allowed", "ask", "denied"]
     rule: str
     reason: str = ""
+    place: str = ""
+    patch: str = ""
 
     @property
     def allowed(self) -> bool:

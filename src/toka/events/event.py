@@ -114,11 +114,41 @@ class HoldLifted:
 
 @dataclass(frozen=True, slots=True)
 class SandboxReady:
-    """The agent's sandbox runs: the policy that is in force, as the kernel was told it."""
+    """The agent's sandbox runs.
+
+    Attributes:
+        policy: what it lets through, as the kernel was told it.
+        notes: what differs from the spec, one sentence each.
+        test: the self-test it passed: layers, Landlock's version, uid, how each limit is held.
+    """
 
     KIND: ClassVar[str] = "sandbox_ready"
     policy: JSON
     notes: list[str] = field(default_factory=list[str])
+    test: JSON = field(default_factory=_json)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkAttempted:
+    """The agent tried to reach a host for the first time, or with a new outcome.
+
+    Attributes:
+        host: as asked for.
+        port: TCP port; 0 when none was understood.
+        allowed: whether it was let out.
+        reason: the rule that allowed it, or why it was refused.
+        address: what was connected to; empty when nothing was.
+        bytes_up, bytes_down: of this first connection.
+    """
+
+    KIND: ClassVar[str] = "network"
+    host: str
+    port: int
+    allowed: bool
+    reason: str
+    address: str = ""
+    bytes_up: int = 0
+    bytes_down: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +252,17 @@ class StepFailed:
 
 @dataclass(frozen=True, slots=True)
 class StepDenied:
-    """A tool call was refused before it started; the model gets the reason as its answer."""
+    """A tool call was refused before it started; the model gets the reason as its answer.
+
+    Attributes:
+        step: its key.
+        what: the tool.
+        rule: what decided: a capability, the absence of one, or a rule of the operator.
+        reason: one sentence.
+        arguments: of the call.
+        place: where the spec or the settings say so: `agents/a.yaml:12`; empty when it is not known.
+        patch: the smallest change that would allow it; empty when none is known.
+    """
 
     KIND: ClassVar[str] = "step_denied"
     step: str
@@ -230,6 +270,8 @@ class StepDenied:
     rule: str
     reason: str
     arguments: Any = None
+    place: str = ""
+    patch: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +335,7 @@ Event = (
     | HoldPlaced
     | HoldLifted
     | SandboxReady
+    | NetworkAttempted
     | TaskStateChanged
     | StepIntent
     | StepDone
@@ -308,7 +351,7 @@ KINDS: Final[Mapping[str, type[Any]]] = {
     c.KIND: c
     for c in (
         RunCreated, ExecutorAttached, RunStateChanged, CommandApplied, AgentStateChanged, HoldPlaced, HoldLifted,
-        SandboxReady, TaskStateChanged, StepIntent, StepDone, StepFailed, StepDenied, StepInDoubt, StepResolved,
-        ObjectiveChanged,
+        SandboxReady, NetworkAttempted, TaskStateChanged, StepIntent, StepDone, StepFailed, StepDenied, StepInDoubt,
+        StepResolved, ObjectiveChanged,
     )
 }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ class OrchestrationEngine:
         await recorder.record(
             "", created, ExecutorAttached(me.host, me.pid, lease.token), RunStateChanged(RunStatus.RUNNING.value)
         )
-        context = self._context(run, created, recorder, runtime.execution, gateway)
+        context = self._context(run, created, recorder, runtime.execution, gateway, _sources(configs))
         return RunSession(context, plan, configs)
 
     async def resume(self, run: RunId, *, author: str = "", reason: str = "") -> RunSession:
@@ -127,7 +127,9 @@ class OrchestrationEngine:
         me = this_holder()
         attached = ExecutorAttached(me.host, me.pid, lease.token)
         await recorder.record("", attached, RunStateChanged(RunStatus.RUNNING.value, "resumed"))
-        context = self._context(run, created, recorder, _execution(created.options.get("execution")), None)
+        context = self._context(
+            run, created, recorder, _execution(created.options.get("execution")), None, _sources(configs)
+        )
         return RunSession(context, plan, configs)
 
     async def run(self, request: RunRequest) -> RunResult:
@@ -145,10 +147,12 @@ class OrchestrationEngine:
         recorder: Recorder,
         execution: ExecutionConfig,
         gateway: LlmGateway | None,
+        sources: Iterable[Path],
     ) -> RunContext:
+        workspace = Path(created.workspace)
         return RunContext(
             id=run,
-            workspace=Path(created.workspace),
+            workspace=workspace,
             runtime=self._runtime,
             recorder=recorder,
             resources=ResourceManager(self._runtime.run_limits),
@@ -157,7 +161,22 @@ class OrchestrationEngine:
             model=created.model,
             capabilities=_capabilities(created),
             gateway=gateway or self._runtime.gateway,
+            protected=tuple(_inside(workspace, sources)),
+            hidden=tuple(_inside(workspace, [self._runtime.state] if self._runtime.state else [])),
         )
+
+
+def _sources(configs: Mapping[AgentName, AgentConfig]) -> list[Path]:
+    """The files of the specs, as far as they are known."""
+    return [config.source for config in configs.values() if config.source is not None]
+
+
+def _inside(workspace: Path, paths: Iterable[Path]) -> Iterator[str]:
+    """Those of the paths that lie below the workspace, as the sandbox names them."""
+    for path in paths:
+        real = path.absolute().parent.resolve() / path.name
+        if real.is_relative_to(workspace) and real != workspace:
+            yield real.relative_to(workspace).as_posix()
 
 
 def _need_workspace(created: RunCreated | None) -> None:

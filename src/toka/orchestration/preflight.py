@@ -15,6 +15,7 @@ from toka.llm.script_file import read_script
 from toka.orchestration.request import RunRequest
 from toka.runtime.context import Runtime
 from toka.sandbox.policy import SandboxPolicy
+from toka.sandbox.shield import Order
 from toka.tools.builtin import tools_for
 
 
@@ -42,7 +43,7 @@ async def preflight(runtime: Runtime, request: RunRequest, started: Collection[s
             "validate, plan, ps, show and events work here",
         )
     if any(_has_hands(runtime, config, request.enabled) for config in request.configs):
-        trial = await runtime.start_sandbox(request.workspace, SandboxPolicy())
+        trial, _ = await runtime.start_sandbox(Order(request.workspace, SandboxPolicy(), test=False))
         await trial.close()
     return await _models(runtime, request, started)
 

@@ -23,6 +23,7 @@ from toka.runtime.control import Closing
 from toka.runtime.executor import agent_report
 from toka.runtime.process import AgentExecution, AgentProcessManager
 from toka.runtime.progress import ProgressReporter
+from toka.sandbox.protect import tidy
 
 POLL_S: Final = 0.5
 """How often requests of other processes are looked for when nobody pokes, in seconds."""
@@ -94,6 +95,7 @@ class RunSession:
             await self.manager.shutdown(0.0)
             self.reporter.close()
             await sinks.close()
+            await asyncio.to_thread(tidy, self.context.workspace)
 
     async def shutdown(self, grace_s: float = SHUTDOWN_S) -> None:
         """Starts nothing more and leaves every agent resumable; `run` returns INTERRUPTED. Idempotent."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from toka.config.agent import AgentConfig
 from toka.config.settings import ExecutionConfig
+from toka.core.catalogue import ALIASES
 from toka.core.limits import Limits
 from toka.events.state import AgentState
 from toka.llm.prompts import system_prompt
@@ -36,6 +37,15 @@ def bounds(config: AgentConfig, execution: ExecutionConfig) -> Limits:
     return config.limits.tighten(Limits(wall_s=execution.agent_timeout_s, output_bytes=execution.output_bytes))
 
 
+def place_of_request(config: AgentConfig, name: str) -> str:
+    """Where a spec asks for a capability, or would: `agents/a.yaml:12`; empty when its file is not known."""
+    requests = config.security.capabilities_required
+    index = next((n for n, r in enumerate(requests) if ALIASES.get(r.name, r.name) == name), None)
+    found = requests[index].position if index is not None else None
+    place = found or config.position("security", "capabilities_required")
+    return f"{place.file}:{place.line}" if place.line else ""
+
+
 async def prepare(
     run: RunContext,
     config: AgentConfig,
@@ -58,12 +68,12 @@ async def prepare(
     """
     recorder, runtime = run.recorder, run.runtime
     state = recorder.state.agents.get(config.name) or AgentState(config.name)
-    grant = config.grant(run.capabilities)
+    grant = runtime.policy.bound(config.grant(run.capabilities))
     needs_model = not ending and any(task.run is None for task in config.task_list(run.enabled))
     model = await runtime.resolve_model(run.model or config.model or runtime.model) if needs_model else None
     tools = {t.name: t for t in (*tools_for(grant), *runtime.tools)}
     limits = bounds(config, run.execution)
-    policy = compile_policy(grant, limits)
+    policy = compile_policy(grant, limits, denied=runtime.policy.denied, protected=run.protected, hidden=run.hidden)
     hands = LazyHands(config.name, run.workspace, policy, runtime.start_sandbox, recorder)
     history = recorder.history(config.name) if resumed else ()
     scope = run.resources.agent(
@@ -77,7 +87,7 @@ async def prepare(
         run=run,
         name=config.name,
         config=config,
-        validator=CapabilityValidator(grant),
+        validator=CapabilityValidator(grant, runtime.policy, lambda name: place_of_request(config, name)),
         steps=Steps(run.id, config.name, recorder, runtime.clock, gate, history),
         scope=scope,
         hands=hands,

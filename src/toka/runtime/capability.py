@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from typing import Final
 
-from toka.core.capability import Capability, Grant
+from toka.core.capability import Capability, Grant, request_line
 from toka.core.decision import Decision
+from toka.core.operator import OperatorPolicy
+
+NO_POLICY: Final = OperatorPolicy()
+
+
+def _nowhere(_: str) -> str:
+    return ""
 
 
 class CapabilityValidator:
@@ -15,12 +23,30 @@ class CapabilityValidator:
     the sandbox's mounts and limits, which were compiled from the same grant.
     """
 
-    def __init__(self, grant: Grant) -> None:
-        """Decides under `grant`, which cannot change afterwards."""
-        self.grant = grant
+    def __init__(
+        self, grant: Grant, policy: OperatorPolicy = NO_POLICY, origin: Callable[[str], str] = _nowhere
+    ) -> None:
+        """Decides under rules that cannot change afterwards.
 
-    def check(self, needs: Iterable[Capability]) -> Decision:
-        """Allowed when every need is covered; else denied, with the first uncovered need in the reason."""
+        Args:
+            grant: what the spec asks for, as far as the operator allows it.
+            policy: the operator's rules, for what they say about single calls.
+            origin: where the spec asks for a capability, by its name: `agents/a.yaml:12`; empty when it is not known.
+        """
+        self.grant = grant
+        self._policy = policy
+        self._origin = origin
+
+    def check(self, needs: Sequence[Capability], tool: str = "", text: str = "") -> Decision:
+        """Allowed when no rule of the operator is against it and every need is covered; else what decided, and why.
+
+        Args:
+            needs: what the call needs to be granted.
+            tool: its name.
+            text: what it is about: the command, the path, the address.
+        """
+        if (decision := self._policy.decide(needs, tool, text)) is not None:
+            return decision
         rules: list[str] = []
         for need in needs:
             rule = self.grant.covering(need)
@@ -32,11 +58,9 @@ class CapabilityValidator:
     def _denied(self, need: Capability) -> Decision:
         held = self.grant.named(need.name)
         if not held:
-            return Decision(
-                "denied",
-                f"no {need.name}",
-                f"this agent has no {need.name}; its spec would have to ask for {need.text}",
-            )
-        rule = "; ".join(c.text for c in held)
-        wanted = need.text.partition(": ")[2] or "everything"
-        return Decision("denied", rule, f"{wanted} is outside the granted {rule}")
+            rule = f"no {need.name}"
+            reason = f"this agent has no {need.name}; its spec would have to ask for {need.text}"
+        else:
+            rule = "; ".join(c.text for c in held)
+            reason = f"{need.text.partition(': ')[2] or 'everything'} is outside the granted {rule}"
+        return Decision("denied", rule, reason, self._origin(need.name), request_line(need))

@@ -6,6 +6,7 @@ from typing import Any
 
 from toka.core.effect import Effect
 from toka.core.ids import StepKey
+from toka.core.units import format_bytes
 from toka.runtime.context import AgentContext
 from toka.runtime.step import Act, Result
 from toka.sandbox.command import FLOOD_BYTES
@@ -36,7 +37,7 @@ async def run_line(agent: AgentContext, key: StepKey, line: str, effect: Effect,
     async def do() -> Result:
         sandbox = await agent.hands.sandbox()
         environment = {"TOKA_IDEMPOTENCY_KEY": agent.steps.key(key), "TOKA_AGENT": agent.name, "TOKA_RUN": agent.run.id}
-        ended = await sandbox.run(shell(line), env=environment, timeout_s=timeout_s or UNBOUNDED_S)
+        ended = await sandbox.run(shell(line), env=environment, timeout_s=timeout_s or UNBOUNDED_S, chosen_by="person")
         return Result(described(ended), failed=not (ended.ended == "exited" and ended.exit_code == 0))
 
     assumed = {"exit": 0, "ended": "exited", "output": BY_WORD, "dropped": 0}
@@ -55,6 +56,7 @@ def described(ended: CommandResult) -> dict[str, Any]:
         "wall_s": round(ended.wall_s, 3),
         "cpu_s": round(ended.cpu_s, 3),
         "max_rss_bytes": ended.max_rss_bytes,
+        **ended.resources,
     }
 
 
@@ -62,6 +64,8 @@ def verdict(value: dict[str, Any], line: str, timeout_s: float | None) -> str:
     """How a command ended, in words and one line: `make test` exited with 2."""
     flat = " ".join(line.split())
     line = flat if len(flat) <= SHOWN_CHARACTERS else flat[: SHOWN_CHARACTERS - 1] + "…"
+    if over := value.get("exceeded"):
+        return f"`{line}` was killed: {over['kind']} limit of {format_bytes(over['limit'])} reached"
     match value["ended"]:
         case "exited":
             return f"`{line}` exited with {value['exit']}"

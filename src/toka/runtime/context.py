@@ -15,6 +15,7 @@ from toka.core.capability import Capability
 from toka.core.clock import Clock
 from toka.core.ids import AgentName, RunId
 from toka.core.limits import Limits
+from toka.core.operator import OperatorPolicy
 from toka.journal.journal import Journal
 from toka.journal.recorder import Recorder
 from toka.llm.gateway import LlmGateway
@@ -22,11 +23,12 @@ from toka.runtime.capability import CapabilityValidator
 from toka.runtime.resource import ResourceManager, Scope
 from toka.runtime.step import Steps
 from toka.sandbox.host import Sandbox
-from toka.sandbox.policy import SandboxPolicy
+from toka.sandbox.selftest import SelfTest
+from toka.sandbox.shield import Order
 from toka.tools.tool import Tool
 
-StartSandbox = Callable[[Path, SandboxPolicy], Awaitable[Sandbox]]
-"""Starts a sandbox over a workspace. Raises SandboxUnavailable."""
+StartSandbox = Callable[[Order], Awaitable[tuple[Sandbox, SelfTest | None]]]
+"""Starts a sandbox; see `Shield.start`."""
 
 ResolveModel = Callable[[str], Awaitable[str]]
 """A model string as written -> the one to call. Raises ModelUnavailable, UsageError."""
@@ -57,6 +59,7 @@ class Runtime:
         tools: tools beyond the built-in ones; every agent has them, and each call is checked against its grant.
         execution: concurrency, retries, timeouts.
         capabilities: presets that settings define.
+        policy: the operator's rules over what specs ask.
         run_limits: bounds of each run as a whole.
         channels: where reports to a channel also go, by its name.
         spawn: starts a coroutine that may run until the runtime closes, and no longer.
@@ -74,6 +77,7 @@ class Runtime:
     tools: tuple[Tool, ...]
     execution: ExecutionConfig
     capabilities: Mapping[str, tuple[Capability, ...]]
+    policy: OperatorPolicy
     run_limits: Limits
     channels: Mapping[str, ChannelSink]
     spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]
@@ -94,6 +98,8 @@ class RunContext:
         model: what was asked for on the command line; None leaves it to each spec.
         capabilities: presets that the settings defined when the run was made: a later change grants nothing.
         gateway: the runtime's, or the caller's own.
+        protected: files of the workspace that no agent changes: the specs of this run.
+        hidden: folders of the workspace that no agent sees: Toka's own state.
     """
 
     id: RunId
@@ -106,6 +112,8 @@ class RunContext:
     model: str | None
     capabilities: Mapping[str, tuple[Capability, ...]]
     gateway: LlmGateway
+    protected: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
+from typing import Final
 
-from toka.core.ids import AgentName
-from toka.events.event import SandboxReady
+from toka.core.ids import AgentName, RunId
+from toka.errors import JournalError
+from toka.events.event import NetworkAttempted, SandboxReady
 from toka.journal.recorder import Recorder
 from toka.runtime.context import StartSandbox
+from toka.sandbox.egress_link import Attempt
 from toka.sandbox.host import Sandbox
 from toka.sandbox.policy import SandboxPolicy
+from toka.sandbox.shield import Order
+
+MAX_ATTEMPTS: Final = 200
+"""Different attempts to reach the network that are recorded of one agent; a loop of refusals fills no journal."""
 
 
 class LazyHands:
@@ -20,24 +28,47 @@ class LazyHands:
         self, agent: AgentName, workspace: Path, policy: SandboxPolicy, start: StartSandbox, recorder: Recorder
     ) -> None:
         self._agent = agent
-        self._workspace = workspace
         self._policy = policy
         self._start = start
         self._recorder = recorder
+        self._order = Order(workspace, policy, (RunId(recorder.lease.run), agent), self._attempted)
         self._lock = asyncio.Lock()
         self._sandbox: Sandbox | None = None
+        self._seen: set[tuple[str, int, str]] = set()
+        self._recording: set[asyncio.Task[None]] = set()
 
     async def sandbox(self) -> Sandbox:
         """See Hands."""
         async with self._lock:
             if self._sandbox is None:
-                self._sandbox = await self._start(self._workspace, self._policy)
+                self._sandbox, test = await self._start(self._order)
                 notes = list(self._sandbox.notes)
-                await self._recorder.record(self._agent, SandboxReady(self._policy.to_json(), notes))
+                ready = SandboxReady(self._policy.to_json(), notes, test.to_json() if test else {})
+                await self._recorder.record(self._agent, ready)
             return self._sandbox
+
+    def _attempted(self, attempt: Attempt) -> None:
+        """Records what is new about the agent's use of the network; told while the sandbox works, so never waits."""
+        key = (attempt.host, attempt.port, attempt.reason)
+        if key in self._seen or len(self._seen) >= MAX_ATTEMPTS:
+            return
+        self._seen.add(key)
+        event = NetworkAttempted(
+            attempt.host, attempt.port, attempt.allowed, attempt.reason, attempt.address or "",
+            attempt.bytes_up, attempt.bytes_down,
+        )  # fmt: skip
+        task = asyncio.ensure_future(self._record(event))
+        self._recording.add(task)
+        task.add_done_callback(self._recording.discard)
+
+    async def _record(self, event: NetworkAttempted) -> None:
+        with contextlib.suppress(JournalError):  # whoever takes the agent's next step meets the same error
+            await self._recorder.record(self._agent, event)
 
     async def close(self) -> None:
         """Ends everything that runs in the sandbox."""
         sandbox, self._sandbox = self._sandbox, None
         if sandbox is not None:
             await sandbox.close()
+        if self._recording:
+            await asyncio.wait(self._recording)

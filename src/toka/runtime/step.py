@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from toka.core.clock import Clock
+from toka.core.decision import Decision
 from toka.core.effect import Effect
 from toka.core.ids import AgentName, RunId, StepKey, TaskId, idempotency_key
 from toka.core.message import Usage
@@ -239,12 +240,14 @@ class Steps:
         await self._record_done(text, result, wall)
         return result
 
-    async def deny(self, step: StepKey, what: str, rule: str, reason: str, arguments: Any) -> Result:
+    async def deny(self, step: StepKey, what: str, decision: Decision, arguments: Any) -> Result:
         """Records that a call was refused; returns what the model is told."""
         if (known := self.recorded(step)) is not None:
             return known
-        await self._recorder.record(self._agent, StepDenied(step.text, what, rule, reason, cut(arguments)))
-        return Result({"text": reason, "denied": rule}, failed=True)
+        d = decision
+        event = StepDenied(step.text, what, d.rule, d.reason, cut(arguments), d.place, d.patch)
+        await self._recorder.record(self._agent, event)
+        return Result({"text": d.reason, "denied": d.rule}, failed=True)
 
     async def answer(self, step: StepKey, value: Any) -> Result:
         """Records an answer that needed no act, such as the error for a malformed call."""

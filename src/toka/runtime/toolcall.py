@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeGuard
 
@@ -53,11 +55,11 @@ async def answer_call(agent: AgentContext, key: StepKey, call: ToolCall) -> Answ
     if agent.steps.unanswered(key) is None:  # one that was in flight at a crash was counted when it started
         agent.scope.count_tool_call()
     try:
-        decision = agent.validator.check(tool.needs(arguments))
+        decision = agent.validator.check(tool.needs(arguments), tool.name, subject(arguments))
     except CapabilityError as e:
         decision = Decision("denied", BEYOND, str(e))
     if not decision.allowed:
-        return _answer(call, await agent.steps.deny(key, call.name, decision.rule, decision.reason, arguments))
+        return _answer(call, await agent.steps.deny(key, call.name, decision, arguments))
     return await _run(agent, key, call, tool, arguments, decision.rule)
 
 
@@ -115,6 +117,14 @@ async def _run(
 
         act = Act(key, tool.effect, tool.name, arguments, rule, assumed=assumed, evidence=evidence, probe=probe)
     return _answer(call, await agent.steps.run(act, do))
+
+
+def subject(arguments: Mapping[str, Any]) -> str:
+    """What a call is about, for rules over calls: its command, address or path, else all its arguments as JSON."""
+    for name in ("command", "url", "path"):
+        if isinstance(value := arguments.get(name), str):
+            return value
+    return json.dumps(arguments, ensure_ascii=False, sort_keys=True)
 
 
 def _is_checkable(tool: Tool) -> TypeGuard[CheckableTool]:

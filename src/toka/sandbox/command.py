@@ -6,8 +6,10 @@ import asyncio
 import json
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
+
+from toka.sandbox.keeper import Exceeded, Spent
 
 FLOOD_BYTES: Final = 64 * 1024 * 1024
 """Output after which a command is killed, kept or not."""
@@ -31,6 +33,8 @@ class CommandResult:
         cpu_s: CPU seconds of the command and of those descendants that ended before it.
         max_rss_bytes: largest resident size of any of those processes.
         reason: why it was refused; empty otherwise.
+        exceeded: the limit that was met while it ran, for which it, or a process of it, was killed; None = none.
+        spent: what the whole sandbox used while it ran.
     """
 
     exit_code: int | None
@@ -41,6 +45,17 @@ class CommandResult:
     cpu_s: float
     max_rss_bytes: int
     reason: str = ""
+    exceeded: Exceeded | None = None
+    spent: Spent = field(default_factory=Spent)
+
+    @property
+    def resources(self) -> dict[str, Any]:
+        """What was used of the machine beyond time, and the limit that was met, as JSON; the unknown is left out."""
+        used = {k: v for k, v in asdict(self.spent).items() if v and k != "cpu_s"}
+        out: dict[str, Any] = {k: round(v, 3) if isinstance(v, float) else v for k, v in used.items()}
+        if self.exceeded is not None:
+            out["exceeded"] = {**asdict(self.exceeded), "unit": "bytes"}
+        return out
 
 
 class Lifeline:

@@ -9,7 +9,9 @@ import subprocess
 from dataclasses import dataclass
 
 from toka.errors import SandboxUnavailable
-from toka.sandbox.launch import INSTALL_HINT, PYTHON, PYTHON_HINT, USERNS_HINT, find_bwrap
+from toka.sandbox.idmap import PYTHON
+from toka.sandbox.launch import USERNS_HINT
+from toka.sandbox.spawn import INSTALL_HINT, PYTHON_HINT, find_bwrap
 
 OLDEST_BWRAP = (0, 6)
 OLDEST_PYTHON = (3, 9)

@@ -96,12 +96,14 @@ class EgressRules:
     Attributes:
         capabilities: alternatives, each a `network-access`: `hosts` None = any public host, `*.x.org` = all names
             below x.org; `ports` None is read as 443. None at all = nothing may be reached.
+        refused: what is refused all the same; `ports` None = any port.
 
     Raises:
         ValueError: a capability is of another name.
     """
 
     capabilities: tuple[Capability, ...] = ()
+    refused: tuple[Capability, ...] = ()
 
     def __post_init__(self) -> None:
         """Writes the default ports out."""
@@ -132,6 +134,9 @@ class EgressRules:
         if not 0 < port < 65536:
             return Verdict(False, f"{port} is not a TCP port")
         need = Capability(NETWORK_ACCESS, hosts=(name,), ports=(str(port),))
+        for rule in self.refused:
+            if rule.covers(need):
+                return Verdict(False, f"{name} is refused: the operator denies {rule.text}")
         for capability in self.capabilities:
             if capability.covers(need):
                 return Verdict(True, capability.text)

@@ -47,7 +47,7 @@ class FileWorker:
         lifeline = Lifeline()
         limits = {**WORKER_LIMITS, "FSIZE": policy.file_bytes}
         try:
-            request = {"op": "files", "timeout": math.inf, "rlimits": limits}
+            request = {"op": "files", "profile": "files", "timeout": math.inf, "rlimits": limits}
             zygote = await send(request, (theirs.fileno(), lifeline.theirs.fileno()))
         except BaseException:
             connection.close()

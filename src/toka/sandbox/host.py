@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from toka.core.capability import CapabilityError, normal_path
-from toka.core.clock import Clock
 from toka.errors import SandboxError
 from toka.sandbox.command import CommandResult, Ended, Lifeline, Output
 from toka.sandbox.filework import FileWorker
+from toka.sandbox.keeper import Exceeded, Keeper, Surroundings
 from toka.sandbox.launch import Zygote, start_zygote, to_the_end
-from toka.sandbox.mounts import WORKSPACE
+from toka.sandbox.mounts import WORKSPACE, Granted
 from toka.sandbox.policy import SandboxPolicy
+from toka.sandbox.profile import PROXY_PORT, Kind
+from toka.sandbox.usage import children_of
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -25,6 +29,13 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
 """All that a command finds in its environment unless the caller adds to it."""
 GRACE_S: Final = 5.0
 """Seconds past a deadline, or after a kill, in which the zygote must report; then the whole sandbox is killed."""
+_PROXY: Final = f"http://127.0.0.1:{PROXY_PORT}"
+PROXIED: Final[Mapping[str, str]] = dict.fromkeys(
+    ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"), _PROXY
+)
+"""Added when there is a way out."""
+WORKER_IDLE_S: Final = 5.0
+"""Seconds without a file operation after which the file worker ends."""
 OPEN_FILES: Final = 1024
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -43,32 +54,37 @@ class Sandbox:
     The process that started it must keep the thread alive that did: the kernel kills the sandbox with that thread.
     """
 
-    def __init__(self, workspace: Path, policy: SandboxPolicy, clock: Clock, scratch: Path | None) -> None:
-        self._workspace = workspace
+    def __init__(self, workspace: Path, policy: SandboxPolicy, around: Surroundings) -> None:
+        self._workspace = workspace.absolute()  # the thread that starts it may be in another folder
         self._policy = policy
-        self._clock = clock
-        self._scratch = scratch
+        self._clock = around.clock
+        self._idle_s = around.idle_s
+        self._keeper = Keeper(policy, around)
+        self._environment = {**ENVIRONMENT, **(PROXIED if policy.network else {})}
         self._zygote: Zygote | None = None
         self._worker: FileWorker | None = None
         self._starting = asyncio.Lock()
         self._filing = asyncio.Lock()
         self._closed = False
+        self._busy = 0
+        self._worker_idle: asyncio.TimerHandle | None = None
+        self._idle: asyncio.TimerHandle | None = None
+        self._leaving: asyncio.Task[None] | None = None
 
     @staticmethod
-    async def start(workspace: Path, policy: SandboxPolicy, *, clock: Clock, scratch: Path | None = None) -> Sandbox:
+    async def start(workspace: Path, policy: SandboxPolicy, around: Surroundings) -> Sandbox:
         """Starts a sandbox and returns when it can be used.
 
         Args:
             workspace: the agent's folder on the host; mounted at /workspace as far as the policy grants it.
             policy: what it lets through.
-            clock: for durations and the host's own deadlines.
-            scratch: a folder of the host that becomes /tmp; None: a tmpfs that ends with the sandbox.
+            around: the clock, whose sandbox it is, who hears of its attempts to reach the network.
 
         Raises:
             SandboxUnavailable: this machine cannot run one; nothing runs outside instead.
             SandboxError: the workspace is missing, or was tampered with during the start.
         """
-        sandbox = Sandbox(workspace, policy, clock, scratch)
+        sandbox = Sandbox(workspace, policy, around)
         await sandbox._alive()
         return sandbox
 
@@ -80,7 +96,12 @@ class Sandbox:
     @property
     def notes(self) -> tuple[str, ...]:
         """What differs from the policy: granted paths that were missing and left out, or created."""
-        return self._zygote.granted.notes if self._zygote else ()
+        return (*self.granted.notes, *self._keeper.notes)
+
+    @property
+    def keeper(self) -> Keeper:
+        """What holds its limits: figures, and how each limit is enforced."""
+        return self._keeper
 
     async def _alive(self) -> Zygote:
         async with self._starting:
@@ -90,8 +111,69 @@ class Sandbox:
                 return self._zygote
             if self._zygote is not None:
                 await self._zygote.end()
-            self._zygote = await start_zygote(self._workspace, self._policy, self._scratch)
+            self._zygote = await start_zygote(self._workspace, self._policy, self._keeper.join)
+            self._keeper.open(self._zygote.listener)
             return self._zygote
+
+    async def probe(self, kind: Kind, wanted: Mapping[str, Any]) -> CommandResult:
+        """Runs the self-test's tries, locked up as one kind of process; see `probe.py` for `wanted` and the output.
+
+        Raises:
+            SandboxUnavailable, SandboxError: the sandbox had died and could not be started again.
+        """
+        request = self._request(["probe"], ".", {}, 3600.0)
+        with self._working():
+            request |= {"op": "probe", "profile": kind, "wanted": wanted}
+            return await self._ended(request, None, self._clock.monotonic())
+
+    def processes(self) -> list[int]:
+        """The ids on the host of the processes that are always there: the zygote, and the file worker if it runs."""
+        zygote = self._zygote.inner if self._zygote is not None and self._zygote.alive else 0
+        return [zygote, *children_of(zygote)] if zygote else []
+
+    def host_uid(self) -> int:
+        """The user id of its processes on the host; -1 when none runs."""
+        if self._zygote is None or not self._zygote.alive:
+            return -1
+        return self._zygote.uid()
+
+    @property
+    def granted(self) -> Granted:
+        """What is mounted of the workspace."""
+        return self._zygote.granted if self._zygote else Granted()
+
+    @contextlib.contextmanager
+    def _working(self) -> Generator[None]:
+        """Around each use: the sandbox is not stopped during it, and a while after the last one it may be."""
+        self._busy += 1
+        if self._idle is not None:
+            self._idle.cancel()
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            if not self._busy and not self._closed:
+                self._idle = asyncio.get_running_loop().call_later(self._idle_s, self._begin_leave)
+
+    def _begin_leave(self) -> None:
+        self._leaving = asyncio.ensure_future(self._leave())
+
+    async def _leave(self) -> None:
+        """Stops a sandbox that nobody uses, if commands left nothing in it; the next use starts a new one."""
+        async with self._starting:
+            zygote = self._zygote
+            if self._busy or self._closed or zygote is None or not zygote.alive:
+                return
+            with contextlib.closing(Lifeline()) as lifeline:
+                try:
+                    await zygote.send({"op": "leave"}, (lifeline.theirs.fileno(), lifeline.theirs.fileno()))
+                except OSError:
+                    return
+                lifeline.theirs.close()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(GRACE_S):
+                        if not (await lifeline.report()).get("left", True):
+                            await zygote.end()
 
     async def run(
         self,
@@ -101,6 +183,7 @@ class Sandbox:
         env: Mapping[str, str] | None = None,
         timeout_s: float,
         output_limit: int | None = None,
+        chosen_by: Literal["person", "agent"] = "agent",
     ) -> CommandResult:
         """Runs one command to its end. A command that fails is a result, not an exception.
 
@@ -112,27 +195,44 @@ class Sandbox:
             env: variables added to `ENVIRONMENT`.
             timeout_s: seconds after which the command and all it started are killed.
             output_limit: bytes of output to keep; None: the policy's figure.
+            chosen_by: a command that a person wrote into the spec may run any program, one that the agent chose only
+                those of the policy.
 
         Raises:
             SandboxUnavailable, SandboxError: the sandbox had died and could not be started again.
         """
         started = self._clock.monotonic()
         try:
-            request = self._request(argv, cwd, env or {}, timeout_s)
+            request = {**self._request(argv, cwd, env or {}, timeout_s), "profile": chosen_by}
         except ValueError as error:
             return _refused(str(error), 0.0)
+        with self._working():
+            return await self._ended(request, output_limit, started)
+
+    async def _ended(self, request: dict[str, Any], output_limit: int | None, started: float) -> CommandResult:
         await self._alive()
         lifeline = Lifeline()
         output = Output(self._policy.output_bytes if output_limit is None else output_limit, lifeline)
+        before, network = self._keeper.usage(), self._keeper.network
+        met: list[Exceeded] = []
+
+        def kill(exceeded: Exceeded) -> None:
+            met.append(exceeded)
+            lifeline.cut()
+
         try:
-            report = await self._command(request, lifeline, output)
+            with self._keeper.watching(kill):
+                report = await self._command(request, lifeline, output)
         except ValueError as error:
             return _refused(str(error), self._clock.monotonic() - started)
         finally:
             output.drain()
             output.close()
             lifeline.close()
-        return _result(report, output, self._clock.monotonic() - started)
+        now = self._keeper.usage()
+        exceeded = met[0] if met else self._keeper.met(before, now)
+        spent = self._keeper.spent(before, now, network)
+        return replace(_result(report, output, self._clock.monotonic() - started), exceeded=exceeded, spent=spent)
 
     def _request(self, argv: Sequence[str], cwd: str, env: Mapping[str, str], timeout_s: float) -> dict[str, Any]:
         """Raises ValueError for what cannot be run at all."""
@@ -147,13 +247,13 @@ class Sandbox:
         except CapabilityError as error:
             raise ValueError(str(error)) from None
         limits = {"NPROC": self._policy.processes, "FSIZE": self._policy.file_bytes, "NOFILE": OPEN_FILES}
-        if self._policy.memory_bytes is not None:
+        if self._policy.memory_bytes is not None and not self._keeper.holds("memory"):
             limits["DATA"] = self._policy.memory_bytes
         return {
             "op": "run",
             "argv": list(argv),
             "cwd": WORKSPACE if folder == "." else f"{WORKSPACE}/{folder}",
-            "env": {**ENVIRONMENT, **env},
+            "env": {**self._environment, **env},
             "timeout": timeout_s,
             "rlimits": limits,
         }
@@ -212,8 +312,14 @@ class Sandbox:
         Raises:
             SandboxUnavailable, SandboxError: the sandbox had died and could not be started again.
         """
-        request = {"op": op, **args}
+        with self._working():
+            return await self._filed({"op": op, **args}, body, timeout_s)
+
+    async def _filed(self, request: dict[str, Any], body: bytes, timeout_s: float) -> dict[str, Any]:
+        op: str = request["op"]
         async with self._filing:
+            if self._worker_idle is not None:
+                self._worker_idle.cancel()
             try:
                 if self._worker is None or not self._worker.alive:
                     await self._end_worker()
@@ -229,7 +335,15 @@ class Sandbox:
             except asyncio.CancelledError:
                 await to_the_end(self._end_worker())
                 raise
+            self._worker_idle = asyncio.get_running_loop().call_later(WORKER_IDLE_S, self._rest)
         return {**answer, "body": data}
+
+    def _rest(self) -> None:
+        """Ends a file worker that nobody uses: it is half of what an idle sandbox costs, and back in milliseconds."""
+        if not self._filing.locked():
+            worker, self._worker = self._worker, None
+            if worker is not None:
+                worker.close()
 
     async def _end_worker(self) -> dict[str, Any]:
         worker, self._worker = self._worker, None
@@ -238,6 +352,9 @@ class Sandbox:
     async def close(self) -> None:
         """Ends everything inside and returns when it is gone. Commands still running end as `lost`. Idempotent."""
         self._closed = True
+        for timer in (self._idle, self._worker_idle):
+            if timer is not None:
+                timer.cancel()
         async with self._starting:
             zygote, self._zygote = self._zygote, None
             worker, self._worker = self._worker, None
@@ -245,6 +362,7 @@ class Sandbox:
                 await to_the_end(zygote.end())
             if worker is not None:
                 worker.close()
+            await to_the_end(self._keeper.close())
 
 
 def _doubt(op: str) -> str:

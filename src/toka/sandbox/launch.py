@@ -8,29 +8,23 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import socket
-import subprocess
-from collections.abc import Awaitable, Sequence
-from contextlib import ExitStack
-from functools import cache
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from toka.errors import SandboxError, SandboxUnavailable
-from toka.sandbox.mounts import Granted, lay_out, open_granted
 from toka.sandbox.policy import SandboxPolicy
+from toka.sandbox.profile import PROXY_PORT, profiles, programs_of
+from toka.sandbox.spawn import Spawned, spawn, starter, unstage
 
-PYTHON: Final = "/usr/bin/python3"
 START_S: Final = 10.0
 """Seconds within which a zygote must say ready."""
 LEAVE_S: Final = 2.0
 """Seconds a zygote gets to leave by itself before it is killed."""
 MAX_MESSAGE: Final = 150 * 1024
 """Bytes of one request; the kernel's default socket buffer carries it."""
-INSTALL_HINT: Final = "install it: `apt install bubblewrap`, `dnf install bubblewrap` or `pacman -S bubblewrap`"
-PYTHON_HINT: Final = "install it: `apt install python3`, `dnf install python3` or `pacman -S python`"
 USERNS_HINT: Final = (
     "allow user namespaces: `sysctl kernel.unprivileged_userns_clone=1` (Debian), "
     "`sysctl user.max_user_namespaces=10000`, or an AppArmor profile for /usr/bin/bwrap "
@@ -41,25 +35,6 @@ _MOVED: Final = re.compile(r"source|race condition", re.IGNORECASE)
 T = TypeVar("T")
 
 
-def find_bwrap() -> str:
-    """The path of bwrap; /usr/bin is preferred, as distributions tie their exceptions to that path.
-
-    Raises:
-        SandboxUnavailable: there is none.
-    """
-    path = "/usr/bin/bwrap" if os.access("/usr/bin/bwrap", os.X_OK) else shutil.which("bwrap")
-    if path is None:
-        raise SandboxUnavailable("bwrap (bubblewrap) is not installed", hint=INSTALL_HINT)
-    return path
-
-
-@cache
-def has_bind_fd(bwrap: str) -> bool:
-    """Whether this bwrap mounts descriptors; asked once per process."""
-    shown = subprocess.run([bwrap, "--help"], capture_output=True, check=False, timeout=START_S)
-    return b"--ro-bind-fd" in shown.stdout + shown.stderr
-
-
 class Zygote:
     """One running bwrap with our zygote inside.
 
@@ -67,18 +42,21 @@ class Zygote:
     kills what is inside a moment later.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, errors: int, info: int) -> None:
-        self._process = process
-        self._control = control
-        self._errors = errors
-        self._info = info
+    def __init__(self, spawned: Spawned) -> None:
+        self._process = process = spawned.process
+        self._control = spawned.control
+        self._errors = errors = spawned.errors
+        self._info = spawned.info
+        self._held = spawned.held
+        self.stage = spawned.stage
         self._said = bytearray()
         self._inner = 0
         self._loop = asyncio.get_running_loop()
         self._sending = asyncio.Lock()
         self._pidfd = os.pidfd_open(process.pid)
         self.gone: asyncio.Future[None] = self._loop.create_future()
-        self.granted = Granted()
+        self.granted = spawned.granted
+        self.listener: socket.socket | None = None
         self._loop.add_reader(self._pidfd, self._reap)
         self._loop.add_reader(errors, self._hear)
 
@@ -86,6 +64,11 @@ class Zygote:
     def pid(self) -> int:
         """bwrap's process id on the host."""
         return self._process.pid
+
+    @property
+    def inner(self) -> int:
+        """The host's id of the sandbox's pid 1; 0 before it is known."""
+        return self._inner
 
     @property
     def alive(self) -> bool:
@@ -100,6 +83,7 @@ class Zygote:
         self._loop.remove_reader(self._errors)
         for fd in (self._errors, self._info):
             os.close(fd)
+        self._held.close()
         if not self.gone.done():
             self.gone.set_result(None)
 
@@ -111,26 +95,27 @@ class Zygote:
             if not heard:
                 self._loop.remove_reader(self._errors)
 
-    async def ready(self, granted: Granted, noexec: list[str]) -> None:
-        """Hands the zygote what it must find and waits until it has.
+    async def ready(self, config: dict[str, Any], join: Callable[[int], None]) -> None:
+        """Hands the zygote what it must find and how to lock up its children, and waits until it has checked.
 
         Args:
-            granted: the mounts to compare with what was opened.
-            noexec: mounts from which commands may not execute anything.
+            config: see `prepare` in zygote.py.
+            join: puts a process, by its pid on the host, under the agent's limits, before it starts another.
 
         Raises:
             SandboxUnavailable: bwrap did not get as far as the zygote.
             SandboxError: the zygote refuses what bwrap built.
         """
-        self.granted = granted
-        config = json.dumps({"mounts": granted.expected(), "noexec": noexec}).encode()
         try:
             async with asyncio.timeout(START_S):
-                await self._loop.sock_sendall(self._control, config)
                 answer = await self._loop.sock_recv(self._control, 65536)
+                self._inner = self._child_pid()
+                if answer:
+                    join(self._inner)
+                    await self._loop.sock_sendall(self._control, json.dumps(config).encode())
+                    answer = await self._receive()
         except (OSError, TimeoutError) as error:
             answer, self._said = b"", self._said or bytearray(str(error).encode())
-        self._inner = self._child_pid()
         if not answer:
             await self.end()
             if _MOVED.search(self._words()):
@@ -140,6 +125,19 @@ class Zygote:
             await self.end()
             raise SandboxError(f"the sandbox refused to start: {problem}")
 
+    async def _receive(self) -> bytes:
+        """One message, and the listening socket that may come with it."""
+        while True:
+            try:
+                data, fds, _, _ = socket.recv_fds(self._control, 65536, 1, socket.MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                await self._wait(self._loop.add_reader, self._loop.remove_reader)
+                continue
+            if fds:
+                self.listener = socket.socket(fileno=fds[0])
+                self.listener.setblocking(False)
+            return data
+
     def _child_pid(self) -> int:
         """The host's pid of the sandbox's pid 1, from bwrap's --info-fd; 0 when it did not say."""
         if self.gone.done():
@@ -147,6 +145,13 @@ class Zygote:
         with contextlib.suppress(ValueError, KeyError):
             return int(json.loads(os.pread(self._info, 4096, 0))["child-pid"])
         return 0
+
+    def uid(self) -> int:
+        """The user id of the sandbox's pid 1 on the host; -1 when it cannot be read."""
+        with contextlib.suppress(OSError, StopIteration):
+            lines = Path(f"/proc/{self._inner}/status").read_text().splitlines()
+            return int(next(line for line in lines if line.startswith("Uid:")).split()[1])
+        return -1
 
     def _words(self) -> str:
         return self._said.decode("utf-8", "replace").strip() or "bwrap ended without a word"
@@ -168,16 +173,17 @@ class Zygote:
                     self._control.sendmsg([data], rights)
                     return
                 except BlockingIOError:
-                    await self._wait_writable()
+                    await self._wait(self._loop.add_writer, self._loop.remove_writer)
 
-    async def _wait_writable(self) -> None:
-        writable = self._loop.create_future()
+    async def _wait(self, add: Callable[..., object], remove: Callable[[int], object]) -> None:
+        """Waits until the control socket can be read or written, or the sandbox is gone."""
+        possible = self._loop.create_future()
         fd = self._control.fileno()
-        self._loop.add_writer(fd, lambda: writable.done() or writable.set_result(None))
+        add(fd, lambda: possible.done() or possible.set_result(None))
         try:
-            await asyncio.wait({writable, self.gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({possible, self.gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._loop.remove_writer(fd)
+            remove(fd)
 
     def kill(self) -> None:
         """SIGKILL to pid 1 of the sandbox; the kernel kills the rest, and bwrap leaves by itself.
@@ -218,51 +224,38 @@ async def to_the_end(act: Awaitable[T]) -> T:
     return task.result()
 
 
-async def start_zygote(workspace: Path, policy: SandboxPolicy, scratch: Path | None) -> Zygote:
+async def start_zygote(workspace: Path, policy: SandboxPolicy, join: Callable[[int], None]) -> Zygote:
     """Starts one sandbox and waits until it is ready.
 
+    Args:
+        workspace: the folder on the host.
+        policy: what the sandbox lets through.
+        join: see `Zygote.ready`.
+
     Raises:
-        SandboxUnavailable: bwrap or Python is missing, or bwrap may not make namespaces here.
+        SandboxUnavailable: bwrap or Python is missing, bwrap may not make namespaces here, or the workspace's owner
+            cannot be mapped.
         SandboxError: the workspace cannot be used, or it was tampered with during the start.
     """
-    with ExitStack() as stack:
-        bwrap = find_bwrap()
-        if not os.access(PYTHON, os.X_OK):
-            raise SandboxUnavailable(f"{PYTHON} is missing; it runs inside every sandbox", hint=PYTHON_HINT)
-        granted = open_granted(workspace, policy, stack)
-        layout = lay_out(granted, policy, scratch=scratch, bind_fd=has_bind_fd(bwrap), stack=stack)
-        zygote = _spawn(bwrap, layout.argv, layout.fds, stack)
+    starting = asyncio.get_running_loop().run_in_executor(starter(), spawn, workspace, policy)
     try:
-        await zygote.ready(granted, _writable(granted) if policy.programs is not None else [])
+        zygote = Zygote(await asyncio.shield(starting))
     except asyncio.CancelledError:
+        with contextlib.suppress(SandboxError, SandboxUnavailable):
+            zygote = Zygote(await to_the_end(starting))
+            await to_the_end(zygote.end())
+        raise
+    try:
+        config = {
+            "mounts": zygote.granted.expected(),
+            "profiles": profiles(policy, zygote.granted),
+            "programs": programs_of(policy),
+            "port": PROXY_PORT if policy.network else 0,
+        }
+        await zygote.ready(config, join)
+    except BaseException:
         await to_the_end(zygote.end())
         raise
+    finally:
+        starter().submit(unstage, zygote.stage)
     return zygote
-
-
-def _writable(granted: Granted) -> list[str]:
-    """Where files can be created, so that an agent with a list of programs could bring others along."""
-    return ["/tmp", "/dev/shm", *(o.target for o in granted.opened if o.rule.access == "write")]
-
-
-def _spawn(bwrap: str, options: Sequence[str], fds: Sequence[int], stack: ExitStack) -> Zygote:
-    control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    stack.callback(theirs.close)
-    control.setblocking(False)
-    errors, errors_w = os.pipe2(os.O_CLOEXEC)
-    stack.callback(os.close, errors_w)
-    os.set_blocking(errors, False)
-    # Not a pipe: bwrap writes to it before it lets its child go on. If we were dead then, SIGPIPE would kill bwrap and
-    # leave the child waiting for ever.
-    info = os.memfd_create("toka-info", os.MFD_CLOEXEC)
-    argv = [bwrap, "--info-fd", str(info), *options, "--"]
-    argv += [PYTHON, "-I", "-S", "-B", "/toka/zygote.py", str(theirs.fileno())]
-    process = subprocess.Popen(
-        argv,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=errors_w,
-        env={},
-        pass_fds=(*fds, theirs.fileno(), info),
-    )
-    return Zygote(process, control, errors, info)

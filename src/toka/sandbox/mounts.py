@@ -1,8 +1,8 @@
 """From a policy to the mounts of one sandbox: opened paths, and the arguments that make bwrap mount exactly those.
 
 Invariant: a workspace path is resolved once, by us, name by name, never through a symbolic link. What is mounted is
-the opened file or folder itself (`--bind-fd`, or the descriptor's name where bwrap is older), and the zygote compares
-device and inode before the first command runs, so whoever swaps a path for a link gains nothing.
+the opened file or folder itself, by its descriptor's name or as a mount that was made of the descriptor, and the zygote
+compares device and inode before the first command runs, so whoever swaps a path for a link gains nothing.
 """
 
 from __future__ import annotations
@@ -12,16 +12,23 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from toka.errors import SandboxError
 from toka.sandbox.policy import PathRule, SandboxPolicy
+from toka.sandbox.protect import protect
 
 WORKSPACE: Final = "/workspace"
 CAPABILITIES: Final = ("CAP_SYS_ADMIN", "CAP_SETPCAP", "CAP_SYS_CHROOT")
 """What the zygote keeps in its user namespace: to make namespaces, empty the bounding set, and jail the worker."""
+CODE: Final = "/toka/lib/toka/sandbox"
+"""Where our own code is inside."""
+INSIDE: Final = ("groundwork.py", "kernel.py", "probe.py", "worker.py", "zygote.py")
+"""The modules that run inside."""
+User = tuple[int, int]
+"""uid and gid."""
 SYSTEM_FOLDERS: Final = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 ETC: Final = (
     "ld.so.cache", "alternatives", "localtime", "ssl/certs", "ssl/openssl.cnf", "ssl/cert.pem", "pki/tls/certs",
@@ -63,26 +70,29 @@ class Granted:
     Attributes:
         opened: in mount order; the descriptors belong to the stack given to `open_granted`.
         notes: one sentence each, for the run's record.
+        owner: uid and gid of the workspace.
     """
 
     opened: tuple[Opened, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    owner: tuple[int, int] = (0, 0)
 
     def expected(self) -> list[list[Any]]:
         """What the zygote checks: [path, device, inode, writable]."""
-        return [[o.target, o.device, o.inode, o.rule.access == "write"] for o in self.opened]
+        return [[o.target, o.device, o.inode, o.rule.access == "write"] for o in self.opened if o.rule.access != "hide"]
 
 
-def open_granted(workspace: Path, policy: SandboxPolicy, stack: ExitStack) -> Granted:
+def open_granted(workspace: Path, policy: SandboxPolicy, stack: ExitStack, held: ExitStack) -> Granted:
     """Opens every granted path below the workspace, creating missing writable ones.
 
     Args:
         workspace: an existing folder; links in the way to it are the operator's and are followed.
         policy: says which paths.
         stack: closes the descriptors.
+        held: lets go of what was created to be protected; for the end of the sandbox.
 
     Raises:
-        SandboxError: the workspace cannot be opened.
+        SandboxError: the workspace cannot be opened, or something in it cannot be protected.
     """
     try:
         root = os.open(workspace, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -92,8 +102,10 @@ def open_granted(workspace: Path, policy: SandboxPolicy, stack: ExitStack) -> Gr
         ) from None
     stack.callback(os.close, root)
     opened: list[Opened] = []
-    notes: list[str] = []
-    for rule in policy.rules:
+    protection = protect(root, policy, held)
+    notes = list(protection.notes)
+    rules = {rule.path: rule for rule in (*policy.rules, *protection.rules)}
+    for rule in sorted(rules.values(), key=lambda r: r.order):
         try:
             fd, note = _open_below(root, rule)
         except OSError as error:
@@ -106,7 +118,8 @@ def open_granted(workspace: Path, policy: SandboxPolicy, stack: ExitStack) -> Gr
             continue
         notes.extend([note] if note else [])
         opened.append(Opened(rule, fd, status.st_dev, status.st_ino))
-    return Granted(tuple(opened), tuple(notes))
+    status = os.fstat(root)
+    return Granted(tuple(opened), tuple(notes), (status.st_uid, status.st_gid))
 
 
 def _open_below(root: int, rule: PathRule) -> tuple[int, str]:
@@ -183,9 +196,7 @@ class Layout:
     fds: tuple[int, ...]
 
 
-def lay_out(
-    granted: Granted, policy: SandboxPolicy, *, scratch: Path | None, bind_fd: bool, stack: ExitStack
-) -> Layout:
+def lay_out(granted: Granted, policy: SandboxPolicy, sources: Sequence[str], user: User, stack: ExitStack) -> Layout:
     """The mounts, namespaces and environment of one sandbox.
 
     The workspace comes first: if one of its mount points is swapped for a link that leads into the sandbox's own
@@ -194,32 +205,32 @@ def lay_out(
     Args:
         granted: from `open_granted`.
         policy: for the size of /tmp.
-        scratch: a folder of the host to use as /tmp; None: a tmpfs.
-        bind_fd: whether this bwrap has `--bind-fd`.
+        sources: where bwrap finds each opened path: a mount that was staged for it, or the descriptor's name.
+        user: who the sandbox's processes are.
         stack: closes the descriptors of generated files.
     """
     argv = [*_namespaces(), "--dir", WORKSPACE]
     fds = [o.fd for o in granted.opened]
-    for opened in granted.opened:
-        option = "--bind" if opened.rule.access == "write" else "--ro-bind"
-        source = (f"{option}-fd", str(opened.fd)) if bind_fd else (option, f"/proc/self/fd/{opened.fd}")
-        argv += [*source, opened.target]
+    for opened, source in zip(granted.opened, sources, strict=True):
+        if opened.rule.access == "hide":
+            argv += ["--perms", "0555", "--tmpfs", opened.target, "--remount-ro", opened.target]
+        else:
+            argv += ["--bind" if opened.rule.access == "write" else "--ro-bind", source, opened.target]
     argv += ["--ro-bind", "/usr", "/usr", *_system_folders(), "--perms", "0755", "--dir", "/etc"]
     for name in ETC:
         argv += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
     here = Path(__file__).parent
-    generated = {f"/etc/{name}": text.encode() for name, text in {**ETC_FILES, **_accounts()}.items()}
-    generated |= {f"/toka/{name}": (here / name).read_bytes() for name in ("zygote.py", "worker.py")}
+    generated = {f"/etc/{name}": text.encode() for name, text in {**ETC_FILES, **_accounts(user)}.items()}
+    generated |= {f"{CODE}/{name}": (here / name).read_bytes() for name in INSIDE}
     for target, data in generated.items():
         fd = _pipe_with(data, stack)
         fds.append(fd)
         argv += ["--perms", "0444", "--ro-bind-data", str(fd), target]
     argv += ["--proc", "/proc", "--dev", "/dev", "--size", str(16 << 20), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
-    if scratch is None:
-        argv += ["--perms", "1777", "--size", str(policy.tmp_bytes), "--tmpfs", "/tmp"]
-    else:
-        argv += ["--bind", str(scratch), "/tmp"]
-    argv += ["--dir", "/toka/jail/workspace", "--remount-ro", "/", "--chdir", "/"]
+    argv += ["--perms", "1777", "--size", str(policy.tmp_bytes), "--tmpfs", "/tmp"]
+    for folder in ("/toka/jail/workspace", "/toka/bin", "/toka/none"):
+        argv += ["--dir", folder]
+    argv += ["--remount-ro", "/", "--chdir", "/"]
     return Layout(tuple(argv), tuple(fds))
 
 
@@ -248,9 +259,9 @@ def _system_folders() -> Iterator[str]:
             yield from ("--ro-bind", name, name)
 
 
-def _accounts() -> dict[str, str]:
-    """Users and groups as the sandbox sees them: ours, and nobody, who owns what belongs to anyone else."""
-    uid, gid = os.getuid(), os.getgid()
+def _accounts(user: User) -> dict[str, str]:
+    """Users and groups as the sandbox sees them: the agent, and nobody, who owns what belongs to anyone else."""
+    uid, gid = user
     name = "root" if uid == 0 else "agent"
     group = "root" if gid == 0 else "agent"
     return {

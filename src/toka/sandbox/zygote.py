@@ -1,6 +1,6 @@
 """The trusted process inside a sandbox: starts commands and the file worker. Runs under the system's Python (>= 3.9).
 
-One standalone file that imports nothing but the standard library, single-threaded on purpose: it forks without exec.
+Imports the standard library and `kernel.py` only; single-threaded on purpose: it forks without exec.
 
     host ── control socket (SEQPACKET, JSON) ──> zygote, pid 1 of the sandbox
               ├─ command: init (pid 1 of its own pid, mount and ipc namespaces) -> the command
@@ -14,19 +14,46 @@ kills a pid namespace with its pid 1, so one SIGKILL reaches daemons and trees t
 from __future__ import annotations
 
 import array
-import ctypes
 import errno
 import gc
 import json
 import os
 import resource
-import runpy
 import select
 import signal
 import socket
-import struct
 import sys
 import time
+
+if __name__ == "__main__":  # inside a sandbox, where only these few files of the package are
+    sys.path.insert(0, "/toka/lib")
+
+from toka.sandbox.groundwork import PROGRAMS, check_mounts, gather_programs, listen
+from toka.sandbox.kernel import (
+    CLONE_NEWIPC,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    MS_BIND,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_RDONLY,
+    MS_REC,
+    PR_SET_DUMPABLE,
+    PR_SET_NO_NEW_PRIVS,
+    PR_SET_PDEATHSIG,
+    add_mount_flags,
+    clone,
+    close_from,
+    drop_capabilities,
+    empty_bounding_set,
+    landlock,
+    mount,
+    prctl,
+    seccomp,
+    set_limits,
+    unshare,
+)
 
 TYPE_CHECKING = False  # importing typing would cost every start 3 ms
 if TYPE_CHECKING:
@@ -38,82 +65,14 @@ if TYPE_CHECKING:
 
 WORKSPACE = "/workspace"
 JAIL = "/toka/jail"
-WORKER = "/toka/worker.py"
+NOTHING = "/toka/none"
+KEPT = ("/tmp", "/dev/shm")
+"""What outlives a command: gone with the sandbox."""
 MAX_MESSAGE = 256 * 1024
 MAX_WAIT = 3600.0
 MAX_REASON = 1000  # keeps a report below PIPE_BUF: it is written whole or not at all
 REFUSED = 126
 NO_PROGRAM = 127
-
-# ---- the kernel: the few calls that os does not have in every supported Python
-
-CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWPID = 0x00020000, 0x08000000, 0x20000000
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
-MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 4, 24, 38, 47
-PR_CAP_AMBIENT_CLEAR_ALL = 4
-SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}
-
-# PyDLL keeps the interpreter's lock over the call, so that the child of a raw clone finds a consistent interpreter.
-_libc = ctypes.PyDLL(None, use_errno=True)
-
-
-def _checked(result: int, what: str) -> int:
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"{what}: {os.strerror(code)}")
-    return result
-
-
-def prctl(option: int, value: int = 0) -> None:
-    """prctl(2) with one argument."""
-    args = [ctypes.c_ulong(v) for v in (value, 0, 0, 0)]
-    _checked(_libc.prctl(ctypes.c_int(option), *args), f"prctl {option}")
-
-
-def mount(source: str | None, target: str, kind: str | None, flags: int) -> None:
-    """mount(2) without data."""
-    src, tgt, fs = (None if s is None else os.fsencode(s) for s in (source, target, kind))
-    _checked(_libc.mount(src, tgt, fs, ctypes.c_ulong(flags), None), f"mount {target}")
-
-
-def unshare(flags: int) -> None:
-    """unshare(2); os has it from Python 3.12 on."""
-    _checked(_libc.unshare(ctypes.c_int(flags)), "unshare")
-
-
-def clone(flags: int) -> int:
-    """fork() into new namespaces; returns the pid, 0 in the child.
-
-    A raw system call: unshare and fork would need the way back into our own pid namespace, which is not ours to enter
-    when bwrap runs for an ordinary user.
-    """
-    number = SYS_CLONE[os.uname().machine]
-    args = [ctypes.c_long(v) for v in (number, flags | signal.SIGCHLD, 0, 0, 0, 0)]
-    return _checked(_libc.syscall(*args), "clone")
-
-
-def drop_capabilities() -> None:
-    """Gives up every capability. The bounding set is empty since start, so that no exec brings one back."""
-    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
-    header, none = struct.pack("=Ii", 0x20080522, 0), bytes(24)
-    _checked(_libc.capset(ctypes.c_char_p(header), ctypes.c_char_p(none)), "capset")
-
-
-def set_limits(limits: dict[str, int]) -> None:
-    """Applies rlimits by name without the RLIMIT_ prefix; a value above the hard limit is cut to it."""
-    for name, value in limits.items():
-        kind = getattr(resource, "RLIMIT_" + name)
-        hard = resource.getrlimit(kind)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
-
-
-def add_mount_flags(target: str, flags: int) -> None:
-    """Adds restrictions to a mount of our own namespace, keeping the ones it has."""
-    have = os.statvfs(target).f_flag
-    kept = sum(flag for flag in (MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC) if have & flag)
-    mount(None, target, None, MS_REMOUNT | MS_BIND | MS_NOSUID | MS_NODEV | kept | flags)
 
 
 def open_fds() -> list[int]:
@@ -133,6 +92,12 @@ def is_open(fd: int) -> bool:
 # ---- one command
 
 
+def lock(profile: dict[str, Any]) -> None:
+    """Everything that a process cannot undo, the last step before untrusted code: it may not mount or open after it."""
+    landlock(profile["landlock"])
+    seccomp(bytes.fromhex(profile["seccomp"]))
+
+
 def run_command(request: dict[str, Any], out: int, status: int) -> None:
     """The command itself, a child of its init: everything irreversible, then exec. Never returns."""
     try:
@@ -141,12 +106,15 @@ def run_command(request: dict[str, Any], out: int, status: int) -> None:
         for source, target in ((null, 0), (out, 1), (out, 2)):
             os.dup2(source, target)
         os.dup2(status, 3, inheritable=False)
-        os.closerange(4, 4096)  # the zygote's own limit: it holds no descriptor above
+        close_from(4)
         os.chdir(request["cwd"])
         os.umask(0o022)
         set_limits(request["rlimits"])
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
+        if request["op"] == "probe":
+            run_probe(request)
+        lock(request["profile"])
     except BaseException as error:
         os.write(3 if is_open(3) else status, json.dumps({"refused": str(error)[:MAX_REASON]}).encode() + b"\n")
         os._exit(REFUSED)
@@ -161,12 +129,29 @@ def run_command(request: dict[str, Any], out: int, status: int) -> None:
         os._exit(REFUSED)
 
 
+def run_probe(request: dict[str, Any]) -> None:
+    """The self-test in the place of a command, locked up as one. Never returns."""
+    from toka.sandbox.probe import probe  # before the lock: this file may not be read after it
+
+    lock(request["profile"])
+    os.write(1, json.dumps(probe(request["wanted"])).encode())
+    os._exit(0)
+
+
 def run_init(request: dict[str, Any], out: int, status: int) -> dict[str, Any]:
     """Pid 1 of one command's namespaces: sets them up, starts the command, reaps. Its end is the end of all inside."""
     # Read-only: as root outside, the files below /proc/sys would obey us without any capability.
     mount("proc", "/proc", "proc", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    for target in request["noexec"]:
+    for target in request["profile"]["noexec"]:
         add_mount_flags(target, MS_NOEXEC)
+    if request["profile"]["listed"]:
+        mount(PROGRAMS, "/usr/bin", None, MS_BIND | MS_REC)
+        for folder in request["profile"]["hidden"]:
+            if os.path.isdir(folder):
+                mount(NOTHING, folder, None, MS_BIND)
+    for program in request["profile"]["masked"]:
+        if os.path.lexists(program):  # it may be hidden with its folder
+            mount("/dev/null", program, None, MS_BIND)
     drop_capabilities()
     child = os.fork()
     if child == 0:
@@ -186,7 +171,8 @@ def run_init(request: dict[str, Any], out: int, status: int) -> dict[str, Any]:
 
 def run_worker(request: dict[str, Any], fd: int, status: int) -> dict[str, Any]:
     """Serves files until the host closes the socket. Its root holds the workspace only, so that no link leaves it."""
-    serve = runpy.run_path(WORKER)["serve"]
+    from toka.sandbox.worker import serve  # the zygote itself has no use for it
+
     unshare(CLONE_NEWNS)
     mount(WORKSPACE, JAIL + WORKSPACE, None, MS_BIND | MS_REC)
     connection = socket.socket(fileno=os.dup(fd))
@@ -198,6 +184,7 @@ def run_worker(request: dict[str, Any], fd: int, status: int) -> dict[str, Any]:
     for other in range(3, request["rlimits"]["NOFILE"]):
         if other not in keep and is_open(other):
             os.close(other)
+    lock(request["profile"])
     serve(connection)
     return {"code": 0}
 
@@ -261,9 +248,9 @@ class Child:
 class Zygote:
     """The loop: requests come in, children end, deadlines pass, lifelines break."""
 
-    def __init__(self, control: socket.socket, noexec: list[str]) -> None:
+    def __init__(self, control: socket.socket, profiles: dict[str, dict[str, Any]]) -> None:
         self.control = control
-        self.noexec = noexec
+        self.profiles = profiles
         self.poll = select.poll()
         self.poll.register(control, select.POLLIN)
         self.children: dict[int, Child] = {}
@@ -297,12 +284,22 @@ class Zygote:
             return False
         lifeline = socket.socket(fileno=fds[1])
         try:
-            self.start({**json.loads(data), "noexec": self.noexec}, fds[0], lifeline)
+            request = json.loads(data)
+            if request["op"] == "leave":
+                return self.leave(lifeline)
+            request["profile"] = self.profiles[request["profile"]]
+            self.start(request, fds[0], lifeline)
         except Exception as error:
             lifeline.send(json.dumps({"ended": "refused", "refused": str(error), "cpu": 0.0, "rss": 0}).encode())
             lifeline.close()
         os.close(fds[0])
         return True
+
+    def leave(self, lifeline: socket.socket) -> bool:
+        """Ends the sandbox, unless commands left something in it that the next one may look for."""
+        left = [folder for folder in KEPT if os.listdir(folder)]
+        lifeline.send(json.dumps({"ended": "exited", "left": left}).encode())
+        return bool(left)
 
     def start(self, request: dict[str, Any], fd: int, lifeline: socket.socket) -> None:
         """Forks a command's init or the file worker."""
@@ -345,17 +342,19 @@ def receive(control: socket.socket) -> tuple[bytes, list[int]]:
     return data, list(fds)
 
 
-def check_mounts(expected: list[list[Any]]) -> None:
-    """Each granted path must be the very file or folder that the host opened, with no more access than granted.
-
-    A path that is swapped for a link while bwrap mounts would otherwise lead the mount astray.
-    """
-    for path, device, inode, writable in expected:
-        found = os.lstat(path)
-        if (found.st_dev, found.st_ino) != (device, inode):
-            raise OSError(errno.ESTALE, f"{path} changed while the sandbox started")
-        if not writable and not os.statvfs(path).f_flag & os.ST_RDONLY:
-            raise OSError(errno.EPERM, f"{path} is writable and should not be")
+def prepare(config: dict[str, Any]) -> list[int]:
+    """Locks the zygote down and checks what bwrap built; the descriptors that go to the host."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl(PR_SET_DUMPABLE, 0)  # nobody inside may look into us or our inits
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    empty_bounding_set()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    set_limits({"CORE": 0, "NOFILE": 4096})
+    check_mounts(config["mounts"])
+    if config["programs"] is not None:
+        unshare(CLONE_NEWNS)  # bwrap's own namespace may belong to an outer user, where we may not mount
+        gather_programs(config["programs"])
+    return [listen(config["port"]).detach()] if config["port"] else []
 
 
 def main() -> None:
@@ -364,26 +363,19 @@ def main() -> None:
     for fd in open_fds():
         if fd > 2 and fd != control.fileno() and is_open(fd):
             os.close(fd)  # bwrap hands on what it inherited, the opened workspace among it
+    control.send(b'{"hello": true}')  # the host puts us into a control group before it answers
     config = json.loads(control.recv(MAX_MESSAGE))
     try:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        prctl(PR_SET_DUMPABLE, 0)  # nobody inside may look into us or our inits
-        prctl(PR_SET_NO_NEW_PRIVS, 1)
-        for capability in range(64):
-            try:
-                prctl(PR_CAPBSET_DROP, capability)
-            except OSError:  # past the last capability of this kernel
-                break
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        set_limits({"CORE": 0, "NOFILE": 4096})
-        check_mounts(config["mounts"])
+        handed = prepare(config)
     except Exception as error:
         control.send(json.dumps({"error": str(error)}).encode())
         return
     gc.collect()
     gc.freeze()
-    control.send(b'{"ready": true}')
-    Zygote(control, config["noexec"]).serve()
+    socket.send_fds(control, [b'{"ready": true}'], handed)
+    for fd in handed:
+        os.close(fd)
+    Zygote(control, config["profiles"]).serve()
 
 
 if __name__ == "__main__":

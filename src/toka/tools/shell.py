@@ -129,12 +129,15 @@ def _told(result: CommandResult, ctx: ToolContext) -> ToolResult:
             "wall_s": round(result.wall_s, 3),
             "cpu_s": round(result.cpu_s, 3),
             "max_rss_bytes": result.max_rss_bytes,
+            **result.resources,
         },
     )
 
 
 def _note(result: CommandResult, ctx: ToolContext) -> str:
     """How it ended, when there is something to say."""
+    if result.exceeded is not None:
+        return f"killed: {result.exceeded.text}"
     match result.ended:
         case "exited":
             code = result.exit_code or 0

@@ -1,0 +1,287 @@
+"""What keeps one agent within its limits for as long as the agent lives: its cgroup, its watchdog, its way out.
+
+The processes of a sandbox come and go; the keeper stays, so that figures and bounds count for the agent as a whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import socket
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Final, TypeVar
+
+from toka.core.clock import Clock
+from toka.core.units import format_bytes
+from toka.errors import SandboxError
+from toka.sandbox.cgroup import Cgroup, CgroupLimits, orphans
+from toka.sandbox.cgroup_find import Hierarchies, owned_name
+from toka.sandbox.egress import Egress
+from toka.sandbox.egress_credential import Credential
+from toka.sandbox.egress_link import Attempt
+from toka.sandbox.egress_rules import EgressRules
+from toka.sandbox.policy import SandboxPolicy
+from toka.sandbox.spawn import starter
+from toka.sandbox.usage import Sampler, Usage
+
+N = TypeVar("N", int, float)
+WATCH_S: Final = 0.05
+"""Seconds between two looks at what is not held by a cgroup, while something runs."""
+OWN_PROCESSES: Final = 3
+"""The zygote, the file worker, and the init of a command: not the agent's own."""
+_NUMBERS: Final = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Exceeded:
+    """A limit that was met.
+
+    Attributes:
+        kind: `memory` or `disk`.
+        limit: in bytes.
+        used: in bytes; at least the limit.
+    """
+
+    kind: str
+    limit: int
+    used: int
+
+    @property
+    def text(self) -> str:
+        """`memory limit of 512MB reached`."""
+        return f"{self.kind} limit of {format_bytes(self.limit)} reached"
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What was used between two moments; None is what cannot be read here.
+
+    Attributes:
+        cpu_s: seconds of processor time.
+        throttled_s: seconds of waiting because the limit on processor time was used up.
+        memory_peak_bytes: the most memory there was until now.
+        read_bytes, written_bytes: of storage.
+        network_up, network_down: bytes through the proxy.
+    """
+
+    cpu_s: float | None = None
+    throttled_s: float | None = None
+    memory_peak_bytes: int | None = None
+    read_bytes: int | None = None
+    written_bytes: int | None = None
+    network_up: int = 0
+    network_down: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Enforcement:
+    """How one limit is held.
+
+    Attributes:
+        limit: `memory`, `cpu`, `processes`, `disk`, `network`.
+        how: by what, in a few words.
+        strict: whether the kernel or the proxy holds it; False = best effort.
+    """
+
+    limit: str
+    how: str
+    strict: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a sandbox is given beside its policy.
+
+    Attributes:
+        clock: for durations and deadlines.
+        idle_s: seconds without use after which its processes end, if nothing is in /tmp; the next use starts them.
+        name: whose it is, such as ("toka", run, agent): found again in the name of its cgroup.
+        report: takes each attempt to reach the network.
+        credentials: keys that the proxy adds, by host name.
+        hierarchies: where cgroups are; None = as this machine has them.
+    """
+
+    clock: Clock
+    idle_s: float = 60.0
+    name: tuple[str, ...] = ("toka",)
+    report: Callable[[Attempt], None] = field(default=lambda _: None)
+    credentials: Mapping[str, Credential] = field(default_factory=dict[str, Credential])
+    hierarchies: Hierarchies | None = None
+
+
+@cache
+def _machine() -> Hierarchies:
+    """The cgroups of this machine, looked for once; what dead processes of ours left in them is ended meanwhile."""
+    found = Hierarchies.find()
+    starter().submit(_end_orphans, found)
+    return found
+
+
+def _end_orphans(found: Hierarchies) -> None:
+    for cgroup in orphans(found, "toka-"):
+        with contextlib.suppress(SandboxError):
+            cgroup.end()
+
+
+class Keeper:
+    """Limits and figures of one agent."""
+
+    def __init__(self, policy: SandboxPolicy, around: Surroundings) -> None:
+        self._policy = policy
+        self._around = around
+        self._cgroup: Cgroup | None = None
+        self._sampler: Sampler | None = None
+        self._past = Usage(cpu_s=0.0, read_bytes=0, written_bytes=0)
+        self._egress: Egress | None = None
+        if policy.network:
+            self._egress = Egress(
+                EgressRules(policy.network, policy.refused),
+                clock=around.clock,
+                report=around.report,
+                rate_bps=policy.network_bps,
+                credentials=around.credentials,
+            )
+
+    def join(self, pid: int) -> None:
+        """Puts a zygote under the limits before it starts anything.
+
+        Raises:
+            SandboxError: the kernel refuses.
+        """
+        if self._cgroup is None:
+            limits = CgroupLimits(
+                self._policy.memory_bytes, self._policy.cpu_cores, self._policy.processes + OWN_PROCESSES
+            )
+            name = owned_name(*self._around.name, str(next(_NUMBERS)))
+            self._cgroup = Cgroup.make(self._around.hierarchies or _machine(), name, limits)
+        self._cgroup.add(pid)
+        if self._sampler is not None:
+            self._past = _sum(self._past, self._sampler.sample())
+        self._sampler = Sampler(pid)
+
+    def open(self, listener: socket.socket | None) -> None:
+        """Begins to serve a zygote's way out."""
+        if listener is not None and self._egress is not None:
+            self._egress.serve(listener)
+
+    def holds(self, kind: str) -> bool:
+        """Whether the kernel holds `memory`, `cpu` or `pids` for all processes together."""
+        return self._cgroup is not None and kind in self._cgroup.enforced
+
+    @property
+    def enforced(self) -> tuple[Enforcement, ...]:
+        """How each limit that is set is held; only known after `join`."""
+        held: Mapping[str, str] = self._cgroup.enforced if self._cgroup is not None else {}
+        policy = self._policy
+        out: list[Enforcement] = []
+        if policy.memory_bytes is not None:
+            by = held.get("memory")
+            out.append(Enforcement("memory", by or "looked at 20 times a second while commands run", by is not None))
+        if policy.cpu_cores is not None:
+            by = held.get("cpu")
+            out.append(Enforcement("cpu", by or "a lower priority, and a bound on seconds", by is not None))
+        out.append(Enforcement("processes", held.get("pids") or "RLIMIT_NPROC", strict=True))
+        if policy.disk_bytes is not None:
+            out.append(Enforcement("disk", "counted while commands run; RLIMIT_FSIZE for one file", strict=False))
+        if policy.network_bps is not None:
+            out.append(Enforcement("network", "the proxy", strict=True))
+        return tuple(out)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know about the control group, and why a limit is only best effort."""
+        if self._cgroup is None:
+            return ()
+        missing = (f"no cgroup for {k}: {why}" for k, why in self._cgroup.missing.items() if k != "pids")
+        return (*self._cgroup.notes, *missing)
+
+    def usage(self) -> Usage:
+        """What the agent used until now: as the cgroup counts it, where it does not as the processes show it."""
+        counted = self._cgroup.usage() if self._cgroup is not None else Usage()
+        missing = [name for name in Usage.__dataclass_fields__ if getattr(counted, name) is None]
+        if self._sampler is None or not missing:
+            return counted
+        seen = _sum(self._past, self._sampler.sample(exact_from=self._policy.memory_bytes or 1 << 62))
+        return replace(counted, **{name: getattr(seen, name) for name in missing})
+
+    def spent(self, before: Usage, now: Usage, network: tuple[int, int]) -> Spent:
+        """What was used between two readings of `usage`, and since one of `network`."""
+        up, down = self.network
+        return Spent(
+            _less(now.cpu_s, before.cpu_s),
+            _less(now.throttled_s, before.throttled_s),
+            now.memory_peak_bytes,
+            _less(now.read_bytes, before.read_bytes),
+            _less(now.written_bytes, before.written_bytes),
+            up - network[0],
+            down - network[1],
+        )
+
+    @property
+    def network(self) -> tuple[int, int]:
+        """Bytes sent and received through the proxy until now."""
+        return (self._egress.bytes_up, self._egress.bytes_down) if self._egress is not None else (0, 0)
+
+    def met(self, before: Usage, now: Usage) -> Exceeded | None:
+        """The memory limit, if the kernel has killed for it between two readings of `usage`."""
+        limit = self._policy.memory_bytes
+        if limit is None or (now.oom_kills or 0) <= (before.oom_kills or 0):
+            return None
+        return Exceeded("memory", limit, max(limit, now.memory_peak_bytes or 0))
+
+    @contextlib.contextmanager
+    def watching(self, kill: Callable[[Exceeded], None]) -> Generator[None]:
+        """Around a command: looks at what no cgroup holds, and has it killed when it is too much."""
+        policy = self._policy
+        memory = None if self.holds("memory") else policy.memory_bytes
+        if memory is None and policy.disk_bytes is None:
+            yield
+            return
+        watch = asyncio.ensure_future(self._watch(memory, policy.disk_bytes, kill))
+        try:
+            yield
+        finally:
+            watch.cancel()
+
+    async def _watch(self, memory: int | None, disk: int | None, kill: Callable[[Exceeded], None]) -> None:
+        assert self._sampler is not None
+        sampler = self._sampler
+        while True:
+            await self._around.clock.sleep(WATCH_S)
+            seen = await asyncio.to_thread(sampler.sample, exact_from=memory or 1 << 62)
+            written = (self._past.written_bytes or 0) + (seen.written_bytes or 0)
+            if memory is not None and (seen.memory_bytes or 0) > memory:
+                kill(Exceeded("memory", memory, seen.memory_bytes or 0))
+            elif disk is not None and written > disk:
+                kill(Exceeded("disk", disk, written))
+
+    async def close(self) -> None:
+        """Ends the way out and the cgroup, and what may be left in it."""
+        if self._egress is not None:
+            await self._egress.close()
+        if self._cgroup is not None:
+            with contextlib.suppress(SandboxError):
+                await asyncio.to_thread(self._cgroup.end)
+
+
+def _sum(one: Usage, two: Usage) -> Usage:
+    """Two lives of a sandbox after one another: what is used up adds, what is there now is the later one's."""
+    peaks = [p for p in (one.memory_peak_bytes, two.memory_peak_bytes) if p is not None]
+    return replace(
+        two,
+        memory_peak_bytes=max(peaks, default=None),
+        cpu_s=_plus(one.cpu_s, two.cpu_s),
+        read_bytes=_plus(one.read_bytes, two.read_bytes),
+        written_bytes=_plus(one.written_bytes, two.written_bytes),
+    )
+
+
+def _plus(one: N | None, two: N | None) -> N | None:
+    return None if one is None or two is None else one + two
+
+
+def _less(now: N | None, before: N | None) -> N | None:
+    return None if now is None or before is None else max(now - before, now * 0)

@@ -1,0 +1,131 @@
+"""From a policy to what the zygote locks each kind of process into: Landlock rules, system calls, mounts.
+
+| kind | what it is | programs |
+| --- | --- | --- |
+| person | a command that a person wrote into the spec: `run:`, `check:` | any of the system |
+| agent | a command that the model chose | those of the grant |
+| files | the file worker | none |
+
+All kinds share the agent's mounts, network and limits.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from toka.sandbox.landlock import EXECUTE, READ, READ_DIR, WRITE, Ruleset, abi, system_rules
+from toka.sandbox.mounts import WORKSPACE, Granted
+from toka.sandbox.policy import SandboxPolicy
+from toka.sandbox.seccomp import Syscalls, compile_filter
+
+Kind = Literal["person", "agent", "files"]
+PROXY_PORT: Final = 3128
+"""Where the way out is inside, on 127.0.0.1, when there is one."""
+PROGRAMS: Final = "/toka/bin"
+SEARCHED: Final = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+VISIBLE: Final = ("/usr/", "/bin/", "/sbin/", "/lib/", "/lib64/")
+LOADERS: Final = (
+    "/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1", "/lib/ld-musl-x86_64.so.1",
+    "/lib/ld-musl-aarch64.so.1",
+)  # fmt: skip
+"""What starts every dynamically linked program."""
+HELPERS: Final = {
+    "git": ("/usr/lib/git-core", "/usr/libexec/git-core"),
+    **dict.fromkeys(("cc", "gcc", "g++", "c++"), ("/usr/lib/gcc", "/usr/libexec/gcc")),
+    **dict.fromkeys(("cargo", "rustc", "rustdoc"), ("/usr/lib/gcc", "/usr/libexec/gcc", "/usr/lib/rustlib")),
+    **dict.fromkeys(("node", "npm", "npx"), ("/usr/lib/node_modules", "/usr/share/nodejs", "/usr/share/npm")),
+    "psql": ("/usr/lib/postgresql", "/usr/share/postgresql-common"),
+}  # fmt: skip
+"""Folders with programs that a program needs beside itself."""
+HIDDEN: Final = (
+    "/usr/sbin", "/usr/local/bin", "/usr/local/sbin", "/usr/games", "/usr/libexec", "/usr/lib/apt", "/usr/lib/dpkg",
+    "/usr/lib/git-core", "/usr/lib/gcc", "/usr/lib/openssh", "/usr/lib/postgresql", "/usr/lib/systemd", "/usr/lib/sudo",
+)  # fmt: skip
+"""Folders of programs that a command with a list of programs does not see, unless a listed one needs them."""
+
+
+def find_program(name: str) -> str | None:
+    """The file of a program as the sandbox sees it; None when this machine has it not where sandboxes look."""
+    found = shutil.which(name, path=SEARCHED)
+    if found is None:
+        return None
+    real = str(Path(found).resolve())
+    return real if real.startswith(VISIBLE) else None
+
+
+def programs_of(policy: SandboxPolicy) -> list[list[str]] | None:
+    """[name, file] of each listed program that this machine has; None when any program may run."""
+    if not policy.programs:
+        return None
+    found = ((name, find_program(name)) for name in policy.programs)
+    return [[name, file] for name, file in found if file is not None]
+
+
+def profiles(policy: SandboxPolicy, granted: Granted) -> dict[Kind, dict[str, Any]]:
+    """What each kind of process is locked into, as the zygote takes it."""
+    return {
+        "person": _commands(policy, granted, None),
+        "agent": {**_commands(policy, granted, policy.programs), "masked": _files_of(policy.refused_programs)},
+        "files": _profile(Ruleset((("/", READ_DIR), *_workspace(granted, 0))), Syscalls(spawn=False, memfd=False)),
+    }
+
+
+def _commands(policy: SandboxPolicy, granted: Granted, programs: tuple[str, ...] | None) -> dict[str, Any]:
+    """The profile of commands that may name these programs only; None = any."""
+    listed = programs is not None
+    helpers = {folder for name in programs or () for folder in HELPERS.get(name, ())}
+    folders = _system_folders()
+    execute = [PROGRAMS, *LOADERS, *sorted(helpers)] if listed else folders
+    rules = system_rules(folders=folders, execute=execute, programs_only=listed)
+    rules += _workspace(granted, 0 if listed else EXECUTE)
+    ports = (PROXY_PORT,) if policy.network else ()
+    families = (socket.AF_INET, socket.AF_INET6) if policy.network else ()
+    profile = _profile(Ruleset(tuple(rules), connect_ports=ports), Syscalls(families, memfd=not listed))
+    if listed:
+        hidden = [f for f in HIDDEN if not any(h == f or h.startswith(f + "/") for h in helpers)]
+        profile |= {"listed": True, "noexec": _writable(granted), "hidden": hidden}
+    return profile
+
+
+def _files_of(programs: Iterable[str]) -> list[str]:
+    """Every file by which these programs could be started by name."""
+    found: set[str] = set()
+    for name in programs:
+        for folder in SEARCHED.split(":"):
+            path = Path(folder, name)
+            if path.exists():
+                found.update({str(path.parent.resolve() / name), str(path.resolve())})
+    return sorted(path for path in found if path.startswith(VISIBLE))
+
+
+def _system_folders() -> list[str]:
+    """/usr, and /bin and the like where they are no links into it."""
+    names = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+    return ["/usr", *(name for name in names if os.path.isdir(name) and not os.path.islink(name))]
+
+
+def _workspace(granted: Granted, more: int) -> list[tuple[str, int]]:
+    rules = {WORKSPACE: READ}
+    rules |= {o.target: (WRITE if o.rule.access == "write" else READ) | more for o in granted.opened}
+    return list(rules.items())
+
+
+def _writable(granted: Granted) -> list[str]:
+    """Where files can be created, so that an agent with a list of programs could bring others along."""
+    return ["/tmp", "/dev/shm", *(o.target for o in granted.opened if o.rule.access == "write")]
+
+
+def _profile(rules: Ruleset, calls: Syscalls) -> dict[str, Any]:
+    return {
+        "landlock": rules.to_json(abi()),
+        "seccomp": compile_filter(os.uname().machine, calls).hex(),
+        "listed": False,
+        "noexec": [],
+        "hidden": [],
+        "masked": [],
+    }
