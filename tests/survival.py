@@ -121,10 +121,11 @@ class CountedModel:
 
 
 class MarkedJournal(DyingJournal):
-    """Remembers which of its writes began the run, and which ended it."""
+    """Remembers which of its writes began the run and which ended it, and notes around the latter in a file."""
 
     began = 0
     ended = 0
+    marks: Path | None = None
 
     async def append(self, lease: Lease, stream: str, epoch: int, events: Sequence[Event]) -> list[Record]:
         for event in events:
@@ -132,7 +133,13 @@ class MarkedJournal(DyingJournal):
                 self.began = self.writes + 1
             if isinstance(event, RunStateChanged) and event.state in RUN_ENDS:
                 self.ended = self.writes + 1
-        return await super().append(lease, stream, epoch, events)
+        marks = self.marks if self.ended == self.writes + 1 else None
+        if marks is not None:
+            note(marks, "ending")
+        records = await super().append(lease, stream, epoch, events)
+        if marks is not None:
+            note(marks, "ended")
+        return records
 
 
 def note(ledger: Path, line: str) -> None:
@@ -151,6 +158,7 @@ async def live(folder: Path, run: RunId | None, at: int, before: bool, ledger: s
 
     def journal(state: Path, clock: Any) -> MarkedJournal:
         journals.append(MarkedJournal(SqliteJournal(state, clock), at, before=before))
+        journals[0].marks = folder / f"marks-{ledger}"
         return journals[0]
 
     parts = Parts(journal=journal, models={MODEL: CountedModel(folder / ledger)})
@@ -301,6 +309,7 @@ def one_case(folder: Path, kills: list[tuple[int, bool]]) -> dict[str, Any]:
                 "exit": os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
                 "ended": ended,
                 "asked": lines(folder / ledger),
+                "marks": lines(folder / f"marks-{ledger}"),
                 "after": recorded(folder),
             }
         )
