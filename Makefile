@@ -6,10 +6,10 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup test check bench torture demo pin clean
+.PHONY: help setup test check bench mutate-sandbox torture demo pin clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 setup: ## Make .venv and install what the project needs
 	@scripts/setup
@@ -22,6 +22,9 @@ check: setup ## Lint, format check, types, architecture
 
 bench: setup ## Measure, and print the figures
 	@.venv/bin/python bench/bench_toka.py $(ARGS)
+
+mutate-sandbox: setup ## Break the sandbox in many ways; each must make a test fail (minutes)
+	@scripts/mutate-sandbox $(ARGS)
 
 torture: setup ## Run the long forms of the reliability tests (minutes)
 	@scripts/torture $(ARGS)

@@ -105,6 +105,7 @@ class Team:
         tools: beyond the built-in ones.
         random: what randomness gives, always; 1.0 makes every wait its longest.
         records, progress: everything published by sessions that `start` or `resume` made.
+        used: the progress events that tell what an agent uses of the machine; how many depends on the time it takes.
     """
 
     folder: Path
@@ -116,6 +117,7 @@ class Team:
     random: float = 1.0
     records: list[Record] = field(default_factory=list[Record])
     progress: list[ProgressEvent] = field(default_factory=list[ProgressEvent])
+    used: list[ProgressEvent] = field(default_factory=list[ProgressEvent])
 
     def __post_init__(self) -> None:
         """Makes the workspace."""
@@ -146,7 +148,7 @@ class Team:
         """Keeps all that a session publishes, and fails at the first illegal change of status."""
         Legality(session)
         session.context.recorder.subscribe(self.records.append)
-        session.reporter.subscribe(self.progress.append)
+        session.reporter.subscribe(lambda e: (self.used if e.kind == "usage" else self.progress).append(e))
         return session
 
     async def run(self, *configs: AgentConfig, enabled: tuple[str, ...] = ()) -> RunResult:

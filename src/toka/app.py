@@ -25,10 +25,13 @@ from toka.journal.sqlite import SqliteJournal
 from toka.llm.gateway import LlmGateway
 from toka.llm.model import Model
 from toka.llm.pricing import Price, PriceList
+from toka.llm.redact import Redactor
 from toka.llm.registry import ModelRegistry
 from toka.llm.resolve import AUTO, endpoint_of, resolve_auto
 from toka.runtime.context import Runtime
+from toka.sandbox.egress_credential import Credential
 from toka.sandbox.shield import Shield
+from toka.tools.plugins import toolbox
 from toka.tools.tool import Tool
 
 _REACH_S: Final = 3.0
@@ -124,6 +127,7 @@ async def open_runtime(
     models = _Models(settings, environ, registry, frozenset(parts.models))
 
     try:
+        credentials = _credentials(settings, environ)
         yield Runtime(
             state=settings.state,
             journal=journal,
@@ -133,14 +137,22 @@ async def open_runtime(
             gateway=gateway,
             model=settings.model,
             resolve_model=models.resolve,
-            start_sandbox=Shield(clock).start,
-            tools=parts.tools,
+            start_sandbox=Shield(
+                clock,
+                credentials,
+                level=settings.sandbox,
+                allow_unsandboxed=settings.allow_unsandboxed,
+            ).start,
+            tools=toolbox(settings, parts.tools),
+            redact=Redactor((w for key in credentials.values() for w in key.words()), shapes=False).value,
+            secret_files=tuple(Path(k.value.name) for k in settings.credentials.values() if k.value.kind == "file"),
             execution=settings.execution,
             capabilities=settings.capabilities,
             policy=settings.policy,
             run_limits=settings.run_limits,
             channels=channels,
             spawn=background.spawn,
+            level=settings.sandbox,
         )
     finally:
         await background.close()
@@ -225,6 +237,17 @@ def _revealed(sink: ChannelSink, environment: Mapping[str, str]) -> str | None:
             f"{sink.webhook} is no https address", hint="it is named by a channel's webhook in the settings"
         )
     return address
+
+
+def _credentials(settings: Settings, environment: Mapping[str, str]) -> dict[str, Credential]:
+    """Keys by host, as proxies add them. Raises MissingError, UsageError; no message holds any part of a key."""
+    out: dict[str, Credential] = {}
+    for host, key in settings.credentials.items():
+        try:
+            out[host] = Credential(key.prefix + key.value.reveal(environment), key.header, key.port)
+        except ValueError as e:
+            raise UsageError(f"{key.value}: {e}", hint=f'see [credentials."{host}"] in your settings') from None
+    return out
 
 
 def _prices(settings: Settings, clock: Clock) -> PriceList:

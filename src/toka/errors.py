@@ -26,7 +26,7 @@ Errors carry ids and plain values, never live objects.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 
 class TokaError(Exception):
@@ -131,6 +131,10 @@ class LimitExceeded(TokaError):
         self.limit = limit
         self.used = used
         self.unit = unit
+
+    def to_json(self) -> dict[str, Any]:
+        """{"scope", "limit", "used", "unit"}."""
+        return {"scope": self.scope, "limit": self.limit, "used": self.used, "unit": self.unit}
 
 
 class NotFound(TokaError):

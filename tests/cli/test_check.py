@@ -128,7 +128,7 @@ def test_a_plan_says_order_grants_limits_and_warnings(toka: Toka, team_specs: Pa
     assert done.lines[0] == "3 agents in 3 waves; the longest chain: one -> two -> three"
     text = done.out
     assert "    needs     one" in text
-    assert "    grant     filesystem-read; filesystem-write" in text or "    grant     filesystem-write" in text
+    assert "    grant     filesystem-read\n              filesystem-write\n" in text
     assert "1 of 2 objectives with a check; the others can only be claimed" in text
     assert "    model     needs none" in text
     assert "    model     auto (the default)" in text

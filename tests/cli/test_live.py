@@ -7,6 +7,7 @@ import io
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,8 @@ def test_view_fits_its_width_and_shows_everything() -> None:
 
 def test_headline_says_when_the_model_is_scripted() -> None:
     assert headline(state(), (1, 2), 15.0, scripted=True).endswith("SCRIPTED model")
+    assert headline(replace(state(), level="none"), (1, 2), 15.0).startswith("NO SANDBOX  ")
+    assert headline(state(AgentState("a", level="reduced")), (1, 2), 15.0).startswith("reduced sandbox  ")
     assert headline(state(AgentState("a", cost_usd=None)), (1, 2), 15.0).endswith("5.0s  0 tokens  cost unknown")
 
 

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from cli.records import Toka
+from toka.sandbox import selftest
 from toka.sandbox.doctor import Check
+from toka.sandbox.reduced import LAYERS as REDUCED_TESTED
+from toka.sandbox.selftest import LAYERS as SELF_TESTED
 
 
 @pytest.fixture
@@ -123,14 +126,60 @@ def checks(*, ok: bool) -> list[Check]:
     return [Check("bwrap", "bwrap 0.6", "bwrap 0.8" if ok else "not installed", ok, "makes mounts", fix)]
 
 
+LAYERS = [
+    "system", "bwrap", "namespaces", "python", "landlock", "seccomp", "user", "id mapping", "cgroup memory",
+    "cgroup cpu", "cgroup pids", "self-test", "egress", "state", "git", "model",
+]  # fmt: skip
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_local_servers")
-def test_doctor_passes_where_agents_can_run_even_without_a_model(toka: Toka, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("toka.cli.probes.probe", lambda: checks(ok=True))
+def test_doctor_passes_where_agents_can_run_even_without_a_model(toka: Toka) -> None:
+    """With the real sandbox, which tests itself and asks its proxy."""
     done = toka("doctor")
-    assert done.code == 0
-    assert "agents can run here" in done.err
+    assert done.code == 0, done.out
+    assert "level full: agents can run here" in done.err
     assert "without  model" in done.out
-    assert [layer["layer"] for layer in toka("doctor", "--json").json["layers"]] == ["bwrap", "state", "git", "model"]
+    assert done.lines[0].split() == ["LAYER", "WANTED", "GOT", "WHY"]
+    found = toka("doctor", "--json").json
+    assert (found["ok"], found["level"], found["asked"]) == (True, "full", "full")
+    rows = {row["layer"]: row for row in found["layers"]}
+    assert list(rows) == LAYERS
+    assert [name for name, row in rows.items() if row["needed"] and not row["ok"]] == []
+    assert all(row["why"] and row["wanted"] and bool(row["fix"]) != row["ok"] for row in rows.values())
+    assert rows["self-test"]["got"].startswith("passed in ")
+    assert rows["self-test"]["got"].endswith(", ".join(SELF_TESTED))
+    assert rows["egress"]["got"] == "it answers, and refuses what was not granted"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_local_servers")
+def test_doctor_tries_the_level_that_is_asked_for(toka: Toka, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKA_SANDBOX", "reduced")
+    found = toka("doctor", "--json").json
+    rows = {row["layer"]: row for row in found["layers"]}
+    assert (found["ok"], found["asked"]) == (True, "reduced")
+    assert rows["self-test"]["got"].endswith(", ".join(REDUCED_TESTED))
+    assert not rows["bwrap"]["needed"]
+    assert rows["landlock"]["needed"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_local_servers")
+def test_doctor_finds_a_hole_in_the_sandbox_and_a_proxy_that_lets_all_pass(
+    toka: Toka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selftest, "ABSENT", ("/usr",))
+    done = toka("doctor")
+    assert done.code == 4
+    assert "MISSING  self-test" in done.out
+    assert "the sandbox does not hold: " in done.out
+    assert "missing: self-test, egress" in done.err
+    monkeypatch.undo()
+    monkeypatch.setattr("toka.sandbox.doctor.ASK_PROXY", "print('HTTP/1.1 200 OK')")
+    found = toka("doctor", "--json").json
+    rows = {row["layer"]: row for row in found["layers"]}
+    assert (found["ok"], rows["egress"]["got"]) == (False, "it says: HTTP/1.1 200 OK")
 
 
 @pytest.mark.usefixtures("no_local_servers")
@@ -157,13 +206,6 @@ def test_doctor_finds_a_state_directory_that_cannot_be_used(
     layers = {f["layer"]: f for f in toka("doctor", "--json", "--state", new).json["layers"]}
     assert layers["state"]["got"] == f"{new}, to be made"
     assert not new.exists()
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("no_local_servers")
-def test_doctor_for_real(toka: Toka) -> None:
-    layers = toka("doctor", "--json").json["layers"]
-    assert {"system", "bwrap", "python", "state", "git", "model"} <= {f["layer"] for f in layers}
 
 
 def test_settings_are_shown_with_their_origins(toka: Toka, monkeypatch: pytest.MonkeyPatch) -> None:

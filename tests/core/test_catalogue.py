@@ -6,7 +6,7 @@ import pytest
 
 from toka.core import catalogue
 from toka.core.capability import Capability, CapabilityError, Grant
-from toka.core.catalogue import resolve
+from toka.core.catalogue import resolve, without_key
 
 WRITE, READ = Capability("filesystem-write"), Capability("filesystem-read")
 
@@ -44,6 +44,11 @@ def test_a_preset_grants_its_primitives(name: str) -> None:
         ("cargo-execution", {"paths": ["src"]}),
         ("cargo-execution", {"programs": ["sh"]}),
         ("github-api-access", {"hosts": ["x.org"]}),
+        ("github-api-access", {"ports": ["80"]}),
+        ("database-access", {"hosts": []}),
+        ("database-access", {"ports": ["5433"]}),
+        ("database-access", {"paths": ["db"]}),
+        ("database-access", {"hosts": ["db.example.org"], "programs": ["vim"]}),
     ],
 )
 def test_what_is_not_understood_grants_nothing_and_says_so(name: str, arguments: dict[str, list[str]]) -> None:
@@ -56,6 +61,50 @@ def test_arguments_narrow_a_preset() -> None:
     assert resolve("script-execution", {"programs": ["sh", "perl"]}).capabilities == (
         Capability("command-execution", programs=("sh",)),
     )
+
+
+def test_a_database_may_be_elsewhere() -> None:
+    here, there = (Capability("command-execution", programs=("psql", "sqlite3")), ("db.example.org",))
+    for arguments, ports in (({}, ("5432",)), ({"ports": ["5433"]}, ("5433",))):
+        found = resolve("database-access", {"hosts": list(there), **arguments})
+        assert found.capabilities == (here, Capability("network-access", hosts=there, ports=ports))
+    assert resolve("database-access", {"hosts": list(there), "programs": ["psql"]}).capabilities[0].programs == (
+        "psql",
+    )
+    assert resolve("database-access", {}).capabilities == (here,)
+
+
+def test_what_compiles_can_find_its_assembler_and_linker() -> None:
+    for name in ("cargo-execution", "cargo-test-execution", "make-execution"):
+        (capability,) = resolve(name, {}).capabilities
+        assert {"cc", "as", "ld"} <= set(capability.programs or ())
+
+
+def test_a_host_that_wants_a_key_is_noted_when_it_gets_none() -> None:
+    asked = ["filesystem-read", "github-api-access", "github-api-access"]
+    assert without_key(asked, ["api.github.com"]) == without_key(["network-access"], ()) == ()
+    (note,) = without_key(asked, ["x.org"])
+    assert note.startswith('github-api-access: requests carry no key; [credentials."api.github.com"]')
+
+
+SPECS = {
+    "filesystem-read": "grants", "filesystem-write": "grants", "git-access": "grants", "cargo-execution": "grants",
+    "cargo-test-execution": "grants", "database-access": "grants", "github-api-access": "grants",
+    "network-access": "without hosts means any public host", "network-access-limited": "until it says which hosts",
+    "ci-integration": "nobody defines", "kernel-modification": "nobody defines", "event-bus-access": "nobody defines",
+}  # fmt: skip
+"""Every name that the original specs ask for."""
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_name_of_the_original_specs_grants_something_or_says_that_it_does_not(name: str) -> None:
+    found = resolve(name, {})
+    if SPECS[name] == "grants":
+        assert found.capabilities
+        assert not found.note
+    else:
+        assert SPECS[name] in found.note
+        assert bool(found.capabilities) == (name == "network-access")
 
 
 def test_network_without_hosts_is_noted() -> None:

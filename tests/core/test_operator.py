@@ -28,7 +28,7 @@ def capabilities(*texts: str) -> tuple[Capability, ...]:
         ("command-execution: git", (Capability(RUN, programs=("git",)),)),
         ("network-access: *.example.org", (Capability(NET, hosts=("*.example.org",)),)),
         ("network-access: example.org:8443", (Capability(NET, hosts=("example.org",), ports=("8443",)),)),
-        ("python-execution", (Capability(RUN, programs=("python3",)),)),
+        ("python-execution", (Capability(RUN, programs=("python", "python3")),)),
         ("git-access", (Capability("git-access"),)),
         ("run_command(git push*)", (CallRule("run_command", "git push*"),)),
         ("write_file(src/(a).py)", (CallRule("write_file", "src/(a).py"),)),

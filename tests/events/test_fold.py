@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,7 @@ from toka.events.event import (
     ObjectiveChanged,
     RunCreated,
     RunStateChanged,
+    SandboxReady,
     StepDenied,
     StepDone,
     StepFailed,
@@ -212,6 +214,25 @@ def test_holds_come_and_go_one_by_one() -> None:
     )
     assert state.agents["x"].holds == {"budget": "spent"}
     assert state.holds == {"person": "all"}
+
+
+@pytest.mark.parametrize(
+    ("executors", "sandboxes", "weakest"),
+    [
+        (["full"], [], "full"),
+        (["full"], [{}], "full"),
+        (["none", "full"], [], "none"),
+        (["full", "reduced", "full"], [{"level": "full"}], "reduced"),
+        (["full"], [{"level": "none"}, {"level": "full"}], "none"),
+        (["reduced"], [{"level": "of a newer Toka"}], "none"),
+    ],
+)
+def test_a_run_is_marked_by_the_weakest_confinement_it_ever_had(
+    executors: list[str], sandboxes: list[dict[str, Any]], weakest: str
+) -> None:
+    items: list[tuple[str, Event]] = [("", ExecutorAttached("h", 1, n + 1, e)) for n, e in enumerate(executors)]
+    items += [("x", SandboxReady({}, [], test)) for test in sandboxes]
+    assert fold_all("r", records(items)).weakest == weakest
 
 
 def test_time_between_a_crash_and_its_takeover_is_not_active_time() -> None:

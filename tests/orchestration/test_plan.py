@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness import agent
+from toka.config.agent import AgentConfig
+from toka.config.settings import ExecutionConfig
 from toka.core.capability import Capability
 from toka.core.ids import AgentName
+from toka.core.operator import OperatorPolicy, parse_rule
 from toka.errors import ConfigError
+from toka.orchestration.enforce import NO_QUOTA, WITHOUT
 from toka.orchestration.plan import AgentPlan, Plan, make_plan, mermaid
+from toka.orchestration.rights import Terms
+from toka.sandbox.cgroup_find import Hierarchies, Place
 
 COMMAND = {"description": "run it", "run": "make all"}
+MACHINE = Hierarchies({"memory": [Place(2, Path("/nowhere"))]}, {"cpu": "not today", "pids": "nor this"})
+"""A machine that can hold memory and nothing else."""
 ONE, TWO, THREE = map(AgentName, ("one", "two", "three"))
 
 
@@ -75,17 +85,60 @@ def test_what_is_granted_is_what_the_sandbox_is_told() -> None:
     assert only(make_plan([deployer])).grant.capabilities == ()
 
 
-def test_warnings_say_what_will_not_hold() -> None:
-    config = agent(
-        "one",
-        grant=["telepathy", "network-access"],
-        limits={"max_cpu": "50%", "max_processes": 5},
-    )
-    said = "\n".join(only(make_plan([config])).warnings)
-    for part in ("nobody defines telepathy", "max_cpu", "network-access opens nothing"):
-        assert part in said
-    assert "max_processes" not in said
-    assert "max_processes does not bind root" in "\n".join(only(make_plan([config], root=True)).warnings)
+def test_the_plan_says_what_the_operator_takes_out_and_compiles_the_rest() -> None:
+    rules = [parse_rule(text)[0] for text in ("filesystem-write: docs/secret", "git-access", "run_command(rm*)")]
+    terms = Terms(policy=OperatorPolicy(deny=tuple(rules)), protected=("one.yaml",), hidden=("state",))
+    config = agent("one", grant=[{"filesystem-write": {"paths": ["docs"]}}, "git-access", "telepathy"])
+    found = only(make_plan([config], terms=terms))
+    assert [t.text for t in found.taken] == [
+        "filesystem-write: docs/secret (policy: deny filesystem-write: docs/secret)",
+        "git-access (policy: deny git-access)",
+    ]
+    assert [c.name for c in found.grant.capabilities] == ["filesystem-read", "filesystem-write"]
+    assert found.policy.protected == ("docs/secret", "one.yaml")
+    assert found.policy.hidden == ("state",)
+    assert not found.policy.git
+    assert found.to_json()["taken_out"][1] == {"name": "git-access", "rule": "policy: deny git-access"}
+    assert "nobody defines telepathy; it grants nothing" in found.warnings
+
+
+def limited(**security: Any) -> AgentConfig:
+    limits = {"max_memory": "64MB", "max_cpu": "50%", "max_disk_usage": "1GB", "max_network_bandwidth": "1Mbps"}
+    return agent("one", security={"resource_limits": limits, **security})
+
+
+def test_the_plan_says_how_limits_are_held_on_this_machine() -> None:
+    found = only(make_plan([limited()], machine=MACHINE))
+    assert [(e.limit, e.how, e.strict, why) for e, why in found.held] == [
+        ("memory", "cgroup v2", True, ""),
+        ("cpu", WITHOUT["cpu"], False, "not today"),
+        ("disk", "counted while commands run; RLIMIT_FSIZE for one file", False, NO_QUOTA),
+        ("network", "the proxy", True, ""),
+    ]
+    assert found.to_json()["enforcement"][1] == {
+        "limit": "cpu", "how": WITHOUT["cpu"], "strict": False, "why": "not today",
+    }  # fmt: skip
+    assert not [w for w in found.warnings if "max_" in w], "best effort is told, not warned of"
+    assert only(make_plan([limited()])).held == ()
+    processes = only(make_plan([agent("one", limits={"max_processes": 5})], machine=MACHINE)).held
+    assert [(e.limit, e.how, e.strict) for e, _ in processes] == [("processes", "RLIMIT_NPROC", True)]
+
+
+def test_strict_limits_that_no_run_would_get_are_warned_of() -> None:
+    said = [w for w in only(make_plan([limited(enforcement="strict")], machine=MACHINE)).warnings if "strict" in w]
+    assert [w.partition("and ")[2].partition(" (")[0] for w in said] == [
+        "max_cpu 50% is best effort",
+        "max_disk_usage 1GB is best effort",
+    ]
+    assert said[0].endswith(": not today")
+
+
+def test_limits_of_the_settings_count_and_the_usual_ones_are_not_told() -> None:
+    execution = ExecutionConfig(agent_timeout_s=60.0)
+    found = only(make_plan([agent("one", limits={"timeout": "5m"})], terms=Terms(execution=execution)))
+    assert found.to_json()["limits"] == {"wall_s": 60.0}
+    small = ExecutionConfig(output_bytes=1_000)
+    assert only(make_plan([agent("one")], terms=Terms(execution=small))).limits.output_bytes == 1_000
 
 
 @pytest.mark.parametrize(

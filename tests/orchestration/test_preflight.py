@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -8,11 +7,12 @@ import pytest
 
 from harness import Team, agent
 from toka.errors import ConfigError, MissingError, ModelUnavailable
-from toka.orchestration.enforce import unopened
+from toka.orchestration.enforce import WITHOUT, once_only, unenforced
 from toka.orchestration.engine import OrchestrationEngine
 from toka.orchestration.preflight import model_findings, preflight
 from toka.orchestration.request import RunRequest
 from toka.runtime.context import Runtime
+from toka.sandbox.cgroup_find import Hierarchies, Place
 
 
 def request(team: Team, *configs: object, model: str | None = None) -> RunRequest:
@@ -42,24 +42,38 @@ async def test_a_cost_limit_needs_a_price(team: Team) -> None:
 
 
 async def test_strict_limits_that_do_not_hold_refuse_the_run(team: Team) -> None:
-    strict = agent("one", security={"enforcement": "strict", "resource_limits": {"max_cpu": "50%"}})
-    loose = agent("one", security={"resource_limits": {"max_cpu": "50%"}})
-    bound = agent("one", security={"enforcement": "strict", "resource_limits": {"timeout": "1h"}})
+    """Nothing but a quota of the file system could hold a limit of bytes written, so this refuses on every machine."""
+    strict = agent("one", security={"enforcement": "strict", "resource_limits": {"max_disk_usage": "1GB"}})
+    loose = agent("one", security={"resource_limits": {"max_disk_usage": "1GB"}})
+    bound = agent("one", security={"enforcement": "strict", "resource_limits": {"timeout": "1h", "max_processes": 50}})
     async with team.open() as runtime:
         engine = OrchestrationEngine(runtime)
-        with pytest.raises(MissingError, match="max_cpu is not enforced"):
+        with pytest.raises(MissingError, match=r"max_disk_usage 1GB is best effort \(counted") as caught:
             await engine.start(request(team, strict))
+        assert caught.value.exit_code == 4
+        assert "enforcement: strict" in (caught.value.hint or "")
+        with pytest.raises(MissingError, match="max_disk_usage 1GB is best effort"):
+            await checked(team, runtime, strict)
         assert runtime.journal.runs() == [], "nothing was started"
         for fine in (loose, bound):
             assert list(engine.check(request(team, fine))) == ["one"]
+            assert await checked(team, runtime, fine) == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root has no limit of processes")
-async def test_a_limit_of_processes_does_not_bind_root(team: Team) -> None:
-    strict = agent("one", security={"enforcement": "strict", "resource_limits": {"max_processes": 5}})
-    async with team.open() as runtime:
-        with pytest.raises(MissingError, match="max_processes"):
-            OrchestrationEngine(runtime).check(request(team, strict))
+def test_without_cgroups_limits_of_memory_and_processors_are_best_effort() -> None:
+    nothing = Hierarchies({}, {"memory": "cgroup v2 is not mounted", "cpu": "no such controller", "pids": "nor this"})
+    limits = {"max_memory": "512MB", "max_cpu": "50%", "max_processes": 5, "max_network_bandwidth": "1Mbps"}
+    strict = agent("one", limits=limits)
+    assert unenforced(strict, hierarchies=nothing) == [
+        f"max_memory 512MB is best effort ({WITHOUT['memory']}): cgroup v2 is not mounted",
+        f"max_cpu 50% is best effort ({WITHOUT['cpu']}): no such controller",
+    ]
+    every = Hierarchies({kind: [Place(2, Path("/nowhere"))] for kind in ("memory", "cpu", "pids")}, {})
+    assert unenforced(strict, hierarchies=every) == []
+    for limit, title in (("max_memory", "memory"), ("max_cpu", "cpu")):
+        one = agent("one", limits={limit: limits[limit]})
+        some = Hierarchies({k: p for k, p in every.places.items() if k != title}, {title: "gone"})
+        assert [text.partition(" ")[0] for text in unenforced(one, hierarchies=some)] == [limit]
 
 
 async def test_agents_without_a_model_are_skipped_unless_none_is_left_or_one_has_worked(
@@ -119,7 +133,7 @@ async def test_agents_run_on_linux_only(team: Team, monkeypatch: pytest.MonkeyPa
 
 def test_an_effect_that_counts_as_once_is_told() -> None:
     tasks = [{"id": "t", "description": "t", "run": "true", "effect": "workspace"}]
-    assert unopened(agent("one", tasks=tasks), {}) == [
+    assert once_only(agent("one", tasks=tasks)) == [
         "task t: effect workspace counts as once: after a crash in the middle a person is asked"
     ]
-    assert unopened(agent("one", tasks=[{**tasks[0], "effect": "idempotent"}]), {}) == []
+    assert once_only(agent("one", tasks=[{**tasks[0], "effect": "idempotent"}])) == []

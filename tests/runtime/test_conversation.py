@@ -132,7 +132,7 @@ async def test_a_good_call_between_makes_up_for_a_malformed_one(fast: Team) -> N
 async def test_an_unknown_tool_is_answered_with_the_known_ones(fast: Team) -> None:
     await ended(fast, call("teleport", to="mars"), succeed(), **WRITER)
     text = fast.model.requests[1].messages[-1].text
-    assert "There is no tool named 'teleport'" in text and "edit_file, list_dir, read_file, report, search" in text
+    assert "There is no tool named 'teleport'" in text and "edit_file, git, list_dir, read_file, report, search" in text
 
 
 async def test_calls_beside_each_other_are_answered_in_order_and_a_report_ends_them(fast: Team) -> None:

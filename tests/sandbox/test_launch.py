@@ -108,6 +108,14 @@ async def test_a_missing_workspace_is_an_error(tmp_path: Path) -> None:
         await begin(tmp_path / "none")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root maps owners")
+async def test_a_workspace_that_cannot_be_mapped_says_so_and_leaves_nothing_staged() -> None:
+    before = spawn.starter().submit(os.listdir, spawn._stage()).result()
+    with pytest.raises(SandboxUnavailable, match="owner cannot be mapped"):
+        await Sandbox.start(Path("/proc"), SandboxPolicy(reads=(".",)), Surroundings(SystemClock()))
+    assert set(spawn.starter().submit(os.listdir, spawn._stage()).result()) <= set(before)
+
+
 def test_the_doctor_is_content_here() -> None:
     checks = doctor.probe()
     assert [c.layer for c in checks] == ["system", "bwrap", "namespaces", "python"]
@@ -126,7 +134,7 @@ def test_the_doctor_works_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not doctor.probe()[0].ok
 
 
-@pytest.mark.parametrize("name", ["groundwork.py", "kernel.py", "probe.py", "worker.py", "zygote.py"])
+@pytest.mark.parametrize("name", ["groundwork.py", "kernel.py", "probe.py", "streams.py", "worker.py", "zygote.py"])
 def test_what_runs_inside_needs_only_an_old_python(name: str) -> None:
     tree = ast.parse((SOURCES / name).read_text(), feature_version=(3, 9))
     imported = {

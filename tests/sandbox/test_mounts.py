@@ -50,6 +50,17 @@ def test_a_missing_write_path_with_an_extension_is_created_as_a_file(workspace: 
     assert (workspace / ".cache").is_dir()
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make what is not its own")
+def test_what_root_creates_belongs_to_the_owner_of_the_folder(workspace: Path, stack: ExitStack) -> None:
+    """Else the agent, who is shown the workspace's owner as itself, could not write there."""
+    os.chown(workspace, 1234, 1235)
+    policy = SandboxPolicy(writes=("made/deep/folder", "made/file.txt"))
+    open_granted(workspace, policy, stack, stack)
+    for path in ("made", "made/deep", "made/deep/folder", "made/file.txt"):
+        status = (workspace / path).stat()
+        assert (status.st_uid, status.st_gid) == (1234, 1235), path
+
+
 @pytest.mark.parametrize("access", ["reads", "writes"])
 @pytest.mark.parametrize("path", ["link", "link/inner", "link/new", "dangling", "dangling/new"])
 def test_no_link_at_or_above_a_granted_path_is_followed(

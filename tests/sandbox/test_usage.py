@@ -80,7 +80,6 @@ def test_figures_of_cgroup_files_are_found_by_their_word() -> None:
     with pytest.raises(ValueError, match="oom_kill"):
         parse_figure("oom_kill_disable 0\n", "oom_kill")
     assert parse_io("8:0 rbytes=1 wbytes=2 rios=9\n8:16 rbytes=10 wbytes=20 dbytes=7\n") == (11, 22)
-    assert parse_io("8:0 Read 1\n8:0 Write 2\n8:0 Total 3\n8:16 Read 10\n8:16 Write 20\nTotal 33\n") == (11, 22)
     assert parse_io("") == (0, 0)
 
 

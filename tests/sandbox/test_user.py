@@ -12,10 +12,14 @@ from harness import usable
 
 ROOT = Path(__file__).parents[2]
 UID = 54_321
-SUITES = ("test_confinement.py", "test_host.py", "test_worker.py")
+SUITES = (
+    "test_confinement.py", "test_host.py", "test_worker.py", "test_escapes.py", "test_limits.py", "test_network.py",
+    "test_selftest.py",
+)  # fmt: skip
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.skipif(os.getuid() != 0, reason="already an ordinary user")
 def test_all_of_it_holds_for_an_ordinary_user(tmp_path_factory: pytest.TempPathFactory) -> None:
     """An uid without an account is as ordinary as one with: only the kernel is asked."""

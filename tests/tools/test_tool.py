@@ -8,7 +8,7 @@ from toka.core.capability import Capability, Grant
 from toka.core.effect import Effect
 from toka.tools.builtin import builtin_tools, tools_for
 from toka.tools.files import ReadFile, Search
-from toka.tools.tool import CheckableTool, cut, spec_of, validate
+from toka.tools.tool import CheckableTool, Tool, cut, spec_of, validate
 
 
 def test_valid_arguments_come_back_as_they_are() -> None:
@@ -73,7 +73,9 @@ def test_cut_tells_what_is_missing(text: str, limit: int, missing: int, result: 
 
 def test_every_builtin_tool_is_complete() -> None:
     names = [t.name for t in builtin_tools()]
-    assert names == ["read_file", "list_dir", "search", "write_file", "edit_file", "run_command"]
+    assert names == [
+        "read_file", "list_dir", "search", "write_file", "edit_file", "run_command", "python", "git", "http_request",
+    ]  # fmt: skip
     for tool in builtin_tools():
         spec = spec_of(tool)
         assert spec.description
@@ -85,10 +87,14 @@ def test_every_builtin_tool_is_complete() -> None:
     ("capabilities", "names"),
     [
         ((), []),
-        ((Capability("network-access"),), []),
+        ((Capability("network-access"),), ["http_request"]),
+        ((Capability("network-access", hosts=("db.example.org",), ports=("5432",)),), []),
         ((Capability("filesystem-read", paths=("docs",)),), ["read_file", "list_dir", "search"]),
+        ((Capability("filesystem-read"),), ["read_file", "list_dir", "search", "git"]),
         ((Capability("filesystem-write"),), ["read_file", "list_dir", "search", "write_file", "edit_file"]),
+        ((Capability("git-access"),), ["git"]),
         ((Capability("command-execution", programs=("git",)),), ["run_command"]),
+        ((Capability("command-execution", programs=("python3",)),), ["run_command", "python"]),
     ],
 )
 def test_a_grant_gives_the_tools_it_has_a_use_for(capabilities: tuple[Capability, ...], names: list[str]) -> None:
@@ -98,5 +104,23 @@ def test_a_grant_gives_the_tools_it_has_a_use_for(capabilities: tuple[Capability
 def test_the_command_tool_knows_its_list() -> None:
     (tool,) = tools_for(Grant((Capability("command-execution", programs=("git", "ls")),)))
     assert "Programs: git, ls." in tool.description
-    (tool,) = tools_for(Grant((Capability("command-execution"),)))
+    tool, *_ = tools_for(Grant((Capability("command-execution"),)))
     assert "/bin/sh" in tool.description
+    assert "without network" in tool.description
+    tool, *_ = tools_for(Grant((Capability("command-execution"), Capability("network-access", hosts=("a.org",)))))
+    assert "network-access: a.org through the proxy that HTTPS_PROXY names" in tool.description
+
+
+def test_only_who_may_commit_is_offered_it() -> None:
+    both = Grant((Capability("git-access"), Capability("filesystem-read")))
+    for grant, commits in ((both, True), (Grant((Capability("filesystem-read"),)), False)):
+        (git,) = [t for t in tools_for(grant) if t.name == "git"]
+        assert ("message" in git.parameters["properties"]) is commits
+
+
+@pytest.mark.parametrize("tool", builtin_tools(), ids=lambda tool: tool.name)
+def test_a_schema_is_plain_enough_for_every_provider(tool: Tool) -> None:
+    """No condition at the top, which some refuse; every argument says what it is."""
+    assert set(tool.parameters) == {"type", "properties", "required", "additionalProperties"}
+    assert all(p.get("description") for p in tool.parameters["properties"].values())
+    assert len(tool.description) < 500

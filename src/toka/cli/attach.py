@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from toka.cli.follow import Follower
 from toka.cli.output import emit_json, say
+from toka.cli.render_change import confinement
 from toka.cli.rows import event_line
 from toka.cli.summary import Details, details_of, done_json, summary_lines
 from toka.core.ids import RunId
@@ -58,9 +59,12 @@ def follow(reader: SqliteReader, state: RunState, pid: int, shown: Display) -> i
     """
     run = RunId(state.id)
     if shown.as_json:
-        emit_json({"type": "launch", "run_id": run, "state_dir": str(reader.path.parent), "executor": pid})
+        where = {"state_dir": str(reader.path.parent), "executor": pid, "sandbox": state.weakest}
+        emit_json({"type": "launch", "run_id": run, **where})
     else:
-        say(f"run {run} is being executed by process {pid}; following it (Ctrl-C leaves it running)")
+        weak = confinement(state.weakest)
+        head = f"run {run} is being executed by process {pid}" + (f" ({weak})" if weak else "")
+        say(f"{head}; following it (Ctrl-C leaves it running)")
     follower = Follower(reader, run, state.last)
     try:
         for records in follower.follow():

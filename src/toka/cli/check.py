@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
@@ -12,16 +12,38 @@ from toka.cli.door import ANY_PATH, read_settings
 from toka.cli.output import coloured, emit, say
 from toka.cli.render_findings import as_json, counted, github, sarif
 from toka.cli.render_plan import plan_json, plan_lines
-from toka.cli.text import json_line, painter
+from toka.cli.text import json_line, line_of, painter, some
 from toka.config.agent import AgentConfig
 from toka.config.check import check_paths
 from toka.config.diagnostics import Finding, Position, in_order
 from toka.config.load import is_directory, spec_files
 from toka.config.settings import Settings
-from toka.errors import ConfigError, UsageError
+from toka.core.ids import AgentName
+from toka.errors import ConfigError, MissingError, UsageError
+from toka.orchestration.compiled import Compiled, compile_here
+from toka.orchestration.enforce import (
+    inside,
+    machine,
+    place_findings,
+    spec_findings,
+    strict_refusal,
+    unenforced,
+)
+from toka.orchestration.plan import make_plan, mermaid
+from toka.orchestration.request import check_groups
+from toka.orchestration.rights import Terms, rights_of
+from toka.tools.builtin import Toolbox
+from toka.tools.plugins import find_plugins, toolbox
 
+F = TypeVar("F", bound=Callable[..., Any])
 _paths = click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=ANY_PATH)
 _json = click.option("--json", "as_json_", is_flag=True, help="The same as --format json.")
+
+
+def workspace_option(command: F) -> F:
+    """Adds `--workspace DIR`."""
+    help_ = "The directory the agents would work on. Default: here."
+    return click.option("--workspace", metavar="DIR", type=ANY_PATH, help=help_)(command)
 
 
 @click.command()
@@ -37,7 +59,7 @@ def validate(paths: Sequence[Path], form: str, as_json_: bool, strict: bool) -> 
 
     Exits 0 when there is no error, else 3.
     """
-    settings = _settings()
+    settings = warned_settings()
     _, findings = check_specs(paths, settings)
     specs = count_specs(paths)
     summary = counted(specs, findings)
@@ -59,23 +81,33 @@ def validate(paths: Sequence[Path], form: str, as_json_: bool, strict: bool) -> 
 @click.command()
 @_paths
 @click.option("--enable", multiple=True, metavar="NAME", help="Switch on a conditional task group. Repeatable.")
+@workspace_option
 @click.option(
     "--format", "form", type=click.Choice(["text", "json", "mermaid"]), default="text", show_default=True,
     help="How to print the plan.",
 )  # fmt: skip
 @_json
-def plan(paths: Sequence[Path], enable: Sequence[str], form: str, as_json_: bool) -> int:  # noqa: FBT001 - click's way
+def plan(
+    paths: Sequence[Path],
+    enable: Sequence[str],
+    workspace: Path | None,
+    form: str,
+    as_json_: bool,  # noqa: FBT001 - click's way
+) -> int:
     """Show what would run: order, tasks, grants, limits, warnings. Nothing is started.
 
-    Exits 3 with all findings when a spec has an error.
+    Exits 3 with all findings when a spec has an error, or asks for what the workspace or this machine does not have,
+    and 4 when one wants strict limits that can only be best effort here.
     """
-    from toka.orchestration.plan import make_plan, mermaid
-    from toka.orchestration.request import check_groups
-
-    settings = _settings()
+    settings = warned_settings()
     form = "json" if as_json_ else form
+    folder = folder_of(workspace)
     configs, findings = check_specs(paths, settings)
-    if any(f.severity == "error" for f in findings):
+    terms = terms_of(settings, configs, folder)
+    placed = place_findings(configs, terms, folder)
+    wrong = any(f.severity == "error" for f in findings)
+    findings = in_order((*findings, *placed))
+    if wrong:
         if form == "json":
             emit(json_line({"waves": [], "critical_path": [], "agents": {}, **as_json(findings)}))
         else:
@@ -84,15 +116,56 @@ def plan(paths: Sequence[Path], enable: Sequence[str], form: str, as_json_: bool
         say(f"toka: {counted(count_specs(paths), findings)}; there is no plan")
         return ConfigError.exit_code
     check_groups(configs, enable)
-    made = make_plan(configs, enabled=enable, capabilities=settings.capabilities, root=os.geteuid() == 0)
+    made = make_plan(configs, enabled=enable, terms=terms, machine=machine())
     match form:
         case "json":
-            emit(json_line(plan_json(made, configs, findings)))
+            emit(json_line(plan_json(made, configs, findings, compiled_of(configs, terms, folder))))
         case "mermaid":
             emit(mermaid(made))
         case _:
-            _emit_lines(plan_lines(made, configs, findings, settings.model, painter(coloured())))
-    return 0
+            compiled = compiled_of(configs, terms, folder)
+            _emit_lines(plan_lines(made, configs, findings, compiled, settings.model, painter(coloured())))
+            for note in find_plugins(settings.tools, {tool.name for tool in Toolbox()}).notes:
+                say(f"toka: {note}")
+    refused = [f for f in placed if f.severity == "error"]
+    for finding in refused if form == "text" else ():
+        say(f"{finding.render()}\n")
+    loose = [
+        strict_refusal(config, gaps)
+        for config in configs
+        if config.security.enforcement == "strict" and (gaps := unenforced(config))
+    ]
+    for error in () if refused else loose:
+        say(f"toka: {error.message}\n  help: {error.hint}")
+    if refused or loose:
+        say(f"toka: {some(len(refused) or len(loose), 'error')}; no run would start in {line_of(str(folder))}")
+    return ConfigError.exit_code if refused else MissingError.exit_code if loose else 0
+
+
+def compiled_of(configs: Sequence[AgentConfig], terms: Terms, workspace: Path) -> dict[AgentName, Compiled]:
+    """What each agent's grant comes to on this machine."""
+    return {config.name: compile_here(rights_of(config, terms), workspace) for config in configs}
+
+
+def folder_of(workspace: Path | None) -> Path:
+    """The workspace that is meant. Raises UsageError when it is no directory, as a run would."""
+    folder = workspace or Path.cwd()
+    if not is_directory(folder):
+        raise UsageError(f"workspace {folder} is not a directory", hint="name one with --workspace DIR")
+    return folder
+
+
+def terms_of(settings: Settings, configs: Sequence[AgentConfig], workspace: Path) -> Terms:
+    """What these settings and a workspace add to specs."""
+    sources = [config.source for config in configs if config.source is not None]
+    return Terms(
+        settings.capabilities,
+        settings.policy,
+        settings.execution,
+        protected=inside(workspace, sources),
+        hidden=inside(workspace, [settings.state]),
+        tools=toolbox(settings),
+    )
 
 
 def check_specs(paths: Sequence[Path], settings: Settings) -> tuple[tuple[AgentConfig, ...], tuple[Finding, ...]]:
@@ -106,8 +179,8 @@ def check_specs(paths: Sequence[Path], settings: Settings) -> tuple[tuple[AgentC
         The specs that could be read, sorted by name, and all findings. When one is an error, nothing must be run.
     """
     configs, drafts, found = check_paths(paths, settings.capabilities)
-    findings = [*found]
     specs = (*configs, *drafts)
+    findings = [*found, *spec_findings(specs, settings.capabilities)]
     if "model" in settings.origins or any(spec.model for spec in specs):
         from toka.orchestration.preflight import model_findings  # the usual case needs nothing that knows models
 
@@ -161,7 +234,8 @@ def count_specs(paths: Sequence[Path]) -> int:
     return len(seen)
 
 
-def _settings() -> Settings:
+def warned_settings() -> Settings:
+    """The settings of this process; what is wrong with them, short of an error, is printed."""
     settings = read_settings()
     warn_of(settings.findings)
     return settings

@@ -9,6 +9,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 from rich.console import Console, Group, RenderableType
@@ -17,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from toka.cli.output import coloured, say
+from toka.cli.render_change import confinement
 from toka.cli.rows import NAME_WIDTH, Row, event_line, event_text, heartbeat_line, rows_of
 from toka.cli.tally import is_scripted
 from toka.cli.text import clean, clock, money, span
@@ -91,7 +93,7 @@ class Lines:
 
     def on_event(self, event: ProgressEvent) -> None:
         """Prints a change."""
-        if self._session is None or self._tally is None:
+        if self._session is None or self._tally is None or event.kind == "usage":
             return
         if event.agent:
             self._tally.update(event.agent)
@@ -123,6 +125,7 @@ class LiveView:
         self._console = console or Console(file=sys.stderr, no_color=not coloured(sys.stderr), highlight=False)
         self._live: Live | None = None
         self._recent: tuple[ProgressEvent, ...] = ()
+        self._used: dict[str, str] = {}
         self._tally: Tally | None = None
 
     def start(self, session: RunSession) -> None:
@@ -134,6 +137,7 @@ class LiveView:
         def draw() -> RenderableType:
             state, height = session.context.recorder.state, self._console.height
             rows, left_out = rows_of(state, before, tally.totals, max(3, height - RECENT - 6))
+            rows = [self._with_use(row) for row in rows]
             now = session.context.runtime.clock.now()
             head = headline(state, tally.figures, now, scripted=scripted)
             return view(head, rows, left_out, self._recent)
@@ -147,6 +151,12 @@ class LiveView:
         self._live.start(refresh=True)
         self._console.show_cursor(True)  # a process that is killed leaves the terminal as it was
 
+    def _with_use(self, row: Row) -> Row:
+        """An agent at work with nothing else to tell shows what it uses of the machine."""
+        if row.note or row.status is not AgentStatus.RUNNING:
+            return row
+        return replace(row, note=self._used.get(row.agent, ""))
+
     def stop(self) -> None:
         """Nothing more will happen: the last picture stays."""
         shown, self._live = self._live, None
@@ -156,19 +166,23 @@ class LiveView:
 
     def on_event(self, event: ProgressEvent) -> None:
         """Takes note of a change; the next picture shows it."""
+        if event.kind == "usage":
+            self._used[event.agent] = event.text
+            return
         if self._tally is not None and event.agent:
             self._tally.update(event.agent)
         self._recent = (*self._recent, event)[-RECENT:]
 
 
 def headline(state: RunState, figures: tuple[int, int], now: float, *, scripted: bool = False) -> str:
-    """The line above the table: run, state, tasks, time, tokens, cost."""
+    """The line above the table: a weaker confinement than usual, run, state, tasks, time, tokens, cost."""
     done, total = figures
     tokens = sum(a.usage.tokens for a in state.agents.values())
     costs = [a.cost_usd for a in state.agents.values()]
     cost = None if any(c is None for c in costs) else sum(c or 0.0 for c in costs)
     elapsed = max(0.0, (state.ended_at or now) - (state.started_at or now))
-    parts = [state.id, state.status.value, f"{done}/{total} tasks", span(elapsed), f"{tokens:,} tokens"]
+    weak = [confinement(state.weakest)] if state.weakest != "full" else []
+    parts = [*weak, state.id, state.status.value, f"{done}/{total} tasks", span(elapsed), f"{tokens:,} tokens"]
     return "  ".join([*parts, "SCRIPTED model" if scripted else f"cost {money(cost)}"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from toka.cli.output import coloured, emit, say
 from toka.cli.render_change import MALFORMED
 from toka.cli.render_log import Transcript
 from toka.cli.render_run import Declared, gauges_json, list_json, list_lines, run_lines
+from toka.cli.resources import resource_lines, resources_json, uses_of
 from toka.cli.run_json import run_json
 from toka.cli.tally import is_scripted, tally
 from toka.cli.text import json_line, painter, some
@@ -33,6 +35,7 @@ from toka.config.parts import Reporting
 from toka.core.clock import SystemClock
 from toka.core.ids import RunId
 from toka.errors import JournalError, NotFound
+from toka.events.event import NetworkAttempted, SandboxReady
 from toka.events.record import Record
 from toka.journal.sqlite import SqliteReader
 
@@ -67,21 +70,27 @@ def ps(state: Path | None, every: bool, as_json: bool) -> int:  # noqa: FBT001 -
 @click.argument("run_id", metavar="RUN")
 @click.argument("agent", required=False)
 @state_option
+@click.option("--resources", is_flag=True, help="Show what each command used of the machine instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def show(run_id: str, agent: str | None, state: Path | None, as_json: bool) -> int:  # noqa: FBT001 - click's way
-    """Show a run: agents, tasks, objectives, refused calls, metrics, and why something waits or failed.
+def show(run_id: str, agent: str | None, state: Path | None, resources: bool, as_json: bool) -> int:  # noqa: FBT001
+    """Show a run: agents, tasks, objectives, refused calls, metrics, sandboxes, and why something waits or failed.
 
     RUN is an id, the beginning of one, or @last.
     """
     with open_run(state, run_id) as (reader, run):
-        view = view_of(reader, run, again(state))
+        view, records = _read(reader, run, again(state))
         declared = _declared(reader, view)
+        uses = uses_of(records, reader.blob) if resources else ()
     only = match_name(view.state.agents, agent) if agent is not None else None
     try:
-        if as_json:
-            text = json_line(_show_json(view, only, declared))
+        if resources:
+            shown = [use for use in uses if only in (None, use.agent)]
+            text = json_line(resources_json(run, shown)) if as_json else "\n".join(resource_lines(run, shown))
+        elif as_json:
+            text = json_line(_show_json(view, only, declared, records))
         else:
-            text = "\n".join(run_lines(view, only, painter(coloured()), declared))
+            sandboxes, refused = sandboxes_of(records), refused_of(records)
+            text = "\n".join(run_lines(view, only, painter(coloured()), declared, sandboxes, refused))
     except MALFORMED as e:
         raise unreadable(run, e) from e
     emit(text)
@@ -115,8 +124,8 @@ def logs(run_id: str, agent: str | None, state: Path | None, follow: bool, full:
         return JournalError.exit_code if follower.end == "gone" else 0
 
 
-def view_of(reader: SqliteReader, run: RunId, options: str = "") -> RunView:
-    """Everything about a run. Raises JournalError."""
+def _read(reader: SqliteReader, run: RunId, options: str) -> tuple[RunView, list[Record]]:
+    """Everything about a run, and its records. Raises JournalError."""
     lease = reader.lease(run)  # before the records, so that a run that ends meanwhile does not look interrupted
     records = reader.read(run)
     state = folded(run, records)
@@ -125,7 +134,7 @@ def view_of(reader: SqliteReader, run: RunId, options: str = "") -> RunView:
         planned = planned_of(reader.blob(created.specs), created.enabled) if created else {}
     except NotFound:
         planned = {}
-    return RunView(
+    view = RunView(
         state=state,
         status=standing(state.status, lease),
         now=SystemClock().now(),
@@ -135,6 +144,21 @@ def view_of(reader: SqliteReader, run: RunId, options: str = "") -> RunView:
         denials=denials_of(records),
         options=options,
     )
+    return view, records
+
+
+def sandboxes_of(records: Iterable[Record]) -> dict[str, SandboxReady]:
+    """The latest sandbox of each agent that had one."""
+    return {record.stream: record.event for record in records if isinstance(record.event, SandboxReady)}
+
+
+def refused_of(records: Iterable[Record]) -> dict[str, list[NetworkAttempted]]:
+    """What each agent asked of the network and did not get, in order."""
+    out: dict[str, list[NetworkAttempted]] = {}
+    for record in records:
+        if isinstance(record.event, NetworkAttempted) and not record.event.allowed:
+            out.setdefault(record.stream, []).append(record.event)
+    return out
 
 
 def _declared(reader: SqliteReader, view: RunView) -> Declared:
@@ -148,10 +172,17 @@ def _declared(reader: SqliteReader, view: RunView) -> Declared:
         return {}
 
 
-def _show_json(view: RunView, only: str | None, declared: Declared) -> dict[str, Any]:
+def _show_json(view: RunView, only: str | None, declared: Declared, records: Sequence[Record]) -> dict[str, Any]:
     document = run_json(view, only)
+    sandboxes, refused = sandboxes_of(records), refused_of(records)
     for name, shown in document["agents"].items():
         shown["metrics"] = gauges_json(view.state.agents[name], declared)
+        sandbox = sandboxes.get(name)
+        shown["sandbox"] = {"test": sandbox.test, "notes": sandbox.notes} if sandbox is not None else None
+        shown["network_refused"] = [
+            {"host": e.host, "port": e.port, "reason": e.reason, "rule": e.rule, "place": e.place, "patch": e.patch}
+            for e in refused.get(name, ())
+        ]
     return document
 
 

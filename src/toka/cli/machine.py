@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -10,45 +11,68 @@ import click
 from toka.cli.check import check_server, warn_of
 from toka.cli.door import read_settings, state_option
 from toka.cli.output import coloured, emit, say
-from toka.cli.probes import Answer, ask_models, examine
-from toka.cli.text import Cell, Paint, columns, json_line, line_of, painter
+from toka.cli.probes import Answer, Layer, ask_models, examine
+from toka.cli.text import Cell, Paint, clean, columns, json_line, line_of, painter
 from toka.config.settings import Settings
 from toka.errors import MissingError
+from toka.sandbox.doctor import LIMITS, level_of
+from toka.sandbox.level import Level
+
+SHOWN = 60
+"""Characters of what was found that fit into the table."""
+BESIDE = ("state", "git", "model", "egress")
+"""Layers that say nothing of how strongly agents can be confined."""
 
 
 @click.command()
 @state_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(state: Path | None, as_json: bool) -> int:  # noqa: FBT001 - click's way
-    """Check what this machine offers: sandbox, state directory, git, models.
+    """Check what this machine offers: the sandbox layer by layer, state directory, git, models.
 
-    Exits 4 when something is missing without which agents cannot run.
+    `self-test` starts the real sandbox and lets it test itself. Exits 4 when something is missing without which agents
+    cannot run at the level that the settings ask for.
     """
     settings = read_settings(state)
     found = examine(settings, environment_of(settings))
     missing = [layer for layer in found if layer.needed and not layer.check.ok]
+    beside = BESIDE if settings.sandbox == "full" else (*BESIDE, "self-test")
+    level = level_of([layer.check for layer in found if layer.check.layer not in beside])
     if as_json:
         rows = [
             {"layer": f.check.layer, "wanted": f.check.wanted, "got": f.check.got, "ok": f.check.ok,
              "needed": f.needed, "why": f.check.why, "fix": f.check.fix}
             for f in found
         ]  # fmt: skip
-        emit(json_line({"ok": not missing, "layers": rows}))
+        emit(json_line({"ok": not missing, "level": level, "asked": settings.sandbox, "layers": rows}))
         return MissingError.exit_code if missing else 0
     paint = painter(coloured())
     head: list[Cell] = [(h, "dim") for h in ("", "LAYER", "WANTED", "GOT", "WHY")]
     rows_: list[list[Cell]] = [head]
     for f in found:
         word = ("ok", "good") if f.check.ok else ("MISSING", "bad") if f.needed else ("without", "warn")
-        rows_.append([word, f.check.layer, line_of(f.check.wanted), line_of(f.check.got, 60), f.check.why])
+        rows_.append([word, f.check.layer, line_of(f.check.wanted), clean(f.check.got, SHOWN), f.check.why])
     first, *lines = columns(rows_, paint=paint)
     emit(first)
     for f, line in zip(found, lines, strict=True):
         emit(line)
+        if len(f.check.got) > SHOWN:
+            emit(f"         got: {line_of(f.check.got)}")
         if f.check.fix and not f.check.ok:
             emit(f"         fix: {line_of(f.check.fix)}")
-    say(f"toka: missing: {', '.join(f.check.layer for f in missing)}" if missing else "toka: agents can run here")
+    say(f"toka: level {settings.sandbox}: {_verdict(level, settings.sandbox, found)}")
     return MissingError.exit_code if missing else 0
+
+
+def _verdict(level: Level, asked: Level, found: Sequence[Layer]) -> str:
+    """What the table comes to, in a sentence: the level that can be had, the one that is asked for, what is missing."""
+    missing = [f.check.layer for f in found if f.needed and not f.check.ok]
+    if missing:
+        could = 'the level reduced could be had: sandbox = "reduced" in your own config.toml'
+        weaker = f"; {could}; nothing falls back to it by itself" if level == "reduced" and asked == "full" else ""
+        return f"agents cannot run here; missing: {', '.join(missing)}{weaker}"
+    loose = [LIMITS[f.check.layer] for f in found if f.check.layer in LIMITS and not f.check.ok]
+    return f"agents can run here; best effort: limits of {', '.join(loose)}" if loose else "agents can run here"
 
 
 @click.command()

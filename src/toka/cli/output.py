@@ -18,7 +18,8 @@ class ReaderGone(Exception):
 def say(text: str) -> None:
     """A message for the person at the terminal, on stderr. Without a reader it is lost, and that is all."""
     try:
-        print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is the one place that prints messages
+        # In one write: what others write to the terminal does not get in between.
+        print(f"{text}\n", end="", file=sys.stderr, flush=True)  # noqa: T201 - the one place that prints messages
     except BrokenPipeError:
         sys.stderr = None
 

@@ -17,7 +17,7 @@ from toka.core.clock import SystemClock
 from toka.errors import MissingError, ModelUnavailable, TokaError, UsageError
 from toka.journal.database import FILE
 from toka.journal.sqlite import SqliteReader
-from toka.sandbox.doctor import Check, probe
+from toka.sandbox.doctor import Check, deeper, needed, probe, trials
 
 LISTED: Final = 5
 """Models of a server that are named."""
@@ -67,10 +67,11 @@ class Answer:
 
 
 def examine(settings: Settings, environment: Mapping[str, str]) -> list[Layer]:
-    """Tries everything, in the order of the table. Blocks for some 100 ms, or seconds while servers do not answer."""
-    layers = [Layer(check) for check in probe()]
+    """Tries everything, in the order of the table. Blocks for a second, or more while servers do not answer."""
+    sandbox = [*probe(), *deeper()]
+    sandbox += trials(sandbox, settings.sandbox)
     return [
-        *layers,
+        *(Layer(check, needed(check.layer, settings.sandbox)) for check in sandbox),
         Layer(_state(settings.state)),
         Layer(_git(), needed=False),
         Layer(_model(settings, environment), needed=False),

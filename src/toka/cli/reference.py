@@ -1,4 +1,4 @@
-"""`toka schema`, `toka explain`, `toka completion` and `toka version`."""
+"""`toka schema`, `toka explain` (of codes), `toka completion` and `toka version`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from toka.errors import NotFound
 from toka.version import __version__
 
 WIDTH = 100
+GRANT = "grant"
+CODE = "code"
+LOOK_ALIKE = str.maketrans("OIL", "011")
 
 
 @click.command()
@@ -26,15 +29,45 @@ def schema() -> int:
     return 0
 
 
-@click.command()
+class _Explain(click.Group):
+    """Codes are explained directly; other things by a word of their own, whose module is imported when it is used."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click, with a code, an option of codes, or nothing meaning the command for codes."""
+        if not args or args[0] not in (GRANT, *ctx.help_option_names):
+            args = [CODE, *args]
+        return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The one for grants; the one for codes needs no word."""
+        return [*super().list_commands(ctx), GRANT]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports the command for grants."""
+        if cmd_name == GRANT:
+            from toka.cli.grant import grant
+
+            return grant
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Explain, subcommand_metavar="[CODE] | grant AGENT SPEC...")
+def explain() -> None:
+    """Explain a finding's code, such as TK2004, or what an agent is granted.
+
+    A family (TK2) or nothing lists codes. `toka explain grant` shows what an agent's spec comes to: see its --help.
+    """
+
+
+@explain.command(CODE, hidden=True)
 @click.argument("code", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
-def explain(code: str | None, as_json: bool) -> int:  # noqa: FBT001 - click's way
+def explain_code(code: str | None, as_json: bool) -> int:  # noqa: FBT001 - click's way
     """Explain a finding's code, such as TK2004. A family (TK2) or nothing lists codes."""
     wanted = (code or "TK").upper()
     found = {c: CODES[c] for c in CODES if c == wanted} or {c: CODES[c] for c in CODES if c.startswith(wanted)}
     if not found:
-        near = closest(wanted, CODES, cutoff=0.5)
+        near = closest(wanted[:2] + wanted[2:].translate(LOOK_ALIKE), CODES, cutoff=0.5)
         hint = f"did you mean {near}?" if near else "toka explain lists all codes"
         raise NotFound(f"no code {line_of(code or '', 40)!r}", hint=hint)
     if as_json:

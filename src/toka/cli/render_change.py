@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final, cast
 
-from toka.cli.text import Paint, compact, line_of, lines_of, plain, some
+from toka.cli.text import Paint, compact, line_of, lines_of, needed, plain, some
 from toka.events.event import (
     AgentStateChanged,
     CommandApplied,
@@ -12,6 +12,7 @@ from toka.events.event import (
     ExecutorAttached,
     HoldLifted,
     HoldPlaced,
+    NetworkAttempted,
     ObjectiveChanged,
     RunCreated,
     RunStateChanged,
@@ -37,7 +38,8 @@ def change_lines(event: Event, paint: Paint = plain) -> list[str]:
             model = f", model {line_of(event.model, 120)}" if event.model else ""
             return [f"created: {some(len(event.agents), 'agent')} in {line_of(event.workspace)}{model}"]
         case ExecutorAttached():
-            return [f"executed by process {event.pid} on {line_of(event.host, 60)}"]
+            weak = confinement(event.sandbox)
+            return [f"executed by process {event.pid} on {line_of(event.host, 60)}" + (f", {weak}" if weak else "")]
         case RunStateChanged() | AgentStateChanged():
             return _told(painted_state(event.state, paint), event.reason)
         case CommandApplied():
@@ -51,8 +53,12 @@ def change_lines(event: Event, paint: Paint = plain) -> list[str]:
         case SandboxReady():
             reads, writes = (_listed(event.policy.get(key)) for key in ("reads", "writes"))
             programs = _listed(event.policy.get("programs"), "any")
-            head = f"sandbox: reads {reads}; writes {writes}; programs its tools may run: {programs}"
-            return [head, *(f"  {line_of(str(note))}" for note in event.notes)]
+            weak = confinement(str(event.test.get("level", "full")))
+            word = "NO SANDBOX, asked for" if weak == confinement("none") else weak or "sandbox"
+            head = f"{word}: reads {reads}; writes {writes}; programs its tools may run: {programs}"
+            return [head, *(f"  {line}" for line in sandbox_lines(event))]
+        case NetworkAttempted():
+            return network_lines(event, paint)
         case TaskStateChanged():
             return _task(event, paint)
         case StepResolved():
@@ -66,6 +72,43 @@ def change_lines(event: Event, paint: Paint = plain) -> list[str]:
             return [f"{line_of(event.kind, 60)} (of a newer Toka): {compact(event.data)}"]
         case _:
             return []
+
+
+def confinement(level: str) -> str:
+    """How a weaker level than `full` is shown: `NO SANDBOX`, `reduced sandbox`; empty for `full`."""
+    known = {"full": "", "none": "NO SANDBOX", "reduced": "reduced sandbox"}
+    return known.get(level, f"{line_of(level, 40)} sandbox")
+
+
+def network_lines(event: NetworkAttempted, paint: Paint = plain) -> list[str]:
+    """An attempt to reach the network: what was asked for, what came of it, and what would allow it."""
+    where = f"{line_of(event.host, 120)}:{event.port}" if event.port else line_of(event.host, 120) or "the network"
+    if event.allowed:
+        return [f"reached {where} by {line_of(event.reason, 200)}"]
+    fix = needed(event.place, event.patch)
+    said = f"{paint('refused', 'warn')} {where}: {line_of(event.reason, 200)}"
+    return [said, f"  {line_of(fix)}"] if fix else [said]
+
+
+def sandbox_lines(event: SandboxReady) -> list[str]:
+    """What a sandbox was found to be: its self-test, how each limit is held, and what differs from its policy."""
+    out: list[str] = []
+    test = event.test
+    if test:
+        landlock = f"Landlock {test['landlock']}" if test.get("landlock") else "no Landlock"
+        tested = f"self-test passed as user id {int(test['uid'])}, {line_of(landlock, 40)}"
+        level = str(test.get("level", "full"))
+        out.append(f"nothing was tested, user id {int(test['uid'])}" if level == "none" else tested)
+        by: dict[str, list[str]] = {}
+        for limit, how, strict in test.get("limits", ()):
+            by.setdefault(line_of(str(how), 120) if strict else "", []).append(
+                line_of(str(limit), 40) if strict else f"{line_of(str(limit), 40)} ({line_of(str(how), 120)})"
+            )
+        held = [f"{', '.join(limits)}: {how}" for how, limits in by.items() if how]
+        loose = [f"best effort: {', '.join(by[''])}"] if "" in by else []
+        out += [f"limits: {'; '.join(held)}"] if held else []
+        out += loose
+    return [*out, *(line_of(str(note)) for note in event.notes)]
 
 
 def painted_state(state: str, paint: Paint) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from toka.cli.render_change import MALFORMED, change_lines
-from toka.cli.text import clock, compact, line_of, span
+from toka.cli.text import clock, compact, line_of, needed, span
 from toka.events.event import Event, StepDenied, StepDone, StepFailed, StepIntent
 from toka.events.record import Record, payload
 
@@ -37,7 +37,9 @@ def event_text(event: Event) -> str:
         case StepFailed():
             return f"{line_of(event.step, 60)}: {line_of(event.error, 40)}: {line_of(event.message, TEXT)}"
         case StepDenied():
-            return f"{line_of(event.step, 60)}: {line_of(event.what, 60)} denied: {line_of(event.reason, TEXT)}"
+            said = f"{line_of(event.step, 60)}: {line_of(event.what, 60)} denied: {line_of(event.reason, TEXT)}"
+            fix = line_of(needed(event.place, event.patch), TEXT)
+            return f"{said} (rule: {line_of(event.rule, TEXT)}){f'; {fix}' if fix else ''}"
         case _:
             lines = change_lines(event)
             return lines[0] if lines else compact(payload(event)[1], TEXT)

@@ -146,8 +146,8 @@ class Transcript:
     def _denied(self, event: StepDenied) -> list[str]:
         call = self._call(event.what, event.arguments)
         verdict = f"{self._paint('denied', 'bad')} by rule: {line_of(event.rule, 120)}"
-        patch = [f"  {line_of(needed(event.place, event.patch))}"] if event.patch else []
-        return [f"> {call}   {verdict}", f"  {line_of(event.reason)}", *patch]
+        fix = needed(event.place, event.patch)
+        return [f"> {call}   {verdict}", f"  {line_of(event.reason)}", *([f"  {line_of(fix)}"] if fix else [])]
 
     def _call(self, name: str, arguments: Any) -> str:
         shown = "" if arguments is None else compact(arguments, 10**6 if self._full else 200)

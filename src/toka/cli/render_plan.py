@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from toka.cli.render_findings import as_json
@@ -14,7 +14,9 @@ from toka.core import units
 from toka.core.capability import Capability
 from toka.core.ids import AgentName
 from toka.core.limits import Limits
+from toka.orchestration.compiled import Compiled
 from toka.orchestration.plan import AgentPlan, Plan
+from toka.sandbox.keeper import Enforcement
 
 WIDTH: Final = 160
 LABEL: Final = 10
@@ -22,12 +24,17 @@ ITEMS: Final = 8
 """Items of a capability that are shown."""
 
 
-def plan_json(plan: Plan, configs: Sequence[AgentConfig], findings: Sequence[Finding]) -> dict[str, Any]:
-    """The object that `toka plan --json` prints: the plan, and all findings as objects."""
+def plan_json(
+    plan: Plan, configs: Sequence[AgentConfig], findings: Sequence[Finding], compiled: Mapping[AgentName, Compiled]
+) -> dict[str, Any]:
+    """The object that `toka plan --json` prints: the plan, what each grant comes to, and all findings as objects."""
     out = plan.to_json()
     by_agent = _by_agent(configs, findings)
     for name, agent in plan.agents.items():
         known = by_agent.get(name, [])
+        rights = compiled[name].rights.to_json()
+        out["agents"][name] |= {"tool_table": rights["tools"], "environment": rights["environment"]}
+        out["agents"][name] |= {k: v for k, v in compiled[name].to_json().items() if k != "enforcement"}
         out["agents"][name]["findings"] = [
             *(f.to_json() for f in known),
             *({"code": None, "severity": "warning", "message": text} for text in _further(agent, known)),
@@ -39,6 +46,7 @@ def plan_lines(
     plan: Plan,
     configs: Sequence[AgentConfig],
     findings: Sequence[Finding],
+    compiled: Mapping[AgentName, Compiled],
     default_model: str,
     paint: Paint = plain,
 ) -> list[str]:
@@ -51,13 +59,15 @@ def plan_lines(
     for number, wave in enumerate(plan.waves, 1):
         out += ["", paint(f"wave {number}", "dim")]
         for name in wave:
-            out += _agent(plan.agents[name], by_agent.get(name, []), default_model, paint)
+            out += _agent(plan.agents[name], compiled[name], by_agent.get(name, []), default_model, paint)
     named = {f for fs in by_agent.values() for f in fs}
     rest = [f.text for f in findings if f not in named]
     return [*out, "", *rest] if rest else out
 
 
-def _agent(agent: AgentPlan, findings: Sequence[Finding], default_model: str, paint: Paint) -> list[str]:
+def _agent(
+    agent: AgentPlan, compiled: Compiled, findings: Sequence[Finding], default_model: str, paint: Paint
+) -> list[str]:
     title = "" if agent.title == agent.name else f"  {line_of(agent.title, 80)}"
     out = [f"  {paint(line_of(agent.name), 'bold')}  {agent.priority.lower()}{title}"]
     if agent.needs:
@@ -69,8 +79,12 @@ def _agent(agent: AgentPlan, findings: Sequence[Finding], default_model: str, pa
         out.append(_row("" if place else "tasks", f"{task}: {'$ ' if fixed else ''}{title}"))
     if agent.checks[1]:
         out.append(_row("checks", _checks(*agent.checks)))
-    out.append(_row("grant", "; ".join(map(_capability, agent.grant.capabilities)) or "nothing"))
+    granted = [capability_text(capability) for capability in agent.grant.capabilities] or ["nothing"]
+    out += [_row("" if place else "grant", text) for place, text in enumerate(granted)]
+    out += [_row("" if place else "taken out", t.text) for place, t in enumerate(agent.taken)]
+    out += [_row(label, text) for label, text in _compiled(compiled)]
     out.append(_row("limits", limits_text(agent.limits) or "none"))
+    out += [_row("" if place else "held", line) for place, line in enumerate(held_lines(agent.held))]
     asked = agent.model or f"{default_model} (the default)"
     label = "   SCRIPTED" if asked.startswith("scripted:") else ""
     out.append(_row("model", asked + label if agent.needs_model else "needs none"))
@@ -82,6 +96,26 @@ def _agent(agent: AgentPlan, findings: Sequence[Finding], default_model: str, pa
         out.append(_row(finding.severity, f"{finding.code} {finding.message}{where}", paint, style))
     out += [_row("warning", text, paint, "warn") for text in _further(agent, findings)]
     return out
+
+
+def _compiled(compiled: Compiled) -> Iterator[tuple[str, str]]:
+    """What the grant comes to, in short: `toka explain grant` says all of it."""
+    policy = compiled.rights.policy
+    shown = [
+        f"{m.rule.path} ({m.rule.access})" for m in compiled.mounts if m.why in ("granted", "missing", "git-access")
+    ]
+    kept = [m for m in compiled.mounts if m.why in ("protected", "hidden")]
+    more = [f"{len(kept)} below them protected or hidden"] if kept else []
+    yield "mounts", "; ".join((", ".join(_first(shown)) or "nothing of the workspace", *more))
+    hosts = [host for c in policy.network for host in c.hosts or ("any public host",)]
+    yield "network", f"{', '.join(_first(hosts))} through its proxy" if hosts else "none"
+    landlock = f"Landlock {compiled.landlock}" if compiled.landlock else "no Landlock here"
+    calls = f"{sum(map(len, compiled.calls.values()))} system calls refused"
+    yield "kernel", f"{landlock}, {calls}; all of it: toka explain grant {compiled.rights.agent} SPEC..."
+
+
+def _first(items: Sequence[str]) -> list[str]:
+    return [*items[:ITEMS], *([f"{len(items) - ITEMS} more"] if len(items) > ITEMS else [])]
 
 
 def limits_text(limits: Limits) -> str:
@@ -105,7 +139,22 @@ def limits_text(limits: Limits) -> str:
     out += [f"{units.format_bytes(size)} {what}" for what, size in sizes if size is not None]
     if limits.network_bps is not None:
         out.append(f"{units.format_rate(limits.network_bps)} network")
+    if limits.network_bytes is not None:
+        out.append(f"{units.format_bytes(limits.network_bytes)} sent and received")
     return ", ".join(out)
+
+
+def held_lines(held: Sequence[tuple[Enforcement, str]]) -> list[str]:
+    """How limits are held: those that are held alike on one line, then each that is best effort with the reason."""
+    by: dict[str, list[str]] = {}
+    for each, _ in held:
+        if each.strict:
+            by.setdefault(each.how, []).append(each.limit)
+    out = [f"{', '.join(limits)}: {how}" for how, limits in by.items()]
+    for each, why in held:
+        if not each.strict:
+            out.append(f"{each.limit}: best effort, {each.how}" + (f" ({why})" if why else ""))
+    return out
 
 
 def _checks(checked: int, total: int) -> str:
@@ -117,7 +166,7 @@ def _checks(checked: int, total: int) -> str:
     return f"{checked} of {objectives} with a check; the others can only be claimed"
 
 
-def _capability(capability: Capability) -> str:
+def capability_text(capability: Capability) -> str:
     """A capability with its first items."""
     name, colon, rest = capability.text.partition(": ")
     items = rest.split(", ")

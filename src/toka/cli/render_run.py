@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from toka.cli.explain_state import explanation, run_explanation
+from toka.cli.render_change import confinement, network_lines, sandbox_lines
 from toka.cli.tally import RunLine, is_scripted
 from toka.cli.text import (
     Cell,
@@ -25,6 +26,7 @@ from toka.cli.text import (
 )
 from toka.cli.view import Denial, RunView
 from toka.config.parts import Metric
+from toka.events.event import NetworkAttempted, SandboxReady
 from toka.events.lifecycle import ObjectiveStatus, RunStatus, TaskStatus
 from toka.events.state import AgentState, ObjectiveState, TaskState
 
@@ -113,7 +115,12 @@ def model_text(models: Sequence[str]) -> str:
 
 
 def run_lines(
-    view: RunView, only: str | None = None, paint: Paint = plain, declared: Declared | None = None
+    view: RunView,
+    only: str | None = None,
+    paint: Paint = plain,
+    declared: Declared | None = None,
+    sandboxes: Mapping[str, SandboxReady] | None = None,
+    refused: Mapping[str, Sequence[NetworkAttempted]] | None = None,
 ) -> list[str]:
     """One run, or one agent of it, with the reasons for everything that waits or went wrong.
 
@@ -122,9 +129,13 @@ def run_lines(
         only: the one agent to show; None: all.
         paint: how to colour.
         declared: the metrics of its specs; None: unknown.
+        sandboxes: the latest sandbox of each agent that had one; None: unknown.
+        refused: what each agent asked of the network and did not get; None: unknown.
     """
     state = view.state
     label = f"  {paint('SCRIPTED', 'warn')}: a script answered, no model" if is_scripted(view.models) else ""
+    if weak := confinement(state.weakest):
+        label += f"  {paint(weak, 'bad' if state.weakest == 'none' else 'warn')}"
     status = view.status.value
     out = [f"run {paint(line_of(state.id, 60), 'bold')}  {paint(status, STYLES.get(status, ''))}{label}"]
     for line in run_explanation(view):
@@ -134,6 +145,9 @@ def run_lines(
         if only in (None, name):
             out += ["", *agent_lines(view, agent, paint)]
             out += [f"  {line}" for line in _metrics(gauges(agent, declared or {}), paint)]
+            out += [f"  {line}" for event in (refused or {}).get(name, ()) for line in network_lines(event, paint)]
+            if sandboxes is not None and name in sandboxes:
+                out += [f"  {paint('sandbox', 'dim')}  {line}" for line in sandbox_lines(sandboxes[name])]
     return out
 
 
@@ -160,6 +174,7 @@ def agent_lines(view: RunView, agent: AgentState, paint: Paint = plain) -> list[
     """One agent: status, reason, tasks, objectives, refused calls."""
     done, total = view.done(agent)
     status = agent.status.value
+    weak = confinement(agent.level)
     used = [f"{done}/{total} tasks", some(agent.usage.tokens, "token"), money(agent.cost_usd)]
     if agent.tool_calls:
         used.append(some(agent.tool_calls, "tool call"))
@@ -167,7 +182,7 @@ def agent_lines(view: RunView, agent: AgentState, paint: Paint = plain) -> list[
         until = agent.ended_at or (view.now if view.going else agent.changed_at)
         used.append(span(until - agent.started_at))
     head = f"{paint(line_of(agent.name, 100), 'bold')}  {paint(status, STYLES.get(status, ''))}  {', '.join(used)}"
-    out = [head]
+    out = [f"{head}  {paint(weak, 'bad' if agent.level == 'none' else 'warn')}" if weak else head]
     for line in explanation(view, agent):
         out += [f"  {text}" for text in lines_of(line, REASON_LINES)]
     out += [f"  {line}" for line in _tasks(view, agent, paint)]
@@ -227,7 +242,7 @@ def _denial(denial: Denial, paint: Paint) -> list[str]:
     return [
         f"{paint('denied', 'warn')} {what} in {line_of(denial.task, 60)}{times}",
         f"    {line_of(denial.reason, 300)} (rule: {line_of(denial.rule, 120)})",
-        *([f"    {line_of(needed(denial.place, denial.patch), 300)}"] if denial.patch else []),
+        *([f"    {line_of(fix, 300)}"] if (fix := needed(denial.place, denial.patch)) else []),
     ]
 
 

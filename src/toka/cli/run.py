@@ -8,8 +8,8 @@ import os
 import resource
 import signal
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,7 @@ from toka.cli.check import check_server, check_specs, warn_of
 from toka.cli.door import ANY_PATH, again, folded, open_run
 from toka.cli.live import Lines, LiveView
 from toka.cli.output import EXIT_BROKEN_PIPE, ReaderGone, emit_json, live, say
+from toka.cli.rows import listed
 from toka.cli.stream import EventPrinter
 from toka.cli.summary import Details, details_of, done_json, summary_lines
 from toka.cli.tally import is_scripted
@@ -36,11 +37,17 @@ from toka.orchestration.preflight import preflight
 from toka.orchestration.request import RunRequest
 from toka.orchestration.result import RunResult
 from toka.orchestration.session import RunSession
+from toka.runtime.context import Runtime
+from toka.sandbox.level import NO_SANDBOX, REDUCED_SANDBOX
 
 LAST_LINE_S: Final = 1.0
 """How long the last line may take to reach its reader when a second signal ends the process."""
 FILES: Final = 16_384
 """Files and connections that this process may have open at one time, where the system allows as many."""
+NO_SANDBOX_OPTION: Final = click.option(
+    "--dangerously-no-sandbox", "no_sandbox", is_flag=True, help="Run without any confinement. Recorded."
+)
+"""Only a person can say it, and each time anew: no setting and no variable stands for it."""
 
 
 @click.command()
@@ -52,6 +59,7 @@ FILES: Final = 16_384
 @click.option("--enable", multiple=True, metavar="NAME", help="Switch on a conditional task group. Repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines.")
 @click.option("--quiet", "-q", is_flag=True, help="Print only errors and the end.")
+@NO_SANDBOX_OPTION
 def run(
     paths: Sequence[Path],
     workspace: Path | None,
@@ -59,7 +67,7 @@ def run(
     model: str | None,
     base_url: str | None,
     enable: Sequence[str],
-    **display: bool,
+    **flags: bool,
 ) -> int:
     """Run the agents of the given spec files and directories as one team.
 
@@ -72,8 +80,8 @@ def run(
     check_server(settings, configs, model)
     options = {"model": absolute_model(settings.model), "base_url": settings.base_url}
     request = RunRequest(configs, workspace or Path.cwd(), tuple(enable), model, options)
-    shown = Display(display["as_json"], display["quiet"], again(state))
-    return asyncio.run(execute(settings, request, shown))
+    shown = Display(flags["as_json"], flags["quiet"], again(state))
+    return asyncio.run(execute(settings, request, shown, no_sandbox=flags["no_sandbox"]))
 
 
 @click.command()
@@ -82,14 +90,15 @@ def run(
 @click.option("--reason", default="", help="Why, for the record.")
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines.")
 @click.option("--quiet", "-q", is_flag=True, help="Print only errors and the end.")
-def resume(run_id: str, state: Path | None, reason: str, **display: bool) -> int:
+@NO_SANDBOX_OPTION
+def resume(run_id: str, state: Path | None, reason: str, **flags: bool) -> int:
     """Go on with a run: lift a pause and, when no process executes it, execute it here; else follow it.
 
     RUN is an id, the beginning of one, or @last.
     """
     settings = read_settings({"state": _text(state)})
     warn_of(settings.findings)
-    shown = Display(display["as_json"], display["quiet"], again(state))
+    shown = Display(flags["as_json"], flags["quiet"], again(state))
     while True:
         with open_run(state, run_id) as (reader, run):
             recorded = folded(run, reader.read(run))
@@ -99,7 +108,7 @@ def resume(run_id: str, state: Path | None, reason: str, **display: bool) -> int
             if lease is not None and lease.alive:
                 asyncio.run(submit_command(settings, run, "resume", by=(author(), reason)))
                 return follow(reader, recorded, lease.holder.pid, shown)
-        code = asyncio.run(_resume(_as_recorded(settings, recorded), run, reason, shown))
+        code = asyncio.run(_resume(_as_recorded(settings, recorded), run, (reason, flags["no_sandbox"]), shown))
         if code is not None:
             return code
         run_id = run  # another process was faster; by now @last may mean another run
@@ -145,12 +154,32 @@ def leave_libraries_alone() -> None:
     gc.freeze()
 
 
-async def execute(settings: Settings, request: RunRequest, shown: Display) -> int:
+@asynccontextmanager
+async def _runtime(settings: Settings, *, no_sandbox: bool) -> AsyncGenerator[Runtime]:
+    """The runtime of this process; without sandboxes only if a person said so, who is told what that means."""
+    if no_sandbox:
+        say(f"toka: {NO_SANDBOX} (--dangerously-no-sandbox)")
+        settings = replace(settings, sandbox="none")
+    elif settings.sandbox == "reduced":
+        say(f"toka: {REDUCED_SANDBOX} (sandbox, from {settings.origins.get('sandbox', 'the caller')})")
+    async with open_runtime(settings) as runtime:
+        yield runtime
+
+
+def _warn_unsandboxed(settings: Settings, configs: Iterable[AgentConfig]) -> None:
+    """Says which agents run without a sandbox because their specs ask for that and the settings allow it."""
+    names = [str(c.name) for c in configs if not c.security.sandbox]
+    if names and settings.allow_unsandboxed:
+        say(f"toka: {NO_SANDBOX}: {listed(names)} (`sandbox: false`, and allow_unsandboxed is set)")
+
+
+async def execute(settings: Settings, request: RunRequest, shown: Display, *, no_sandbox: bool = False) -> int:
     """Makes a run, executes it to its end, prints what happens. Returns the exit code."""
     allow_connections()
-    async with open_runtime(settings) as runtime:
+    async with _runtime(settings, no_sandbox=no_sandbox) as runtime:
         engine = OrchestrationEngine(runtime)
         engine.check(request)
+        _warn_unsandboxed(settings, request.configs)
         for warning in await preflight(runtime, request):
             say(f"toka: {warning}")
         if settings.state.resolve().is_relative_to(request.workspace.resolve()):
@@ -160,10 +189,14 @@ async def execute(settings: Settings, request: RunRequest, shown: Display) -> in
         return await _executed(settings, session, shown, after=0)
 
 
-async def _resume(settings: Settings, run: RunId, reason: str, shown: Display) -> int | None:
-    """Goes on with a run. None: another process was faster, and has it now or has brought it to its end."""
+async def _resume(settings: Settings, run: RunId, asked: tuple[str, bool], shown: Display) -> int | None:
+    """Goes on with a run. None: another process was faster, and has it now or has brought it to its end.
+
+    `asked` is why, and whether without a sandbox.
+    """
+    reason, no_sandbox = asked
     allow_connections()
-    async with open_runtime(settings) as runtime:
+    async with _runtime(settings, no_sandbox=no_sandbox) as runtime:
         try:
             after = max((r.id for r in runtime.journal.read(run)), default=0)
             session = await OrchestrationEngine(runtime).resume(run, author=author(), reason=reason)
@@ -174,6 +207,7 @@ async def _resume(settings: Settings, run: RunId, reason: str, shown: Display) -
                 return None
             raise
         try:
+            _warn_unsandboxed(settings, session.plan.graph.configs.values())
             await _check_rest(session)
         except TokaError:
             await session.context.recorder.close()
@@ -317,6 +351,7 @@ def _launch(settings: Settings, session: RunSession) -> dict[str, Any]:
         "agents": list(session.plan.graph.order),
         "pid": os.getpid(),
         "scripted": is_scripted(session.models),
+        "sandbox": session.context.runtime.level,
     }
 
 

@@ -20,6 +20,7 @@ def run_json(view: RunView, only: str | None = None) -> dict[str, Any]:
         "reason": state.reason,
         "explanation": run_explanation(view),
         "scripted": is_scripted(view.models),
+        "sandbox": state.weakest,
         "models": list(view.models),
         "workspace": created.workspace if created else "",
         "started_at": state.started_at,
@@ -54,7 +55,7 @@ def agent_json(view: RunView, agent: AgentState) -> dict[str, Any]:
         ],
         "denials": [
             {"task": d.task, "tool": d.tool, "rule": d.rule, "reason": d.reason, "arguments": d.arguments,
-             "count": d.count}
+             "count": d.count, "place": d.place, "patch": d.patch}
             for d in view.denials.get(agent.name, ())
         ],
         "tokens": usage.tokens,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from toka.cli.door import pages
+from toka.cli.render_change import confinement
 from toka.cli.rows import NAME_WIDTH, objectives_in_words
 from toka.cli.tally import is_scripted
 from toka.cli.text import clean, columns, money, some, span
@@ -79,7 +80,8 @@ def _head(result: RunResult, details: Details | None) -> str:
     models = list(details.models) if details else [state.created.model or ""] if state.created else []
     if is_scripted(models):
         line += "   SCRIPTED: the model's replies come from a script, everything else is real"
-    return line
+    weak = confinement(state.weakest)
+    return f"{line}   {weak}" if weak else line
 
 
 def _agents(state: RunState) -> list[str]:

@@ -41,8 +41,10 @@ def painter(coloured: bool) -> Paint:  # noqa: FBT001 - the one thing it depends
 
 
 def needed(place: str, patch: str) -> str:
-    """What would allow what was refused: `agents/a.yaml:12 would need: - git-access`."""
-    return f"{place or 'the spec'} would need: {patch}" if patch.startswith("-") else f"see {patch}"
+    """What would allow what was refused: `agents/a.yaml:12 would need: - git-access`; empty when nothing is known."""
+    if patch.startswith("-"):
+        return f"{place or 'the spec'} would need: {patch}"
+    return f"see {patch or place}" if patch or place else ""
 
 
 def line_of(text: str, limit: int = LINE) -> str:

@@ -236,8 +236,38 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "TK4005": Code(
         "no sandbox asked for",
-        "`sandbox: false` has no effect: this version has no way to run an agent outside its sandbox.",
+        "`sandbox: false` asks to run an agent without its sandbox. It gets one all the same, unless the operator has "
+        "set `allow_unsandboxed = true` in their own config.toml (or TOKA_ALLOW_UNSANDBOXED=1); a project's "
+        "toka.toml cannot. Where it is honoured, the agent's commands can do whatever you can, and the record says so.",
         "warning",
+    ),
+    "TK4201": Code(
+        "path that is not there",
+        "A granted path does not exist in the workspace, so the agent would not see it. Create it, correct it, or "
+        "depend on an agent that may write it. A path that is a symbolic link, or leads through one, is left out, too; "
+        "that is a warning.",
+    ),
+    "TK4202": Code(
+        "workspace that is a link",
+        "The workspace is a symbolic link. Where it leads to could change while agents work on it. Name the folder "
+        "itself; links in the folders above it are followed.",
+    ),
+    "TK4203": Code(
+        "path that cannot be protected",
+        "Git hooks and settings, editor settings, workflows and specs stay as they are in a writable workspace. A "
+        "symbolic link in such a place, or a file where a folder belongs, cannot be protected, so no sandbox would "
+        "start. A `.git` that is a file (a worktree, a submodule) keeps its repository elsewhere: use the main "
+        "checkout.",
+    ),
+    "TK4204": Code(
+        "program that is not installed",
+        "A program that the spec lists is not installed where sandboxes look for programs. Install it, or take it out "
+        "of the list. For a preset, which lists what is usual, this is a note.",
+    ),
+    "TK4205": Code(
+        "writing inside a repository",
+        "Paths in `.git` may not be granted for writing: git executes its hooks and takes orders from its settings, "
+        "outside the sandbox. Ask for `git-access`, which opens the rest of the repository.",
     ),
     "TK5001": Code(
         "malformed quantity",

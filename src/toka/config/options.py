@@ -116,6 +116,15 @@ def _flag(value: object) -> bool:
     raise ValueError("write true or false")
 
 
+def _level(value: object) -> str:
+    if value in ("full", "reduced"):
+        return str(value)
+    if value == "none":
+        raise ValueError('write "full" or "reduced"; without any, only a person can run, each time anew: '
+                         "toka run --dangerously-no-sandbox")  # fmt: skip
+    raise ValueError(f'{as_written(value)} is not accepted; write "full" or "reduced"')
+
+
 def _url(value: object) -> str:
     url = _text(value)
     try:
@@ -144,9 +153,10 @@ OPTIONS: Final = (
     Option("model", "model", _text, "auto", "Which model answers: PROVIDER:MODEL, or auto."),
     Option("base_url", "base_url", _url, None, "A server that speaks the provider's protocol.", personal=True),
     Option("state", "state", _text, None, "Where runs are recorded; default: toka in $XDG_STATE_HOME.", personal=True),
+    Option("sandbox", "sandbox", _level, "full", "How strongly agents are confined: full or reduced.", personal=True),
     Option(
         "allow_unsandboxed", "allow_unsandboxed", _flag, False,
-        "Reserved: agents always run in a sandbox.", personal=True,
+        "Whether `sandbox: false` in a spec is honoured.", personal=True,
     ),
     Option("execution.max_concurrent_agents", "max_concurrent_agents", _whole(1, 10_000), 8, "Agents at one time."),
     Option("execution.max_concurrent_tasks", "max_concurrent_tasks", _whole(1, 100), 1, "Tasks of one agent at once."),
@@ -175,5 +185,7 @@ TABLES: Final[dict[str, str]] = {
     "capabilities": "[capabilities.NAME]: the capabilities that a name of your own stands for.",
     "channels": "[channels.NAME]: where reports to a channel also go: file or webhook.",
     "policy": "[policy]: deny, ask and allow: lists of rules over what specs ask, deny first.",
+    "credentials": '[credentials."HOST"]: value (a reference), header, prefix: a key added outside the sandbox.',
+    "tools": "[tools]: allow and host: distributions whose tools agents get, in the sandbox and, pinned, outside it.",
 }
 """The tables of toka.toml and what they hold."""

@@ -149,6 +149,7 @@ class ResourceLimits(Part):
     max_model_calls: Count | None = Field(default=None, description="Model calls.")
     max_tool_calls: Count | None = Field(default=None, description="Tool calls.")
     max_network_bandwidth: Rate | None = Field(default=None, description="Bandwidth of its network traffic: 100Mbps.")
+    max_network_usage: MemorySize | None = Field(default=None, description="Bytes sent and received: 500MB.")
     max_output: MemorySize | None = Field(default=None, description="Output kept of one command: 1MB.")
 
     @property
@@ -166,13 +167,14 @@ class ResourceLimits(Part):
             disk_bytes=self.max_disk_usage,
             output_bytes=self.max_output,
             network_bps=self.max_network_bandwidth,
+            network_bytes=self.max_network_usage,
         )
 
 
 class Security(Part):
     """What the agent may touch and use. Everything that is not asked for is denied."""
 
-    sandbox: bool = Field(default=True, strict=True, description="false has no effect: agents are always confined.")
+    sandbox: bool = Field(default=True, strict=True, description="false runs without one, where settings allow it.")
     capabilities_required: tuple[CapabilityRequest, ...] = Field(
         default=(), max_length=MAX_ITEMS, description="What it asks for. Names that nobody defines grant nothing."
     )

@@ -118,7 +118,8 @@ def security_problems(security: Security) -> Iterator[Problem]:
                     yield Problem("TK4003", str(error), path)
     if not security.sandbox:
         message = "the agent asks to run without a sandbox; it gets one unless the settings allow that"
-        yield Problem("TK4005", message, ("security", "sandbox"))
+        told = "remove it; or set allow_unsandboxed in your own config.toml"
+        yield Problem("TK4005", message, ("security", "sandbox"), help=told)
 
 
 def reporting_problems(reporting: Reporting) -> Iterator[Problem]:

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 from toka.config.diagnostics import Finding, closest, in_order, summary
 from toka.config.load import label_of
 from toka.config.options import OPTIONS, Option, is_local
 from toka.config.secret import Secret
-from toka.config.settings_tables import ChannelSink, ModelPrice, Tables, read_tables
+from toka.config.settings_tables import ChannelSink, HostKey, ModelPrice, Tables, ToolRules, read_tables
 from toka.config.source import Source
 from toka.config.toml import TomlFile, read_toml
 from toka.core.capability import Capability
@@ -78,6 +78,7 @@ class Settings:
         execution: concurrency, retries, timeouts.
         model: the default model, `auto` or PROVIDER:MODEL.
         base_url: a server that speaks the provider's protocol; None = the provider's own.
+        sandbox: how strongly agents are confined; `none` comes from a person's command only, never from a setting.
         allow_unsandboxed: whether `sandbox: false` in a spec is honoured.
         keys: API keys as references, by the name of the variable they stand in for.
         run_limits, day_limits: limits around all agents of a run, and of a day.
@@ -85,6 +86,8 @@ class Settings:
         capabilities: what names of one's own stand for.
         channels: where reports to a channel also go.
         policy: the operator's rules over what specs ask.
+        credentials: keys that proxies add outside the sandbox, by host.
+        tools: whose tools agents get beyond the built-in ones.
         origins: for each key that is set, where its value comes from: `flag`, `TOKA_MODEL`, or a file. A key that is
             not in it has its default.
         findings: warnings and notes.
@@ -94,6 +97,7 @@ class Settings:
     execution: ExecutionConfig = ExecutionConfig()
     model: str = "auto"
     base_url: str | None = None
+    sandbox: Literal["full", "reduced", "none"] = "full"
     allow_unsandboxed: bool = False
     keys: Mapping[str, Secret] = field(default_factory=lambda: MappingProxyType({}))
     run_limits: Limits = Limits()  # noqa: RUF009 - frozen
@@ -102,6 +106,8 @@ class Settings:
     capabilities: Mapping[str, tuple[Capability, ...]] = field(default_factory=lambda: MappingProxyType({}))
     channels: Mapping[str, ChannelSink] = field(default_factory=lambda: MappingProxyType({}))
     policy: OperatorPolicy = field(default_factory=OperatorPolicy)
+    credentials: Mapping[str, HostKey] = field(default_factory=lambda: MappingProxyType({}))
+    tools: ToolRules = field(default_factory=ToolRules)
     origins: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     findings: tuple[Finding, ...] = ()
 
@@ -117,6 +123,11 @@ class Settings:
             "capabilities": self.capabilities,
             "channels": self.channels,
             "limits": {"run": self.run_limits, "day": self.day_limits},
+            "credentials": self.credentials,
+            "tools": {
+                "allow": ", ".join(self.tools.allow),
+                "host": ", ".join(f"{n}=={pin.version} sha256:{pin.sha256}" for n, pin in self.tools.host.items()),
+            },
         }
         for table, entries in tables.items():
             for name, value in entries.items():
@@ -232,6 +243,7 @@ def _settings(
         execution=execution,
         model=values["model"],
         base_url=values["base_url"],
+        sandbox=values["sandbox"],
         allow_unsandboxed=values["allow_unsandboxed"],
         keys=MappingProxyType(tables.keys),
         run_limits=tables.run_limits,
@@ -240,6 +252,8 @@ def _settings(
         capabilities=MappingProxyType(tables.capabilities),
         channels=MappingProxyType(tables.channels),
         policy=tables.policy,
+        credentials=MappingProxyType(tables.credentials),
+        tools=tables.tools,
         origins=MappingProxyType(origins),
         findings=findings,
     )
@@ -265,7 +279,7 @@ def _state(chosen: str | None, cwd: Path, environment: Mapping[str, str]) -> Pat
 def _text(value: object) -> str:
     if isinstance(value, tuple):
         return "; ".join(c.text for c in cast("tuple[Capability, ...]", value))
-    if isinstance(value, Limits | ChannelSink | ModelPrice):
+    if isinstance(value, Limits | ChannelSink | ModelPrice | HostKey):
         set_ = {f.name: getattr(value, f.name) for f in fields(value)}
         return ", ".join(f"{name} = {v}" for name, v in set_.items() if v is not None) or "none"
     return "none" if value is None else str(value)

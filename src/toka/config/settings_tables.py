@@ -1,8 +1,9 @@
-"""The tables of toka.toml whose keys are names of one's own: keys, limits, pricing, capabilities, channels."""
+"""The tables of toka.toml: those whose keys are names of one's own, such as keys and limits, and lists of rules."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar, cast
@@ -17,7 +18,7 @@ from toka.config.options import OPTIONS, TABLES, as_written
 from toka.config.parts import ResourceLimits
 from toka.config.secret import Secret, parse_secret
 from toka.config.toml import TomlFile
-from toka.core.capability import Capability, CapabilityError
+from toka.core.capability import HOST, NUMERIC, Capability, CapabilityError
 from toka.core.catalogue import known_names, resolve
 from toka.core.ids import NAME
 from toka.core.limits import Limits
@@ -28,6 +29,15 @@ MAX_SAID: Final = 120
 """Characters of what is said about one item."""
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 RULES: Final = ("allow", "ask", "deny")
+PERSONAL: Final = frozenset({"keys", "credentials", "tools"})
+"""Tables that a toka.toml in the working directory may not have: it came with the files that somebody works on."""
+MAX_PREFIX: Final = 100
+"""Characters before a key."""
+_FIELD: Final = re.compile(r"[A-Za-z0-9-]{1,100}")
+_DISTRIBUTION: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
+_PIN: Final = re.compile(
+    rf"(?P<name>{_DISTRIBUTION.pattern}) *== *(?P<version>[A-Za-z0-9._+!-]{{1,100}}) +sha256:(?P<sha256>[0-9a-f]{{64}})"
+)
 PRICES: Final = ("input", "output", "cache_read", "cache_write")
 
 
@@ -54,6 +64,44 @@ class ChannelSink:
     webhook: str | Secret | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class HostKey:
+    """A key for one host, which the proxy of a sandbox adds to requests.
+
+    Attributes:
+        value: where the key is kept.
+        header: the header field that carries it.
+        prefix: what stands before it there.
+        port: where the host takes HTTPS.
+    """
+
+    value: Secret
+    header: str = "Authorization"
+    prefix: str = ""
+    port: int = 443
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A distribution in exactly one form: `sha256`, in hex, is that of its RECORD, which holds those of its files."""
+
+    version: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolRules:
+    """Whose tools agents get, beyond those that come with Toka. Distributions by their normalised names.
+
+    Attributes:
+        allow: their tools run inside the sandbox.
+        host: their tools run in the process of Toka itself, if they are these and no others.
+    """
+
+    allow: tuple[str, ...] = ()
+    host: Mapping[str, Pin] = field(default_factory=dict[str, Pin])
+
+
 @dataclass(slots=True)
 class Tables:
     """What was read, the file of higher precedence first for each name."""
@@ -65,6 +113,8 @@ class Tables:
     capabilities: dict[str, tuple[Capability, ...]] = field(default_factory=dict[str, "tuple[Capability, ...]"])
     channels: dict[str, ChannelSink] = field(default_factory=dict[str, ChannelSink])
     policy: OperatorPolicy = field(default_factory=OperatorPolicy)
+    credentials: dict[str, HostKey] = field(default_factory=dict[str, HostKey])
+    tools: ToolRules = field(default_factory=ToolRules)
 
 
 class _Wrong(Exception):
@@ -94,7 +144,9 @@ def read_tables(files: list[TomlFile], origins: dict[str, str]) -> Tables:
         _each(file, "pricing", _price, out.pricing, origins)
         _each(file, "capabilities", _capability, out.capabilities, origins)
         _each(file, "channels", _channel, out.channels, origins)
+        _each(file, "credentials", _credential, out.credentials, origins)
         out.policy = out.policy.tighten(_policy(file, out.capabilities))
+        out.tools = _tools(file, origins) or out.tools
         _left_over(file)
     out.run_limits = limits.get("run", Limits())
     out.day_limits = limits.get("day", Limits())
@@ -104,12 +156,7 @@ def read_tables(files: list[TomlFile], origins: dict[str, str]) -> Tables:
 def _each(
     file: TomlFile, table: str, read: Callable[[str, object], T], into: dict[str, T], origins: dict[str, str]
 ) -> None:
-    entries = file.table(table)
-    if table == "keys" and entries and not file.trusted:
-        message = "keys cannot be set by a toka.toml in the working directory"
-        file.source.add("TK2011", message, help="put them into your own config.toml")
-        return
-    for name, value in entries.items():
+    for name, value in _entries(file, table).items():
         try:
             found = read(name, value)
         except _Wrong as wrong:
@@ -119,6 +166,16 @@ def _each(
         if name not in into:
             into[name] = found
             origins[f"{table}.{name}"] = file.source.file
+
+
+def _entries(file: TomlFile, table: str) -> dict[str, object]:
+    """A table; empty, and a finding, when this file may not have it."""
+    entries = file.table(table)
+    if table in PERSONAL and entries and not file.trusted:
+        message = f"{table} cannot be set by a toka.toml in the working directory"
+        file.source.add("TK2011", message, help="put them into your own config.toml")
+        return {}
+    return entries
 
 
 def _left_over(file: TomlFile) -> None:
@@ -171,6 +228,52 @@ def _key(name: str, value: object) -> Secret:
     if secret is None:
         raise _Wrong("a secret is written as a reference", f"write ${{env:{name}}} or ${{file:/path}}", "TK2012")
     return secret
+
+
+def _credential(name: str, value: object) -> HostKey:
+    host = name.lower()
+    if not (HOST.fullmatch(host) and "." in host and "*" not in host) or NUMERIC.fullmatch(host) or host != name:
+        raise _Wrong("this is not the name of one host", 'write such as [credentials."api.example.org"]')
+    table = _table(value, ("value", "header", "prefix", "port"))
+    secret = parse_secret(table.get("value"))
+    if secret is None:
+        raise _Wrong("value is a reference to a secret", "write value = '${env:NAME}' or '${file:/path}'", "TK2012")
+    header, port = table.get("header", "Authorization"), table.get("port", 443)
+    if not isinstance(header, str) or not _FIELD.fullmatch(header):
+        raise _Wrong("header is the name of a header field", 'write such as "X-Api-Key"')
+    prefix = table.get("prefix", "Bearer " if header.lower() == "authorization" else "")
+    if not isinstance(prefix, str) or not (prefix.isascii() and prefix.isprintable()) or len(prefix) > MAX_PREFIX:
+        raise _Wrong("prefix is a short piece of text before the key", 'write such as "Bearer "')
+    if not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 65536:
+        raise _Wrong("port is a TCP port", "leave it out for 443")
+    return HostKey(secret, header, prefix, port)
+
+
+def _tools(file: TomlFile, origins: dict[str, str]) -> ToolRules | None:
+    """`[tools]`: names under `allow`, pins under `host`; None when the file says nothing of it."""
+    allow: list[str] = []
+    host: dict[str, Pin] = {}
+    entries = _entries(file, "tools")
+    for name, value in entries.items():
+        if name not in (known := ("allow", "host")):
+            file.source.add("TK2010", f"unknown setting {quoted('tools.' + name)}", help=did_you_mean(name, known))
+            continue
+        origins[f"tools.{name}"] = file.source.file
+        for item in cast("list[object]", value) if isinstance(value, list) else [value]:
+            pattern, form = (_DISTRIBUTION, '"NAME"') if name == "allow" else (_PIN, '"NAME==VERSION sha256:HEX"')
+            found = pattern.fullmatch(item) if isinstance(item, str) else None
+            if found is None:
+                file.source.add("TK2011", f"tools.{name}: {as_written(item)} is no distribution", help=f"write {form}")
+            elif name == "allow":
+                allow.append(normal_name(found[0]))
+            else:
+                host[normal_name(found["name"])] = Pin(found["version"], found["sha256"])
+    return ToolRules(tuple(dict.fromkeys(allow)), host) if entries else None
+
+
+def normal_name(distribution: str) -> str:
+    """A distribution's name in its one spelling, as Python's packaging compares them."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def _limits(name: str, value: object) -> Limits:

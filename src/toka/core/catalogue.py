@@ -6,7 +6,7 @@ stands for primitives with arguments. Every other name grants nothing, and valid
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,22 +46,37 @@ NEEDS_ARGUMENTS: Final = frozenset({"network-access-limited"})
 """Names that grant nothing until `hosts` says what they are limited to."""
 
 COREUTILS: Final = (
-    "basename", "cat", "chmod", "comm", "cp", "cut", "date", "diff", "dirname", "du", "echo", "env", "expr", "false",
-    "find", "grep", "head", "ln", "ls", "mkdir", "mktemp", "mv", "nl", "od", "paste", "printf", "pwd", "readlink",
-    "realpath", "rm", "rmdir", "sed", "seq", "sha256sum", "sleep", "sort", "split", "stat", "tail", "tee", "test",
-    "timeout", "touch", "tr", "true", "uniq", "wc", "which", "xargs", "yes",
+    "awk", "basename", "cat", "chmod", "cmp", "comm", "cp", "cut", "date", "diff", "dirname", "du", "echo", "env",
+    "expr", "false", "find", "grep", "gzip", "head", "install", "ln", "ls", "md5sum", "mkdir", "mktemp", "mv", "nl",
+    "nproc", "od", "paste", "printf", "pwd", "readlink", "realpath", "rm", "rmdir", "sed", "seq", "sha256sum", "sleep",
+    "sort", "split", "stat", "tac", "tail", "tar", "tee", "test", "timeout", "touch", "tr", "true", "uname", "uniq",
+    "wc", "which", "xargs", "yes",
+)  # fmt: skip
+COMPILERS: Final = (
+    "ar", "as", "c++", "cc", "g++", "gcc", "ld", "nm", "objcopy", "objdump", "pkg-config", "ranlib", "strip",
+)  # fmt: skip
+"""What a C compiler calls, and what builds call beside it."""
+_CARGO: Final = (
+    "cargo", "cargo-clippy", "cargo-fmt", "clippy-driver", "rustc", "rustdoc", "rustfmt", *COMPILERS,
 )  # fmt: skip
 
 PRESETS: Final[Mapping[str, tuple[Capability, ...]]] = {
-    "cargo-execution": (Capability(COMMAND_EXECUTION, programs=("cargo", "rustc", "rustdoc", "cc", "ld")),),
-    "cargo-test-execution": (Capability(COMMAND_EXECUTION, programs=("cargo", "rustc", "rustdoc", "cc", "ld")),),
-    "python-execution": (Capability(COMMAND_EXECUTION, programs=("python3",)),),
-    "node-execution": (Capability(COMMAND_EXECUTION, programs=("node", "npm", "npx")),),
-    "make-execution": (Capability(COMMAND_EXECUTION, programs=("make", "sh", *COREUTILS)),),
+    "cargo-execution": (Capability(COMMAND_EXECUTION, programs=_CARGO),),
+    "cargo-test-execution": (Capability(COMMAND_EXECUTION, programs=_CARGO),),
+    "python-execution": (Capability(COMMAND_EXECUTION, programs=("python", "python3")),),
+    "node-execution": (Capability(COMMAND_EXECUTION, programs=("env", "node", "npm", "npx", "sh")),),
+    "make-execution": (Capability(COMMAND_EXECUTION, programs=("make", "sh", *COMPILERS, *COREUTILS)),),
+    "git-execution": (Capability(GIT_ACCESS), Capability(COMMAND_EXECUTION, programs=("git",))),
     "script-execution": (Capability(COMMAND_EXECUTION, programs=("bash", "sh", *COREUTILS)),),
     "database-access": (Capability(COMMAND_EXECUTION, programs=("sqlite3", "psql")),),
     "github-api-access": (Capability(NETWORK_ACCESS, hosts=("api.github.com",), ports=("443",)),),
 }
+
+REMOTE: Final[Mapping[str, tuple[str, ...]]] = {"database-access": ("5432",)}
+"""Presets that reach hosts when `hosts` names them, with the ports that are meant when `ports` names none."""
+
+KEYED: Final[Mapping[str, str]] = {"github-api-access": "api.github.com"}
+"""Presets whose host lets do little without a key: it belongs into the settings' [credentials]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +135,14 @@ def resolve(
 
 def _narrowed(name: str, preset: tuple[Capability, ...], arguments: Mapping[str, Sequence[str]]) -> Resolution:
     """A preset may be narrowed by arguments, never widened; an argument that narrows no part of it is not ignored."""
+    nothing = Resolution((), f"the arguments of {name} leave nothing of it")
+    reached: list[Capability] = []
+    if name in REMOTE and "hosts" in arguments:
+        ports = tuple(arguments.get("ports", REMOTE[name]))
+        reached = [Capability(NETWORK_ACCESS, hosts=tuple(arguments["hosts"]), ports=ports)]
+        if reached[0].empty:
+            return nothing
+        arguments = {a: v for a, v in arguments.items() if a not in ("hosts", "ports")}
     taken = {a for capability in preset for a in PRIMITIVES[capability.name]}
     wrong = [a for a in arguments if a not in taken]
     if wrong:
@@ -130,7 +153,22 @@ def _narrowed(name: str, preset: tuple[Capability, ...], arguments: Mapping[str,
         narrowed = capability.intersect(Capability(capability.name, **mine))
         if narrowed is not None:
             out.append(narrowed)
-    return Resolution(tuple(out), "" if out else f"the arguments of {name} leave nothing of it")
+    return Resolution((*out, *reached)) if out else nothing
+
+
+def without_key(names: Iterable[str], credentials: Collection[str]) -> tuple[str, ...]:
+    """Notes about presets that were asked for and whose host gets no key.
+
+    Args:
+        names: as declared in a spec.
+        credentials: the hosts for which the settings hold a key.
+    """
+    missing = ((name, KEYED[name]) for name in dict.fromkeys(names) if name in KEYED)
+    return tuple(
+        f'{name}: requests carry no key; [credentials."{host}"] in your settings adds one outside the sandbox'
+        for name, host in missing
+        if host not in credentials
+    )
 
 
 def known_names() -> tuple[str, ...]:

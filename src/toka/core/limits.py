@@ -24,6 +24,7 @@ class Limits:
         disk_bytes: bytes written to the workspace and /tmp.
         output_bytes: bytes of output kept of one command.
         network_bps: bits per second through the proxy.
+        network_bytes: bytes through the proxy, both directions together.
     """
 
     tokens: int | None = None
@@ -37,6 +38,7 @@ class Limits:
     disk_bytes: int | None = None
     output_bytes: int | None = None
     network_bps: int | None = None
+    network_bytes: int | None = None
 
     def tighten(self, other: Limits) -> Limits:
         """The stricter of both, kind by kind: how a scope nests in the one around it."""
@@ -52,6 +54,7 @@ class Limits:
             _least(self.disk_bytes, other.disk_bytes),
             _least(self.output_bytes, other.output_bytes),
             _least(self.network_bps, other.network_bps),
+            _least(self.network_bytes, other.network_bytes),
         )
 
 
@@ -73,5 +76,6 @@ UNITS: Final = {
     "disk_bytes": "bytes",
     "output_bytes": "bytes",
     "network_bps": "bits per second",
+    "network_bytes": "bytes",
 }
 """The unit of each kind, as messages name it."""

@@ -42,12 +42,19 @@ class RunCreated:
 
 @dataclass(frozen=True, slots=True)
 class ExecutorAttached:
-    """A process took the run's lease and executes it from here."""
+    """A process took the run's lease and executes it from here.
+
+    Attributes:
+        host, pid: the process.
+        epoch: of the lease.
+        sandbox: how strongly it confines agents: full, reduced or none.
+    """
 
     KIND: ClassVar[str] = "executor_attached"
     host: str
     pid: int
     epoch: int
+    sandbox: str = "full"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +146,9 @@ class NetworkAttempted:
         reason: the rule that allowed it, or why it was refused.
         address: what was connected to; empty when nothing was.
         bytes_up, bytes_down: of this first connection.
+        rule: what of the grant or of the operator's rules refused it; empty when something else did.
+        place: where the spec or the settings say so: `agents/a.yaml:12`; empty when it is not known.
+        patch: the smallest change that would allow it; empty when none is known.
     """
 
     KIND: ClassVar[str] = "network"
@@ -149,6 +159,9 @@ class NetworkAttempted:
     address: str = ""
     bytes_up: int = 0
     bytes_down: int = 0
+    rule: str = ""
+    place: str = ""
+    patch: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +231,7 @@ class StepDone:
         model: the model that answered.
         wall_s: how long the act took.
         failed: the act ended, and its answer is an error (a tool's, a command's).
+        limit: what was met while it ran: {"scope", "limit", "used", "unit"}; None = nothing.
     """
 
     KIND: ClassVar[str] = "step_done"
@@ -228,6 +242,7 @@ class StepDone:
     model: str = ""
     wall_s: float = 0.0
     failed: bool = False
+    limit: JSON | None = None
 
 
 @dataclass(frozen=True, slots=True)

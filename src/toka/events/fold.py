@@ -21,6 +21,7 @@ from toka.events.event import (
     ObjectiveChanged,
     RunCreated,
     RunStateChanged,
+    SandboxReady,
     StepDenied,
     StepDone,
     StepFailed,
@@ -31,7 +32,7 @@ from toka.events.event import (
 )
 from toka.events.lifecycle import AGENT_ENDS, RUN_ENDS, AgentStatus, ObjectiveStatus, RunStatus, TaskStatus
 from toka.events.record import Record
-from toka.events.state import AgentState, ObjectiveState, RunState, TaskState
+from toka.events.state import LEVELS, AgentState, ObjectiveState, RunState, TaskState, weaker
 
 JSON = dict[str, Any]
 
@@ -82,7 +83,7 @@ def _created(state: RunState, record: Record) -> RunState:
 def _attached(state: RunState, record: Record) -> RunState:
     event = record.event
     assert isinstance(event, ExecutorAttached)
-    return replace(state, epoch=event.epoch)
+    return replace(state, epoch=event.epoch, level=weaker(state.level, event.sandbox))
 
 
 def _run_state(state: RunState, record: Record) -> RunState:
@@ -161,6 +162,12 @@ def _agent_state(state: AgentState, record: Record) -> AgentState:
         ended_at=record.at if status in AGENT_ENDS else None,
         changed_at=record.at,
     )
+
+
+def _sandbox(state: AgentState, record: Record) -> AgentState:
+    event = record.event
+    assert isinstance(event, SandboxReady)
+    return replace(state, level=weaker(state.level, str(event.test.get("level", LEVELS[0]))))
 
 
 def _task_state(state: AgentState, record: Record) -> AgentState:
@@ -281,6 +288,7 @@ _RUN_RULES: Final[Mapping[type[Any], Callable[[RunState, Record], RunState]]] = 
 
 _AGENT_RULES: Final[Mapping[type[Any], Callable[[AgentState, Record], AgentState]]] = {
     AgentStateChanged: _agent_state,
+    SandboxReady: _sandbox,
     HoldPlaced: _agent_hold,
     HoldLifted: _agent_hold,
     TaskStateChanged: _task_state,

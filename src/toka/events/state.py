@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from toka.core.message import Usage
 from toka.events.event import (
@@ -16,6 +16,13 @@ from toka.events.event import (
 from toka.events.lifecycle import AGENT_ENDS, RUN_ENDS, AgentStatus, ObjectiveStatus, RunStatus, TaskStatus
 
 JSON = dict[str, Any]
+LEVELS: Final = ("full", "reduced", "none")
+"""How strongly agents can be confined, from the strongest."""
+
+
+def weaker(*levels: str) -> str:
+    """The weakest of these; one that nobody knows counts as `none`."""
+    return LEVELS[max(LEVELS.index(level) if level in LEVELS else len(LEVELS) - 1 for level in levels)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +92,7 @@ class AgentState:
         active_s: seconds it was being executed, without the time between a crash and its resumption.
         stint_at: when the current executor started it; None before that.
         changed_at: when its last event was written.
+        level: the weakest confinement that a sandbox of it had; see LEVELS.
     """
 
     name: str
@@ -106,6 +114,7 @@ class AgentState:
     active_s: float = 0.0
     stint_at: float | None = None
     changed_at: float = 0.0
+    level: str = LEVELS[0]
 
     @property
     def ended(self) -> bool:
@@ -125,6 +134,7 @@ class RunState:
         holds: what holds all agents: hold -> reason.
         commands: ids of the commands that took effect.
         epoch: of the latest executor.
+        level: the weakest confinement that an executor gave its agents; see `weakest`.
         last: id of the last record folded in.
     """
 
@@ -136,10 +146,16 @@ class RunState:
     holds: Mapping[str, str] = field(default_factory=dict[str, str])
     commands: frozenset[int] = frozenset()
     epoch: int = 0
+    level: str = LEVELS[0]
     started_at: float | None = None
     ended_at: float | None = None
     changed_at: float = 0.0
     last: int = 0
+
+    @property
+    def weakest(self) -> str:
+        """The weakest confinement of anything in this run: that of its executors, or of a single agent."""
+        return weaker(self.level, *(agent.level for agent in self.agents.values()))
 
     @property
     def ended(self) -> bool:

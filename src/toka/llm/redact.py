@@ -55,22 +55,24 @@ def secrets_of(environment: Mapping[str, str]) -> tuple[str, ...]:
 class Redactor:
     """Replaces secrets in text and in JSON values. Immutable; safe to share."""
 
-    def __init__(self, secrets: Iterable[str] = ()) -> None:
+    def __init__(self, secrets: Iterable[str] = (), *, shapes: bool = True) -> None:
         """Makes a redactor.
 
         Args:
             secrets: values that must not leave. Each is also found base64-encoded (also in the middle of a longer
                 encoded text), URL-encoded and JSON-escaped. Shorter than `MIN_LENGTH`: ignored.
+            shapes: whether what looks like a well-known key is replaced as well.
         """
         forms = {form for secret in secrets if len(secret) >= MIN_LENGTH for form in _forms(secret)}
         longest_first = sorted(forms, key=lambda form: (-len(form), form))
+        self._shapes = shapes
         self._known = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     def text(self, text: str) -> str:
         """`text` with every secret replaced by `MASK`; the same object when there is none."""
         if self._known is not None and self._known.search(text):
             text = self._known.sub(MASK, text)
-        if any(hint in text for hint in _HINTS):
+        if self._shapes and any(hint in text for hint in _HINTS):
             text = _SHAPES.sub(MASK, text)
             text = _HEADERS.sub(lambda match: (match["name"] or match["scheme"]) + MASK, text)
         return text

@@ -1,48 +1,384 @@
-"""What of a spec this version's sandbox does not enforce, said before a run instead of found out after it. Pure."""
+"""What of a spec holds on this machine, and what this machine or workspace cannot give: said before a run.
+
+Looks at the machine's cgroups, installed programs and the workspace, and changes nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import os
+import re
+import stat
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Final, Literal
 
-from toka.config.agent import AgentConfig
-from toka.core.capability import Capability
-from toka.core.catalogue import GIT_ACCESS, NETWORK_ACCESS
+from toka.config.agent import AgentConfig, Presets
+from toka.config.diagnostics import Finding, Position, in_order, quoted
+from toka.config.load import label_of
+from toka.config.rules import REQUESTS, Problem
+from toka.core.capability import Capability, CapabilityError, Grant, normal_path
+from toka.core.catalogue import COMMAND_EXECUTION, FILESYSTEM_READ, FILESYSTEM_WRITE, GIT_ACCESS, resolve
 from toka.core.effect import Effect
+from toka.core.ids import AgentName
+from toka.core.units import format_bytes, format_cpu, format_rate
+from toka.errors import MissingError, SandboxError
+from toka.orchestration.rights import Terms, effective
+from toka.sandbox.cgroup_find import Hierarchies, Kind
+from toka.sandbox.keeper import Enforcement
+from toka.sandbox.policy import SandboxPolicy, compile_policy
+from toka.sandbox.profile import SEARCHED, find_program
+from toka.sandbox.protect import GIT, GIT_TRUSTED, TRUSTED, protect
+
+LEAST_MEMORY: Final = 20 * 1024 * 1024
+"""Bytes under which no sandbox is started. Measured: its own processes and one small command take 16 MiB where they are
+counted one by one; in a cgroup, which does not count what is in the file cache already, 5 MiB."""
+MEMORY: Final = ("security", "resource_limits", "max_memory")
+BY_CGROUP: Final[Mapping[str, Kind]] = {"memory": "memory", "cpu": "cpu", "processes": "pids"}
+"""Limits that a cgroup can hold, and what it must be able to do."""
+WITHOUT: Final[Mapping[str, str]] = {
+    "memory": "looked at 20 times a second while commands run",
+    "cpu": "a lower priority, and a bound on seconds",
+    "processes": "RLIMIT_NPROC",
+}
+"""How those are held where there is no cgroup."""
+NO_QUOTA: Final = "no quota of a file system holds it"
+KEYS: Final = {
+    "memory": "max_memory", "cpu": "max_cpu", "processes": "max_processes", "disk": "max_disk_usage",
+    "network": "max_network_bandwidth",
+}  # fmt: skip
+"""What a spec calls each limit."""
+
+Found = Literal["there", "absent", "link"]
 
 
-def unenforced(config: AgentConfig, *, root: bool) -> list[str]:
-    """Limits of a spec that are not enforced, or only in part, one sentence each; empty when all hold.
+@cache
+def machine() -> Hierarchies:
+    """The cgroups of this machine, looked for once. Changes nothing."""
+    return Hierarchies.find()
+
+
+def held(policy: SandboxPolicy, hierarchies: Hierarchies) -> tuple[Enforcement, ...]:
+    """How each limit that is set will be held: what `Keeper.enforced` says once the sandbox runs."""
+    wanted = {"memory": policy.memory_bytes, "cpu": policy.cpu_cores, "processes": policy.processes}
+    out: list[Enforcement] = []
+    for limit, figure in wanted.items():
+        if figure is not None:
+            places = hierarchies.places.get(BY_CGROUP[limit], ())
+            how = places[0].title if places else WITHOUT[limit]
+            out.append(Enforcement(limit, how, strict=bool(places) or limit == "processes"))
+    if policy.disk_bytes is not None:
+        out.append(Enforcement("disk", "counted while commands run; RLIMIT_FSIZE for one file", strict=False))
+    if policy.network_bps is not None or policy.network_bytes is not None:
+        out.append(Enforcement("network", "the proxy", strict=True))
+    return tuple(out)
+
+
+def unenforced(config: AgentConfig, *, hierarchies: Hierarchies | None = None) -> list[str]:
+    """Limits of a spec that can only be best effort here, one clause each with the reason; empty when all hold.
 
     Args:
         config: the spec.
-        root: the runtime runs as root, whom the kernel allows any number of processes.
+        hierarchies: where cgroups are; None = as this machine has them.
     """
-    limits = config.limits
-    out: list[str] = []
-    if limits.processes is not None and root:
-        out.append("max_processes does not bind root: run Toka as an ordinary user")
-    if limits.cpu_cores is not None:
-        out.append("max_cpu is not enforced: commands share the processor as any other process does")
-    if limits.memory_bytes is not None:
-        out.append("max_memory bounds each process of the agent, not all of them together")
-    if limits.disk_bytes is not None:
-        out.append("max_disk_usage bounds each file the agent writes, not all of them together")
-    if limits.network_bps is not None:
-        out.append("max_network_bandwidth has nothing to bound: the sandbox has no network")
-    return out
+    hierarchies = hierarchies or machine()
+    policy = limits_of(config)
+    return [
+        best_effort(policy, each, why_not(each, hierarchies)) for each in held(policy, hierarchies) if not each.strict
+    ]
 
 
-def unopened(config: AgentConfig, capabilities: Mapping[str, tuple[Capability, ...]]) -> list[str]:
-    """What a spec asks for that is known and has no effect in this version, one sentence each."""
-    grant = config.grant(capabilities)
-    out: list[str] = []
-    if grant.named(NETWORK_ACCESS):
-        out.append("network-access opens nothing: the sandbox has no network")
-    if grant.named(GIT_ACCESS):
-        out.append("git-access adds nothing: a repository is as open as its path is granted")
-    out += [
+def strict_refusal(config: AgentConfig, gaps: Sequence[str]) -> MissingError:
+    """What to say of an agent that wants its limits strict where some can only be best effort.
+
+    Args:
+        config: its spec.
+        gaps: those limits, as `best_effort` says them.
+    """
+    at = config.position("security", "enforcement")
+    place = f"{at.file}:{at.line}: " if at.line else ""
+    return MissingError(
+        f"{place}agent {config.name} asks for strict limits, and these cannot be given here: {'; '.join(gaps)}",
+        hint="remove security.enforcement: strict, or these limits; `toka doctor` says what this machine lacks",
+    )
+
+
+def limits_of(config: AgentConfig) -> SandboxPolicy:
+    """A sandbox with the limits of a spec and nothing granted."""
+    return compile_policy(Grant(), config.limits)
+
+
+def best_effort(policy: SandboxPolicy, limit: Enforcement, why: str) -> str:
+    """`max_memory 512MB is best effort (looked at 20 times a second while commands run): cgroup v2 is not mounted`."""
+    shown = {
+        "memory": format_bytes(policy.memory_bytes or 0),
+        "cpu": format_cpu(policy.cpu_cores or 0.0),
+        "processes": str(policy.processes),
+        "disk": format_bytes(policy.disk_bytes or 0),
+        "network": format_rate(policy.network_bps or 0),
+    }
+    said = f"{KEYS[limit.limit]} {shown[limit.limit]} is best effort ({limit.how})"
+    return f"{said}: {why}" if why else said
+
+
+def why_not(limit: Enforcement, hierarchies: Hierarchies) -> str:
+    """Why nothing holds a limit strictly; empty when something does."""
+    if limit.strict:
+        return ""
+    return hierarchies.why_not(BY_CGROUP[limit.limit]) if limit.limit in BY_CGROUP else NO_QUOTA
+
+
+def once_only(config: AgentConfig) -> list[str]:
+    """Tasks whose declared effect counts as `once` in this version, one sentence each."""
+    return [
         f"task {task.id}: effect {task.effect} counts as once: after a crash in the middle a person is asked"
         for task in config.task_list(config.tasks.conditional)
         if task.run is not None and task.effect in (Effect.WORKSPACE, Effect.CHECKABLE)
     ]
+
+
+def inside(workspace: Path, paths: Iterable[Path]) -> tuple[str, ...]:
+    """Those of the paths that lie below a workspace, as its sandboxes name them."""
+    root = workspace.resolve()
+    real = (path.absolute().parent.resolve() / path.name for path in paths)
+    return tuple(p.relative_to(root).as_posix() for p in real if p.is_relative_to(root) and p != root)
+
+
+def spec_findings(configs: Iterable[AgentConfig], presets: Presets) -> tuple[Finding, ...]:
+    """What specs ask for that no machine can give: limits too small for a sandbox, writing to a repository's insides.
+
+    Args:
+        configs: specs, and drafts of those with errors.
+        presets: capabilities that the settings define.
+    """
+    return _reported(configs, lambda config: [*_least(config), *_repository(config, presets)])
+
+
+def place_findings(
+    configs: Sequence[AgentConfig], terms: Terms, workspace: Path, started: Collection[str] = ()
+) -> tuple[Finding, ...]:
+    """What a workspace and this machine cannot give to a team, and what is only worth knowing.
+
+    Args:
+        configs: the agents of the run, or those that have not ended.
+        terms: settings and protected paths.
+        workspace: where they work.
+        started: those that have worked already: their paths were there, or were told of.
+
+    Returns:
+        TK42xx: errors for what was named in a spec and is not there, for links where something must be protected, and
+        for a workspace that is a link itself; notes for members of presets. Elsewhere than on Linux: only the last.
+    """
+    out: list[Finding] = []
+    if workspace.is_symlink():
+        shown = label_of(workspace)
+        hint = f"name the folder itself: --workspace {label_of(workspace.resolve())}"
+        out.append(Finding("TK4202", f"the workspace {shown} is a symbolic link", Position(shown), help=hint))
+    if not sys.platform.startswith("linux"):
+        return tuple(out)
+    policies = {config.name: effective(config, terms).policy for config in configs}
+    to_come = _to_come(configs, policies, started)
+    found: dict[str, bool] = {}
+
+    def installed(program: str) -> bool:
+        if program not in found:
+            found[program] = find_program(program) is not None
+        return found[program]
+
+    def problems(config: AgentConfig) -> Iterator[Problem]:
+        policy = policies[config.name]
+        if config.name not in started:
+            yield from _missing_paths(config, terms.presets, policy, workspace, to_come[config.name])
+        yield from _unprotectable(config, terms.presets, policy, workspace)
+        yield from _missing_programs(config, terms, installed)
+
+    return (*out, *_reported(configs, problems))
+
+
+def _reported(configs: Iterable[AgentConfig], check: Callable[[AgentConfig], Iterable[Problem]]) -> tuple[Finding, ...]:
+    found = ((config, [*check(config)]) for config in configs)
+    return in_order(finding for config, problems in found if problems for finding in config.report(*problems))
+
+
+def _least(config: AgentConfig) -> Iterator[Problem]:
+    memory = config.limits.memory_bytes
+    if memory is not None and memory < LEAST_MEMORY:
+        least = format_bytes(LEAST_MEMORY)
+        message = f"max_memory {format_bytes(memory)} is too little for a sandbox"
+        hint = "its own processes and one small command take up to 16MB"
+        yield Problem("TK5003", message, MEMORY, f"at least {least}", help=hint)
+
+
+def _repository(config: AgentConfig, presets: Presets) -> Iterator[Problem]:
+    for index, capability in _requests(config, presets):
+        for path in (capability.paths or ()) if capability.name == FILESYSTEM_WRITE else ():
+            if path == GIT or path.startswith(GIT + "/"):
+                message = f"{path} may not be granted for writing"
+                hint = "ask for git-access, which opens a repository but for its hooks and settings"
+                yield Problem("TK4205", message, _place(config, index, "paths", path), help=hint)
+
+
+def _requests(config: AgentConfig, presets: Presets) -> Iterator[tuple[int, Capability]]:
+    """What each request of a spec stands for, with its number."""
+    for index, request in enumerate(config.security.capabilities_required):
+        with contextlib.suppress(CapabilityError):
+            yield from ((index, c) for c in resolve(request.name, request.arguments, presets).capabilities)
+
+
+def _place(config: AgentConfig, index: int, argument: str, item: str) -> tuple[str | int, ...]:
+    """Where a request names an item; the request itself when it does so by a preset."""
+    for number, written in enumerate(config.security.capabilities_required[index].arguments.get(argument, ())):
+        if item in (written, normal_path(written) if argument == "paths" else written):
+            return (*REQUESTS, index, "arguments", argument, number)
+    return (*REQUESTS, index)
+
+
+def _to_come(
+    configs: Sequence[AgentConfig], policies: Mapping[AgentName, SandboxPolicy], started: Collection[str]
+) -> dict[AgentName, tuple[str, ...] | None]:
+    """The paths that each agent's dependencies, and theirs, may write; None = not all of those are known here."""
+    known = {config.name: config for config in configs}
+    out: dict[AgentName, tuple[str, ...] | None] = {}
+    for config in configs:
+        seen: dict[AgentName, None] = {}
+        waiting = [config]
+        complete = True
+        while waiting:
+            edges = waiting.pop().dependencies
+            for name in map(AgentName, (*edges.required, *edges.optional)):
+                if name in known and name not in seen:
+                    seen[name] = None
+                    waiting.append(known[name])
+                elif name not in known and (name in edges.required or started):
+                    complete = False  # it has ended, and may have written
+        out[config.name] = tuple(path for name in seen for path in policies[name].writes) if complete else None
     return out
+
+
+def _missing_paths(
+    config: AgentConfig, presets: Presets, policy: SandboxPolicy, workspace: Path, to_come: Sequence[str] | None
+) -> Iterator[Problem]:
+    """Granted paths that the sandbox would leave out."""
+    for index, capability in _requests(config, presets):
+        shown = {FILESYSTEM_READ: policy.reads, FILESYSTEM_WRITE: policy.writes}.get(capability.name, ())
+        for path in (p for p in capability.paths or () if p in shown and p != "."):
+            found = look(workspace, path)
+            place = _place(config, index, "paths", path)
+            if found == "link":
+                message = f"{quoted(path)} is or leads through a symbolic link, so the agent does not see it"
+                yield Problem("TK4201", message, place, severity="warning")
+            elif found == "absent" and capability.name == FILESYSTEM_READ and not _may_come(path, to_come):
+                hint = "create it, correct the path, or depend on an agent that may write it"
+                yield Problem("TK4201", f"there is no {quoted(path)} in the workspace", place, help=hint)
+
+
+def look(workspace: Path, path: str) -> Found:
+    """Whether a path of a workspace exists; no link is followed below the workspace."""
+    at = workspace
+    for name in path.split("/") if path != "." else ():
+        at /= name
+        try:
+            mode = at.lstat().st_mode
+        except (OSError, ValueError):
+            return "absent"
+        if stat.S_ISLNK(mode):
+            return "link"
+    return "there"
+
+
+def _may_come(path: str, written: Sequence[str] | None) -> bool:
+    """Whether something at a path may be there before the agent starts: it, or what is around or below it."""
+    if written is None:
+        return True
+    here = Capability(FILESYSTEM_WRITE, paths=(path,))
+    others = (Capability(FILESYSTEM_WRITE, paths=(other,)) for other in written)
+    return any(other.covers(here) or here.covers(other) for other in others)
+
+
+def _unprotectable(config: AgentConfig, presets: Presets, policy: SandboxPolicy, workspace: Path) -> Iterator[Problem]:
+    """What would keep the sandbox from starting: a link or a file where something must be protected.
+
+    Told at the request that lets the agent write there.
+    """
+    if any(w == GIT or w.startswith(GIT + "/") for w in policy.writes):
+        return  # that is an error of its own
+    told: set[str] = set()
+    parts: list[tuple[tuple[str | int, ...], SandboxPolicy]] = [
+        ((*REQUESTS, index), replace(policy, writes=_shared(capability, policy.writes), git=False, hidden=()))
+        if capability.name == FILESYSTEM_WRITE
+        else ((*REQUESTS, index), replace(policy, writes=(), git=policy.git, hidden=()))
+        for index, capability in _requests(config, presets)
+        if capability.name in (FILESYSTEM_WRITE, GIT_ACCESS)
+    ]
+    for place, part in (*parts, (REQUESTS, policy)):
+        said, hint = _refused(part, workspace) if part.writes or part.git else ("", None)
+        if said and said not in told:
+            told.add(said)
+            yield Problem("TK4203", said, place, help=hint)
+
+
+def _shared(capability: Capability, writes: tuple[str, ...]) -> tuple[str, ...]:
+    """What of a request to write is granted."""
+    met = capability.intersect(Capability(FILESYSTEM_WRITE, paths=writes))
+    return () if met is None else met.paths or (".",)
+
+
+def _refused(policy: SandboxPolicy, workspace: Path) -> tuple[str, str | None]:
+    """Why `protect` would refuse a policy, and what to do about it; empty when it would not.
+
+    Paths that are protected "as given" are looked at and not created, so this asks for all of them in that way.
+    """
+    wanted = (*TRUSTED, GIT, *(GIT_TRUSTED if policy.git else ()))
+    with ExitStack() as stack:
+        try:
+            root = os.open(workspace, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, root)
+            protect(root, replace(policy, protected=(*policy.protected, *wanted)), stack)
+        except SandboxError as error:
+            return error.message, error.hint
+        except NotADirectoryError:
+            return _file_in_the_way(workspace, (*policy.protected, *wanted))
+        except OSError:
+            pass  # whoever opens the workspace says what is wrong with it
+    return "", None
+
+
+def _file_in_the_way(workspace: Path, paths: Iterable[str]) -> tuple[str, str]:
+    """Which of the paths leads through a file, and what to do about it."""
+    for path in paths:
+        for folder in list(Path(path).parents)[-2::-1]:
+            if (workspace / folder).exists() and not (workspace / folder).is_dir():
+                hint = "a worktree or submodule keeps its repository elsewhere: use the main checkout"
+                said = f"{folder} is a file, so {path} cannot be protected"
+                return said, hint if str(folder) == GIT else "move it away, or do not grant the folder around it"
+    return "a protected path leads through a file", "move it away"
+
+
+def _missing_programs(config: AgentConfig, terms: Terms, installed: Callable[[str], bool]) -> Iterator[Problem]:
+    """Listed programs that are not where sandboxes look: errors when the spec names them, one note for a preset."""
+    given: dict[int, set[str]] = {}
+    for index, capability in _requests(config, terms.presets):
+        left = terms.policy.bound(Grant((capability,) if capability.name == COMMAND_EXECUTION else ()))
+        given.setdefault(index, set()).update(program for c in left.capabilities for program in c.programs or ())
+    for index, programs in given.items():
+        request = config.security.capabilities_required[index]
+        absent = sorted(program for program in programs if not installed(program))
+        named = [program for program in absent if program in request.arguments.get("programs", ())]
+        for program in named:
+            message = f"the program {quoted(program)} is not installed"
+            hint = f"install it, or take it out; sandboxes look in {SEARCHED.replace(':', ', ')}"
+            yield Problem("TK4204", message, _place(config, index, "programs", program), help=hint)
+        there = {_stem(program) for program in programs.difference(absent)}
+        rest = [program for program in absent if program not in named and _stem(program) not in there]
+        if rest:
+            message = f"{request.name}: not installed here: {', '.join(rest)}"
+            yield Problem("TK4204", message, (*REQUESTS, index), severity="note")
+
+
+def _stem(program: str) -> str:
+    """A program's name without the version at its end: `python3` stands in for `python`."""
+    return re.sub(r"[0-9.]+\Z", "", program) or program

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -13,13 +12,13 @@ from toka.config.agent import AgentConfig
 from toka.config.settings import ExecutionConfig
 from toka.core.capability import Capability
 from toka.core.ids import AgentName, RunId, new_run_id
-from toka.errors import ConfigError, JournalError, MissingError, TokaError, UsageError
+from toka.errors import ConfigError, JournalError, TokaError, UsageError
 from toka.events.event import ExecutorAttached, RunCreated, RunStateChanged
 from toka.events.lifecycle import RunStatus
 from toka.journal.holder import this_holder
 from toka.journal.recorder import Recorder
 from toka.llm.gateway import LlmGateway
-from toka.orchestration.enforce import unenforced
+from toka.orchestration.enforce import strict_refusal, unenforced
 from toka.orchestration.integration import RuntimeIntegration
 from toka.orchestration.plan import make_plan
 from toka.orchestration.request import RunRequest, check_groups
@@ -46,16 +45,13 @@ class OrchestrationEngine:
         Raises:
             ConfigError: there are no agents, or two have one name.
             UsageError: the workspace is no directory, or an enabled group exists nowhere.
-            MissingError: an agent asks for strict limits that are not enforced here.
+            MissingError: an agent asks for strict limits that can only be best effort here.
         """
         configs = _unique(request.configs)
         for config in request.configs:
             _check_tasks(config, request.enabled)
-            if config.security.enforcement == "strict" and (gaps := unenforced(config, root=os.geteuid() == 0)):
-                raise MissingError(
-                    f"agent {config.name} asks for strict limits, and these cannot be given here: {'; '.join(gaps)}",
-                    hint="remove security.enforcement: strict, or these limits",
-                )
+            if config.security.enforcement == "strict" and (gaps := unenforced(config)):
+                raise strict_refusal(config, gaps)
         check_groups(request.configs, request.enabled)
         if not request.workspace.is_dir():
             raise UsageError(f"workspace {request.workspace} is not a directory", hint="name one with --workspace DIR")
@@ -86,9 +82,8 @@ class OrchestrationEngine:
             toka=__version__,
         )
         me = this_holder()
-        await recorder.record(
-            "", created, ExecutorAttached(me.host, me.pid, lease.token), RunStateChanged(RunStatus.RUNNING.value)
-        )
+        attached = ExecutorAttached(me.host, me.pid, lease.token, runtime.level)
+        await recorder.record("", created, attached, RunStateChanged(RunStatus.RUNNING.value))
         context = self._context(run, created, recorder, runtime.execution, gateway, _sources(configs))
         return RunSession(context, plan, configs)
 
@@ -125,7 +120,7 @@ class OrchestrationEngine:
         configs = _unique([AgentConfig.from_json(s) for s in specs])
         plan = make_plan(configs.values(), enabled=created.enabled, capabilities=_capabilities(created))
         me = this_holder()
-        attached = ExecutorAttached(me.host, me.pid, lease.token)
+        attached = ExecutorAttached(me.host, me.pid, lease.token, self._runtime.level)
         await recorder.record("", attached, RunStateChanged(RunStatus.RUNNING.value, "resumed"))
         context = self._context(
             run, created, recorder, _execution(created.options.get("execution")), None, _sources(configs)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from toka.config.agent import AgentConfig
+from toka.config.settings import ExecutionConfig
 from toka.core.capability import Capability, Grant
+from toka.core.catalogue import without_key
 from toka.core.ids import AgentName
-from toka.core.limits import KINDS, Limits
+from toka.core.limits import Limits
 from toka.core.message import ToolSpec
 from toka.orchestration.dependency import DependencyResolver
-from toka.orchestration.enforce import unenforced, unopened
-from toka.sandbox.policy import SandboxPolicy, compile_policy
-from toka.tools.builtin import tools_for
+from toka.orchestration.enforce import best_effort, held, once_only, why_not
+from toka.orchestration.rights import Taken, Terms, limits_json, rights_of, taken_json
+from toka.sandbox.cgroup_find import Hierarchies
+from toka.sandbox.keeper import Enforcement
+from toka.sandbox.policy import SandboxPolicy
 from toka.tools.tool import spec_of
 
 
@@ -30,10 +34,13 @@ class AgentPlan:
         checks: how many objectives have a check, of how many there are.
         model: as written: None means the default.
         needs_model: whether a task of it needs one.
-        grant: what its spec is granted.
+        grant: what it gets: what its spec asks for, as far as the operator allows it.
+        taken: what the operator takes out of that.
         policy: the same, as the sandbox will be told.
         tools: what the model will be offered.
         limits: its limits.
+        held: how each limit that its spec sets for the sandbox is held on this machine, with why no cgroup holds it;
+            empty when nobody looked at the machine.
         warnings: what somebody should know before it runs.
     """
 
@@ -48,9 +55,11 @@ class AgentPlan:
     model: str | None
     needs_model: bool
     grant: Grant
+    taken: tuple[Taken, ...]
     policy: SandboxPolicy
     tools: tuple[ToolSpec, ...]
     limits: Limits
+    held: tuple[tuple[Enforcement, str], ...]
     warnings: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -65,10 +74,12 @@ class AgentPlan:
             "objectives": {"checked": self.checks[0], "total": self.checks[1]},
             "model": self.model,
             "needs_model": self.needs_model,
-            "grant": [_capability(c) for c in self.grant.capabilities],
+            "grant": [c.to_json() for c in self.grant.capabilities],
+            "taken_out": taken_json(self.taken),
             "sandbox": self.policy.to_json(),
             "tools": [t.name for t in self.tools],
-            "limits": {k: getattr(self.limits, k) for k in KINDS if getattr(self.limits, k) is not None},
+            "limits": limits_json(self.limits),
+            "enforcement": [{"limit": e.limit, "how": e.how, "strict": e.strict, "why": why} for e, why in self.held],
             "findings": list(self.warnings),
         }
 
@@ -96,22 +107,25 @@ def make_plan(
     *,
     enabled: Collection[str] = (),
     capabilities: Mapping[str, tuple[Capability, ...]] | None = None,
-    root: bool = False,
+    terms: Terms | None = None,
+    machine: Hierarchies | None = None,
 ) -> Plan:
     """Plans a team.
 
     Args:
         configs: its specs; names are unique.
         enabled: conditional task groups that are switched on.
-        capabilities: presets from settings.
-        root: the run would be executed by root, whom some limits do not bind.
+        capabilities: presets from settings, when there are no `terms`.
+        terms: what settings and the place of the run add to the specs; None = nothing but `capabilities`.
+        machine: the cgroups that would hold the limits; None = nobody wants to know.
 
     Raises:
         ConfigError: a required dependency is missing or circular.
     """
     graph = DependencyResolver(configs)
+    terms = terms or Terms(presets=capabilities or {})
     agents = {
-        name: _agent(graph, name, number, enabled, capabilities or {}, root)
+        name: _agent(graph, name, number, enabled, terms, machine)
         for number, wave in enumerate(graph.waves, 1)
         for name in wave
     }
@@ -134,16 +148,18 @@ def _agent(
     name: AgentName,
     wave: int,
     enabled: Collection[str],
-    capabilities: Mapping[str, tuple[Capability, ...]],
-    root: bool,  # noqa: FBT001 - one of six of its caller's values
+    terms: Terms,
+    machine: Hierarchies | None,
 ) -> AgentPlan:
     config = graph.configs[name]
-    grant = config.grant(capabilities)
+    rights = rights_of(config, terms)
     tasks = config.task_list(enabled)
     needs_model = any(t.run is None for t in tasks)
     checked = sum(1 for o in config.objectives if o.check is not None)
-    notes = [note.text for note in config.grant_notes(capabilities)]
-    notes += [*unenforced(config, root=root), *unopened(config, capabilities)]
+    by = _held(config, rights.policy, machine) if machine is not None else ()
+    notes = [note.text for note in config.grant_notes(terms.presets)]
+    notes += without_key((request.name for request in config.security.capabilities_required), terms.tools.keyed)
+    notes += [*once_only(config), *_refusals(config, rights.policy, by)]
     notes += [
         f"rests on claims: no objective of {edge.on} has a check"
         for edge in graph.before[name]
@@ -160,18 +176,34 @@ def _agent(
         checks=(checked, len(config.objectives) + sum(map(len, config.success_criteria.values()))),
         model=config.model,
         needs_model=needs_model,
-        grant=grant,
-        policy=compile_policy(grant, config.limits),
-        tools=tuple(spec_of(t) for t in tools_for(grant)) if needs_model else (),
-        limits=config.limits,
+        grant=rights.grant,
+        taken=rights.taken,
+        policy=rights.policy,
+        tools=tuple(spec_of(t) for t in rights.tools) if needs_model else (),
+        limits=_said(config, rights.limits),
+        held=by,
         warnings=tuple(notes),
     )
 
 
-def _capability(capability: Capability) -> dict[str, Any]:
-    out: dict[str, Any] = {"name": capability.name}
-    for argument in ("paths", "hosts", "programs", "ports"):
-        items = getattr(capability, argument)
-        if items is not None:
-            out[argument] = list(items)
-    return out
+def _held(config: AgentConfig, policy: SandboxPolicy, machine: Hierarchies) -> tuple[tuple[Enforcement, str], ...]:
+    """How the limits that a spec sets are held; the number of processes is always limited, and then not told."""
+    return tuple(
+        (each, why_not(each, machine))
+        for each in held(policy, machine)
+        if each.limit != "processes" or config.limits.processes is not None
+    )
+
+
+def _refusals(config: AgentConfig, policy: SandboxPolicy, by: Iterable[tuple[Enforcement, str]]) -> list[str]:
+    """For an agent that wants its limits strict: those for which no run would start."""
+    if config.security.enforcement != "strict":
+        return []
+    loose = [best_effort(policy, each, why) for each, why in by if not each.strict]
+    return [f"no run starts here: enforcement is strict, and {said}" for said in loose]
+
+
+def _said(config: AgentConfig, limits: Limits) -> Limits:
+    """The limits, but for the bound of output that every agent has."""
+    usual = config.limits.output_bytes is None and limits.output_bytes == ExecutionConfig().output_bytes
+    return replace(limits, output_bytes=None) if usual else limits

@@ -12,15 +12,25 @@ from toka.config.rules import Problem
 from toka.errors import ConfigError, MissingError, ModelUnavailable, UsageError
 from toka.llm.names import AUTO, SCRIPTED, check_name, split_name
 from toka.llm.script_file import read_script
+from toka.orchestration.enforce import (
+    best_effort,
+    inside,
+    limits_of,
+    machine,
+    place_findings,
+    spec_findings,
+    strict_refusal,
+    why_not,
+)
 from toka.orchestration.request import RunRequest
+from toka.orchestration.rights import Terms
 from toka.runtime.context import Runtime
 from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.shield import Order
-from toka.tools.builtin import tools_for
 
 
 async def preflight(runtime: Runtime, request: RunRequest, started: Collection[str] = ()) -> list[str]:
-    """Checks what a team needs of this machine.
+    """Checks what a team needs of this machine and its workspace.
 
     Args:
         runtime: the process's ports.
@@ -28,13 +38,14 @@ async def preflight(runtime: Runtime, request: RunRequest, started: Collection[s
         started: those of them that have worked already: without a model they are not skipped, the run waits.
 
     Returns:
-        Warnings: agents that will be skipped because no model answers.
+        Warnings: granted paths that are links, and agents that will be skipped because no model answers.
 
     Raises:
-        MissingError: this is no Linux.
+        MissingError: this is no Linux, or an agent asks for strict limits that can only be best effort here.
         SandboxUnavailable: there is no working sandbox.
         ModelUnavailable: no model answers, and no agent can do without one; or a named model cannot be had.
-        UsageError, ConfigError: a model string or script is wrong.
+        ConfigError: a spec asks for what the workspace or this machine does not have.
+        UsageError, ConfigError: a model string or script is wrong, or a key's file lies inside the workspace.
     """
     if not sys.platform.startswith("linux"):
         raise MissingError(
@@ -42,16 +53,68 @@ async def preflight(runtime: Runtime, request: RunRequest, started: Collection[s
             hint="run Toka in a Linux machine: Lima on macOS, WSL2 on Windows, or a devcontainer; "
             "validate, plan, ps, show and events work here",
         )
-    if any(_has_hands(runtime, config, request.enabled) for config in request.configs):
-        trial, _ = await runtime.start_sandbox(Order(request.workspace, SandboxPolicy(), test=False))
+    for file in runtime.secret_files:
+        if file.resolve().is_relative_to(request.workspace.resolve()):
+            raise UsageError(
+                f"{file} holds a key of [credentials] and lies inside the workspace, where agents could read it",
+                hint="move it out of the workspace, and say where in your settings",
+            )
+    warnings = _inputs(runtime, request, started)
+    working = [config for config in request.configs if _has_hands(runtime, config, request.enabled)]
+    for asks in {config.security.sandbox for config in working}:
+        order = Order(request.workspace, SandboxPolicy(), test=False, unsandboxed=not asks)
+        trial, _ = await runtime.start_sandbox(order)
         await trial.close()
-    return await _models(runtime, request, started)
+    await _strict(runtime, request)
+    return [*warnings, *await _models(runtime, request, started)]
+
+
+def _inputs(runtime: Runtime, request: RunRequest, started: Collection[str]) -> list[str]:
+    """Warnings about what specs ask of the workspace. Raises ConfigError with all findings when one is an error."""
+    sources = [config.source for config in request.configs if config.source is not None]
+    terms = Terms(
+        runtime.capabilities,
+        runtime.policy,
+        protected=inside(request.workspace, sources),
+        hidden=inside(request.workspace, [runtime.state] if runtime.state else []),
+    )
+    found = [
+        *spec_findings(request.configs, runtime.capabilities),
+        *place_findings(request.configs, terms, request.workspace, started),
+    ]
+    errors = [f for f in found if f.severity == "error"]
+    if errors:
+        count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
+        raise ConfigError(f"{count}; nothing was started", [f for f in found if f.severity != "note"])
+    return [f.text for f in found if f.severity == "warning"]
+
+
+async def _strict(runtime: Runtime, request: RunRequest) -> None:
+    """Tries the limits of agents that want them strict in real sandboxes, each set of limits once.
+
+    Raises:
+        MissingError: one of them can only be best effort.
+    """
+    wanted: dict[SandboxPolicy, AgentConfig] = {}
+    for config in request.configs:
+        if config.security.enforcement == "strict":
+            wanted.setdefault(limits_of(config), config)
+    for policy, config in wanted.items():
+        trial, _ = await runtime.start_sandbox(Order(request.workspace, policy, test=False))
+        try:
+            loose, notes = [e for e in trial.keeper.enforced if not e.strict], trial.keeper.notes
+        finally:
+            await trial.close()
+        if loose:
+            said = (next((n for n in notes if n.startswith(f"no cgroup for {e.limit}")), "") for e in loose)
+            gaps = [best_effort(policy, e, why or why_not(e, machine())) for e, why in zip(loose, said, strict=True)]
+            raise strict_refusal(config, gaps)
 
 
 def _has_hands(runtime: Runtime, config: AgentConfig, enabled: Sequence[str]) -> bool:
     """Whether an agent can come to need a sandbox."""
     commands = any(t.run is not None for t in config.task_list(enabled)) or any(o.check for o in config.objectives)
-    return commands or bool(tools_for(config.grant(runtime.capabilities)))
+    return commands or bool(runtime.tools.offered(config.grant(runtime.capabilities)))
 
 
 def model_findings(configs: Sequence[AgentConfig]) -> tuple[Finding, ...]:

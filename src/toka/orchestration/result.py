@@ -49,6 +49,7 @@ class RunResult:
             "run_id": self.run,
             "state": self.status.value,
             "reason": self.reason,
+            "sandbox": self.state.weakest,
             "agents": {name: _agent(agent) for name, agent in self.state.agents.items()},
         }
 

@@ -25,6 +25,8 @@ from toka.runtime.process import AgentExecution, AgentProcessManager
 from toka.runtime.progress import ProgressReporter
 from toka.sandbox.protect import tidy
 
+SAMPLE_S: Final = 2.0
+"""Seconds between two looks at what the agents' processes use."""
 POLL_S: Final = 0.5
 """How often requests of other processes are looked for when nobody pokes, in seconds."""
 SHUTDOWN_S: Final = 10.0
@@ -158,6 +160,7 @@ class RunSession:
     async def _watch(self) -> None:
         """Applies requests in order, each once, to all their agents together; tells the reporter that time passes."""
         runtime = self.context.runtime
+        sampled = runtime.clock.monotonic()
         with Inbox(runtime.state, self.context.id) as inbox:
             while True:
                 try:
@@ -170,6 +173,9 @@ class RunSession:
                 except JournalError:
                     pass  # the database cannot be read just now; the request waits
                 self.reporter.tick()
+                if runtime.clock.monotonic() - sampled >= SAMPLE_S:
+                    sampled = runtime.clock.monotonic()
+                    self.reporter.used(await asyncio.to_thread(self.context.resources.samples))
                 await inbox.wait(POLL_S)
 
     async def _apply(self, command: Command) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from toka.config.agent import AgentConfig
 from toka.config.settings import ExecutionConfig
@@ -13,11 +13,10 @@ from toka.events.state import AgentState
 from toka.llm.prompts import system_prompt
 from toka.runtime.brief import brief
 from toka.runtime.capability import CapabilityValidator
-from toka.runtime.context import AgentContext, RunContext
+from toka.runtime.context import AgentContext, RunContext, StartSandbox
 from toka.runtime.hands import LazyHands
 from toka.runtime.step import Steps
 from toka.sandbox.policy import compile_policy
-from toka.tools.builtin import tools_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +28,7 @@ class PreparedAgent:
 
     async def close(self) -> None:
         """Ends the agent's sandbox. Safe to call twice."""
+        self.context.run.resources.unwatch(self.context.name)
         await self.hands.close()
 
 
@@ -44,6 +44,11 @@ def place_of_request(config: AgentConfig, name: str) -> str:
     found = requests[index].position if index is not None else None
     place = found or config.position("security", "capabilities_required")
     return f"{place.file}:{place.line}" if place.line else ""
+
+
+def _unsandboxed(start: StartSandbox) -> StartSandbox:
+    """For a spec with `sandbox: false`, which the operator's settings decide about."""
+    return lambda order: start(replace(order, unsandboxed=True))
 
 
 async def prepare(
@@ -71,10 +76,13 @@ async def prepare(
     grant = runtime.policy.bound(config.grant(run.capabilities))
     needs_model = not ending and any(task.run is None for task in config.task_list(run.enabled))
     model = await runtime.resolve_model(run.model or config.model or runtime.model) if needs_model else None
-    tools = {t.name: t for t in (*tools_for(grant), *runtime.tools)}
+    tools = {t.name: t for t in runtime.tools.offered(grant)}
     limits = bounds(config, run.execution)
     policy = compile_policy(grant, limits, denied=runtime.policy.denied, protected=run.protected, hidden=run.hidden)
-    hands = LazyHands(config.name, run.workspace, policy, runtime.start_sandbox, recorder)
+    start = runtime.start_sandbox if config.security.sandbox else _unsandboxed(runtime.start_sandbox)
+    validator = CapabilityValidator(grant, runtime.policy, lambda name: place_of_request(config, name))
+    hands = LazyHands(config.name, run.workspace, policy, start, recorder, validator)
+    run.resources.watch(config.name, hands.usage)
     history = recorder.history(config.name) if resumed else ()
     scope = run.resources.agent(
         config.name,
@@ -87,7 +95,7 @@ async def prepare(
         run=run,
         name=config.name,
         config=config,
-        validator=CapabilityValidator(grant, runtime.policy, lambda name: place_of_request(config, name)),
+        validator=validator,
         steps=Steps(run.id, config.name, recorder, runtime.clock, gate, history),
         scope=scope,
         hands=hands,

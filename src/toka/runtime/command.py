@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 from toka.core.effect import Effect
 from toka.core.ids import StepKey
-from toka.core.units import format_bytes
+from toka.errors import LimitExceeded
 from toka.runtime.context import AgentContext
 from toka.runtime.step import Act, Result
 from toka.sandbox.command import FLOOD_BYTES
 from toka.sandbox.host import CommandResult, shell
+from toka.sandbox.keeper import Exceeded
 
 UNBOUNDED_S = 365 * 86_400.0
 """The deadline of a command that has none, in seconds."""
@@ -38,7 +40,9 @@ async def run_line(agent: AgentContext, key: StepKey, line: str, effect: Effect,
         sandbox = await agent.hands.sandbox()
         environment = {"TOKA_IDEMPOTENCY_KEY": agent.steps.key(key), "TOKA_AGENT": agent.name, "TOKA_RUN": agent.run.id}
         ended = await sandbox.run(shell(line), env=environment, timeout_s=timeout_s or UNBOUNDED_S, chosen_by="person")
-        return Result(described(ended), failed=not (ended.ended == "exited" and ended.exit_code == 0))
+        value = agent.run.runtime.redact(described(ended))
+        failed = not (ended.ended == "exited" and ended.exit_code == 0)
+        return Result(value, failed=failed, limit=limit_met(value, agent.name))
 
     assumed = {"exit": 0, "ended": "exited", "output": BY_WORD, "dropped": 0}
     return await agent.steps.run(Act(key, effect, line, rule="written by a person", assumed=assumed), do)
@@ -64,8 +68,8 @@ def verdict(value: dict[str, Any], line: str, timeout_s: float | None) -> str:
     """How a command ended, in words and one line: `make test` exited with 2."""
     flat = " ".join(line.split())
     line = flat if len(flat) <= SHOWN_CHARACTERS else flat[: SHOWN_CHARACTERS - 1] + "…"
-    if over := value.get("exceeded"):
-        return f"`{line}` was killed: {over['kind']} limit of {format_bytes(over['limit'])} reached"
+    if (over := met(value)) is not None and not over.of_command:
+        return f"`{line}` {'failed' if over.kind == 'network' else 'was killed'}: {over.text}"
     match value["ended"]:
         case "exited":
             return f"`{line}` exited with {value['exit']}"
@@ -75,6 +79,21 @@ def verdict(value: dict[str, Any], line: str, timeout_s: float | None) -> str:
             return f"`{line}` was killed: it wrote more than {FLOOD_BYTES // 1024**2} MiB"
         case _:
             return f"`{line}` was lost with its sandbox ({value['ended']})"
+
+
+def met(value: Mapping[str, Any]) -> Exceeded | None:
+    """The limit that a command's end, or a tool's data, tells of."""
+    over = value.get("exceeded")
+    return Exceeded(**cast("dict[str, Any]", over)) if isinstance(over, dict) else None
+
+
+def limit_met(value: Mapping[str, Any], agent: str) -> LimitExceeded | None:
+    """The same as the error that names the scope: the agent's, or that of one command."""
+    over = met(value)
+    if over is None:
+        return None
+    scope = f"{over.kind} of {'a command of ' if over.of_command else ''}agent {agent}"
+    return LimitExceeded(scope, over.limit, over.used, over.unit)
 
 
 def tail(value: dict[str, Any]) -> str:

@@ -23,8 +23,10 @@ from toka.runtime.capability import CapabilityValidator
 from toka.runtime.resource import ResourceManager, Scope
 from toka.runtime.step import Steps
 from toka.sandbox.host import Sandbox
+from toka.sandbox.level import Level
 from toka.sandbox.selftest import SelfTest
 from toka.sandbox.shield import Order
+from toka.tools.builtin import Toolbox
 from toka.tools.tool import Tool
 
 StartSandbox = Callable[[Order], Awaitable[tuple[Sandbox, SelfTest | None]]]
@@ -42,6 +44,11 @@ class Hands(Protocol):
         ...
 
 
+def _as_it_is(value: Any) -> Any:
+    """There are no keys."""
+    return value
+
+
 @dataclass(frozen=True, slots=True)
 class Runtime:
     """The ports of one process.
@@ -56,13 +63,16 @@ class Runtime:
         model: the settings' model string, for specs that name none.
         resolve_model: which model a spec's `model` means.
         start_sandbox: where hands work.
-        tools: tools beyond the built-in ones; every agent has them, and each call is checked against its grant.
+        tools: all there are; an agent has those that its grant has a use for, and each call is checked against it.
         execution: concurrency, retries, timeouts.
         capabilities: presets that settings define.
         policy: the operator's rules over what specs ask.
         run_limits: bounds of each run as a whole.
         channels: where reports to a channel also go, by its name.
         spawn: starts a coroutine that may run until the runtime closes, and no longer.
+        level: how strongly `start_sandbox` confines, for the record.
+        redact: takes the operator's keys for hosts out of a JSON value: what comes from a sandbox goes through it.
+        secret_files: files that hold such keys.
     """
 
     state: Path | None
@@ -74,13 +84,16 @@ class Runtime:
     model: str
     resolve_model: ResolveModel
     start_sandbox: StartSandbox
-    tools: tuple[Tool, ...]
+    tools: Toolbox
     execution: ExecutionConfig
     capabilities: Mapping[str, tuple[Capability, ...]]
     policy: OperatorPolicy
     run_limits: Limits
     channels: Mapping[str, ChannelSink]
     spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]
+    level: Level = "full"
+    redact: Callable[[Any], Any] = _as_it_is
+    secret_files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,19 @@ import contextlib
 from pathlib import Path
 from typing import Final
 
+from toka.core.capability import Capability, CapabilityError
+from toka.core.catalogue import NETWORK_ACCESS
 from toka.core.ids import AgentName, RunId
 from toka.errors import JournalError
 from toka.events.event import NetworkAttempted, SandboxReady
 from toka.journal.recorder import Recorder
+from toka.runtime.capability import CapabilityValidator
 from toka.runtime.context import StartSandbox
 from toka.sandbox.egress_link import Attempt
 from toka.sandbox.host import Sandbox
 from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.shield import Order
+from toka.sandbox.usage import Usage
 
 MAX_ATTEMPTS: Final = 200
 """Different attempts to reach the network that are recorded of one agent; a loop of refusals fills no journal."""
@@ -25,9 +29,16 @@ class LazyHands:
     """See Hands. One sandbox for all tasks of the agent."""
 
     def __init__(
-        self, agent: AgentName, workspace: Path, policy: SandboxPolicy, start: StartSandbox, recorder: Recorder
+        self,
+        agent: AgentName,
+        workspace: Path,
+        policy: SandboxPolicy,
+        start: StartSandbox,
+        recorder: Recorder,
+        validator: CapabilityValidator,
     ) -> None:
         self._agent = agent
+        self._validator = validator
         self._policy = policy
         self._start = start
         self._recorder = recorder
@@ -47,6 +58,10 @@ class LazyHands:
                 await self._recorder.record(self._agent, ready)
             return self._sandbox
 
+    def usage(self) -> Usage | None:
+        """What its processes used until now; None before there are any."""
+        return self._sandbox.usage() if self._sandbox is not None else None
+
     def _attempted(self, attempt: Attempt) -> None:
         """Records what is new about the agent's use of the network; told while the sandbox works, so never waits."""
         key = (attempt.host, attempt.port, attempt.reason)
@@ -55,11 +70,22 @@ class LazyHands:
         self._seen.add(key)
         event = NetworkAttempted(
             attempt.host, attempt.port, attempt.allowed, attempt.reason, attempt.address or "",
-            attempt.bytes_up, attempt.bytes_down,
+            attempt.bytes_up, attempt.bytes_down, *self._refusal(attempt),
         )  # fmt: skip
         task = asyncio.ensure_future(self._record(event))
         self._recording.add(task)
         task.add_done_callback(self._recording.discard)
+
+    def _refusal(self, attempt: Attempt) -> tuple[str, str, str]:
+        """The rule, its place and the patch, where it is the grant or the operator that refuses an attempt."""
+        if attempt.allowed or not attempt.port:
+            return ("", "", "")
+        try:
+            need = Capability(NETWORK_ACCESS, hosts=(attempt.host,), ports=(str(attempt.port),))
+        except CapabilityError:  # no host name, which nothing would allow
+            return ("", "", "")
+        decision = self._validator.check((need,))
+        return ("", "", "") if decision.allowed else (decision.rule, decision.place, decision.patch)
 
     async def _record(self, event: NetworkAttempted) -> None:
         with contextlib.suppress(JournalError):  # whoever takes the agent's next step meets the same error

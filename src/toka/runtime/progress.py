@@ -15,12 +15,15 @@ from typing import Final
 from toka.config.agent import AgentConfig
 from toka.core.clock import Clock
 from toka.core.ids import AgentName
+from toka.core.units import format_bytes
+from toka.errors import LimitExceeded
 from toka.events.event import (
     AgentStateChanged,
     Event,
     ObjectiveChanged,
     RunStateChanged,
     StepDenied,
+    StepDone,
     StepInDoubt,
     StepResolved,
     TaskStateChanged,
@@ -29,9 +32,12 @@ from toka.events.lifecycle import AGENT_ENDS, TASK_ENDS, AgentStatus
 from toka.events.record import Record
 from toka.events.state import AgentState
 from toka.journal.recorder import Recorder
+from toka.sandbox.usage import Usage
 
 PERIODS: Final[Mapping[str, float]] = {"hourly": 3_600.0, "daily": 86_400.0, "weekly": 604_800.0}
 """Seconds between digests of the frequencies that are periods."""
+IDLE_CPU_S: Final = 0.01
+"""Seconds of processor time between two samples below which nothing was done."""
 KEPT_EVENTS: Final = 50
 """Events that a digest lists; older ones are only counted."""
 
@@ -110,6 +116,7 @@ class ProgressReporter:
         self._listeners: list[Listener] = []
         self._channels: dict[str, list[ChannelListener]] = {}
         self._pending: dict[str, _Pending] = {}
+        self._used: dict[str, float] = {}
         self._unsubscribe = recorder.subscribe(self._on_record)
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
@@ -147,6 +154,15 @@ class ProgressReporter:
             period = PERIODS.get(config.reporting.frequency or "") if config else None
             if period is not None and now - pending.since >= period:
                 self._send(agent, str(config.reporting.frequency) if config else "")
+
+    def used(self, samples: Mapping[str, Usage]) -> None:
+        """Tells what the agents' processes use, of each agent whose processes did something. Not part of the record."""
+        for agent, use in samples.items():
+            if use.cpu_s is not None and use.cpu_s > self._used.get(agent, 0.0) + IDLE_CPU_S:
+                self._used[agent] = use.cpu_s
+                event = ProgressEvent("usage", agent, "", _used(use), self._clock.now())
+                for listener in tuple(self._listeners):
+                    listener(event)
 
     def close(self) -> None:
         """Stops listening."""
@@ -205,6 +221,9 @@ def progress_event(record: Record) -> ProgressEvent | None:
         return ProgressEvent(kind, agent, "", text, at) if kind else None
     if isinstance(event, StepDenied):
         return ProgressEvent("tool_denied", agent, _task_id(event.step), f"{event.what} denied: {event.reason}", at)
+    if isinstance(event, StepDone) and event.limit is not None:
+        over = LimitExceeded(**event.limit)
+        return ProgressEvent("limit_exceeded", agent, _task_id(event.step), f"limit met: {over.message}", at)
     if isinstance(event, StepInDoubt):
         return ProgressEvent("step_in_doubt", agent, _task_id(event.step), event.question, at)
     if isinstance(event, StepResolved):
@@ -243,6 +262,16 @@ def _agent(event: AgentStateChanged) -> tuple[str, str]:
     kind = "agent_started" if event.state == AgentStatus.STARTING else f"agent_{event.state.lower()}"
     word = kind.removeprefix("agent_").replace("_", " ")
     return kind, f"{word}: {event.reason}" if event.reason else word
+
+
+def _used(use: Usage) -> str:
+    """`1.4 s CPU, 45MB memory, 3 processes`."""
+    parts = [f"{use.cpu_s or 0.0:.1f} s CPU"]
+    if use.memory_bytes is not None:
+        parts.append(f"{format_bytes(round(use.memory_bytes, -6) or use.memory_bytes)} memory")
+    if use.processes is not None:
+        parts.append("1 process" if use.processes == 1 else f"{use.processes} processes")
+    return ", ".join(parts)
 
 
 def _task_id(step: str) -> str:

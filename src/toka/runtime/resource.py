@@ -6,6 +6,7 @@ in all scopes or in none; afterwards the reservation is replaced by what was use
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -13,6 +14,7 @@ from toka.core.limits import UNITS, Limits
 from toka.core.message import Usage
 from toka.errors import LimitExceeded
 from toka.llm.model import Estimate
+from toka.sandbox.usage import Usage as Machine
 
 _KEYS: Final = {
     "tokens": "max_tokens",
@@ -152,6 +154,7 @@ class ResourceManager:
         """`limits` bound the run as a whole; None sets none."""
         self.run = Scope("run", limits or Limits())
         self._agents: dict[str, Scope] = {}
+        self._watched: dict[str, Callable[[], Machine | None]] = {}
 
     def agent(self, name: str, limits: Limits, *, used: Usage, cost_usd: float | None, tool_calls: int) -> Scope:
         """An agent's scope, starting from what the record says it used already.
@@ -166,6 +169,19 @@ class ResourceManager:
         self.run.model_calls += scope.model_calls - earlier.model_calls
         self.run.tool_calls += scope.tool_calls - earlier.tool_calls
         return scope
+
+    def watch(self, agent: str, sample: Callable[[], Machine | None]) -> None:
+        """From now on `samples` asks `sample` what the agent's processes use; None while it has none."""
+        self._watched[agent] = sample
+
+    def unwatch(self, agent: str) -> None:
+        """The agent has no processes any more."""
+        self._watched.pop(agent, None)
+
+    def samples(self) -> dict[str, Machine]:
+        """What the processes of each agent used until now, and use: cgroup files are read, else /proc."""
+        found = {agent: sample() for agent, sample in tuple(self._watched.items())}
+        return {agent: use for agent, use in found.items() if use is not None}
 
     def task(self, agent: Scope, task: str) -> Scope:
         """A task's scope inside its agent's."""

@@ -17,6 +17,7 @@ from toka.core.decision import Decision
 from toka.core.effect import Effect
 from toka.core.ids import AgentName, RunId, StepKey, TaskId, idempotency_key
 from toka.core.message import Usage
+from toka.errors import LimitExceeded
 from toka.events.event import StepDenied, StepDone, StepFailed, StepInDoubt, StepIntent, StepResolved
 from toka.events.record import Record
 from toka.journal.recorder import Recorder
@@ -105,6 +106,7 @@ class Result:
         value: a JSON value: what the caller goes on with, now or in a replay.
         failed: the act ended, but its answer is an error.
         usage, cost_usd, model: of a model call.
+        limit: what was met while it ran, so that it or a part of it was ended; None = nothing.
     """
 
     value: Any
@@ -112,6 +114,7 @@ class Result:
     usage: Usage | None = None
     cost_usd: float | None = None
     model: str = ""
+    limit: LimitExceeded | None = None
 
 
 class Steps:
@@ -317,9 +320,9 @@ class Steps:
     async def _record_done(self, text: str, result: Result, wall: float) -> None:
         usage = result.usage.to_json() if result.usage else None
         value = await self._stored(result.value)
-        await self._recorder.record(
-            self._agent, StepDone(text, value, usage, result.cost_usd, result.model, wall, result.failed)
-        )
+        limit = result.limit.to_json() if result.limit is not None else None
+        done = StepDone(text, value, usage, result.cost_usd, result.model, wall, result.failed, limit)
+        await self._recorder.record(self._agent, done)
 
     async def _stored(self, value: Any) -> Any:
         if value is None:

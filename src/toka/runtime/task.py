@@ -15,7 +15,7 @@ from toka.events.event import TaskStateChanged
 from toka.events.lifecycle import TASK_ENDS, TaskStatus, task_may
 from toka.events.state import TaskState
 from toka.llm.prompts import REPORT_TOOL, retry_note
-from toka.runtime.command import run_line, tail, verdict
+from toka.runtime.command import met, run_line, tail, verdict
 from toka.runtime.context import AgentContext
 from toka.runtime.conversation import Conversation, Report, opening_messages
 from toka.runtime.step import InDoubt, StepFailure
@@ -186,7 +186,8 @@ class TaskExecutor:
         end = verdict(result.value, line, timeout_s)
         output = tail(result.value)
         if result.failed:
-            why = "timeout" if result.value["ended"] == "timeout" else "exit"
+            over = met(result.value)
+            why = "timeout" if result.value["ended"] == "timeout" else "exit" if over is None else "limit"
             raise StepFailure(why, f"{end}\n{output}".rstrip())
         return {"status": "succeeded", "summary": f"{end}\n{output}".rstrip(), "exit": result.value["exit"]}
 

@@ -13,9 +13,9 @@ from toka.core.ids import StepKey
 from toka.core.message import Message, ToolCall
 from toka.errors import LimitExceeded, SandboxError
 from toka.llm.prompts import bad_arguments, tool_error, tool_result, unknown_tool
+from toka.runtime.command import limit_met
 from toka.runtime.context import AgentContext
 from toka.runtime.step import Act, Result, StepFailure
-from toka.tools.builtin import builtin_tools
 from toka.tools.tool import CheckableTool, Tool, ToolContext, ToolResult, validate
 
 BEYOND: Final = "nothing can grant this"
@@ -101,7 +101,8 @@ async def _run(
             result = ToolResult(f"the sandbox failed: {e}", failed=True)
         except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as e:
             result = ToolResult(f"{type(e).__name__}: {e}", failed=True)  # a custom tool's own defect: told, not raised
-        return Result(_value(tool.name, result), failed=result.failed)
+        value = agent.run.runtime.redact(_value(tool.name, result))
+        return Result(value, failed=result.failed, limit=limit_met(result.data or {}, agent.name))
 
     assumed = _value(tool.name, ToolResult("this call was made before a crash; a person says that it happened"))
     act = Act(key, tool.effect, tool.name, arguments, rule, assumed=assumed)
@@ -134,7 +135,7 @@ def _is_checkable(tool: Tool) -> TypeGuard[CheckableTool]:
 
 def _find(agent: AgentContext, name: str) -> Tool | None:
     """The agent's tool, or one it was not granted: asking for that one is denied with the reason."""
-    return agent.tools.get(name) or next((t for t in builtin_tools() if t.name == name), None)
+    return agent.tools.get(name) or agent.run.runtime.tools.find(name)
 
 
 def _value(name: str, result: ToolResult) -> dict[str, Any]:

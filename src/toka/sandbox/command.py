@@ -54,7 +54,7 @@ class CommandResult:
         used = {k: v for k, v in asdict(self.spent).items() if v and k != "cpu_s"}
         out: dict[str, Any] = {k: round(v, 3) if isinstance(v, float) else v for k, v in used.items()}
         if self.exceeded is not None:
-            out["exceeded"] = {**asdict(self.exceeded), "unit": "bytes"}
+            out["exceeded"] = asdict(self.exceeded)
         return out
 
 

@@ -4,40 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from toka.core.capability import CapabilityError, normal_path
 from toka.errors import SandboxError
-from toka.sandbox.command import CommandResult, Ended, Lifeline, Output
+from toka.sandbox.command import FLOOD_BYTES, CommandResult, Ended, Lifeline, Output
+from toka.sandbox.environment import environment_of
 from toka.sandbox.filework import FileWorker
 from toka.sandbox.keeper import Exceeded, Keeper, Surroundings
 from toka.sandbox.launch import Zygote, start_zygote, to_the_end
-from toka.sandbox.mounts import WORKSPACE, Granted
+from toka.sandbox.mounts import Granted
 from toka.sandbox.policy import SandboxPolicy
-from toka.sandbox.profile import PROXY_PORT, Kind
-from toka.sandbox.usage import children_of
+from toka.sandbox.profile import Kind
+from toka.sandbox.request import bounds_of, check_command
+from toka.sandbox.terminal import Streams
+from toka.sandbox.usage import Usage, children_of
 
-ENVIRONMENT: Final[Mapping[str, str]] = {
-    "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "HOME": "/tmp",
-    "LANG": "C.UTF-8",
-}
-"""All that a command finds in its environment unless the caller adds to it."""
 GRACE_S: Final = 5.0
 """Seconds past a deadline, or after a kill, in which the zygote must report; then the whole sandbox is killed."""
-_PROXY: Final = f"http://127.0.0.1:{PROXY_PORT}"
-PROXIED: Final[Mapping[str, str]] = dict.fromkeys(
-    ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"), _PROXY
-)
-"""Added when there is a way out."""
 WORKER_IDLE_S: Final = 5.0
 """Seconds without a file operation after which the file worker ends."""
-OPEN_FILES: Final = 1024
-_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def shell(command: str) -> list[str]:
@@ -60,7 +48,7 @@ class Sandbox:
         self._clock = around.clock
         self._idle_s = around.idle_s
         self._keeper = Keeper(policy, around)
-        self._environment = {**ENVIRONMENT, **(PROXIED if policy.network else {})}
+        self._environment = environment_of(policy)
         self._zygote: Zygote | None = None
         self._worker: FileWorker | None = None
         self._starting = asyncio.Lock()
@@ -131,6 +119,10 @@ class Sandbox:
         zygote = self._zygote.inner if self._zygote is not None and self._zygote.alive else 0
         return [zygote, *children_of(zygote)] if zygote else []
 
+    def usage(self) -> Usage:
+        """What its processes used until now, and use; nothing before the first start."""
+        return self._keeper.usage()
+
     def host_uid(self) -> int:
         """The user id of its processes on the host; -1 when none runs."""
         if self._zygote is None or not self._zygote.alive:
@@ -192,7 +184,7 @@ class Sandbox:
         Args:
             argv: the program (looked up in PATH) and its arguments; `shell` makes one of a command line.
             cwd: a folder relative to the workspace.
-            env: variables added to `ENVIRONMENT`.
+            env: variables added to those of `environment_of`.
             timeout_s: seconds after which the command and all it started are killed.
             output_limit: bytes of output to keep; None: the policy's figure.
             chosen_by: a command that a person wrote into the spec may run any program, one that the agent chose only
@@ -209,10 +201,40 @@ class Sandbox:
         with self._working():
             return await self._ended(request, output_limit, started)
 
+    async def attach(
+        self, argv: Sequence[str], streams: Streams, *, env: Mapping[str, str] | None = None, timeout_s: float
+    ) -> CommandResult:
+        """Runs one command on a person's streams, locked up as one that an agent chose. See `run` for the rest.
+
+        Returns when everything inside is dead; the output may still be on its way then, see `Streams.finish`.
+        """
+        started = self._clock.monotonic()
+        try:
+            request = {**self._request(argv, ".", env or {}, timeout_s), "profile": "agent", **streams.request}
+        except ValueError as error:
+            return _refused(str(error), 0.0)
+        with self._working():
+            await self._alive()
+            return await self._measured(request, streams.lifeline, streams, started)
+
     async def _ended(self, request: dict[str, Any], output_limit: int | None, started: float) -> CommandResult:
         await self._alive()
         lifeline = Lifeline()
         output = Output(self._policy.output_bytes if output_limit is None else output_limit, lifeline)
+        try:
+            result = await self._measured(request, lifeline, output, started)
+        finally:
+            output.drain()
+            output.close()
+            lifeline.close()
+        kept: dict[str, Any] = {"output": bytes(output.kept), "dropped": output.dropped}
+        if output.flooded and result.ended == "killed":
+            return replace(result, **kept, ended="flood", exceeded=Exceeded("output", FLOOD_BYTES, output.size))
+        return replace(result, **kept)
+
+    async def _measured(
+        self, request: dict[str, Any], lifeline: Lifeline, output: Output | Streams, started: float
+    ) -> CommandResult:
         before, network = self._keeper.usage(), self._keeper.network
         met: list[Exceeded] = []
 
@@ -225,40 +247,20 @@ class Sandbox:
                 report = await self._command(request, lifeline, output)
         except ValueError as error:
             return _refused(str(error), self._clock.monotonic() - started)
-        finally:
-            output.drain()
-            output.close()
-            lifeline.close()
         now = self._keeper.usage()
         exceeded = met[0] if met else self._keeper.met(before, now)
         spent = self._keeper.spent(before, now, network)
-        return replace(_result(report, output, self._clock.monotonic() - started), exceeded=exceeded, spent=spent)
+        result = _result(report, self._clock.monotonic() - started)
+        if exceeded is None and result.ended == "timeout":
+            exceeded = Exceeded("time", request["timeout"], max(request["timeout"], result.wall_s), "seconds")
+        return replace(result, exceeded=exceeded, spent=spent)
 
     def _request(self, argv: Sequence[str], cwd: str, env: Mapping[str, str], timeout_s: float) -> dict[str, Any]:
         """Raises ValueError for what cannot be run at all."""
-        if not timeout_s > 0:
-            raise ValueError(f"a deadline of {timeout_s} seconds leaves no time to run")
-        if not argv or not argv[0] or any("\0" in part for part in (*argv, *env.values())):
-            raise ValueError("a command is a program and its arguments, without NUL")
-        if bad := next((name for name in env if not _VARIABLE.fullmatch(name)), None):
-            raise ValueError(f"{bad!r} is not a variable's name")
-        try:
-            folder = normal_path(cwd)
-        except CapabilityError as error:
-            raise ValueError(str(error)) from None
-        limits = {"NPROC": self._policy.processes, "FSIZE": self._policy.file_bytes, "NOFILE": OPEN_FILES}
-        if self._policy.memory_bytes is not None and not self._keeper.holds("memory"):
-            limits["DATA"] = self._policy.memory_bytes
-        return {
-            "op": "run",
-            "argv": list(argv),
-            "cwd": WORKSPACE if folder == "." else f"{WORKSPACE}/{folder}",
-            "env": {**self._environment, **env},
-            "timeout": timeout_s,
-            "rlimits": limits,
-        }
+        asked = {"op": "run", **check_command(argv, cwd, env, timeout_s), "env": {**self._environment, **env}}
+        return asked | bounds_of(self._policy, self._keeper.holds, timeout_s)
 
-    async def _send(self, request: dict[str, Any], fds: tuple[int, int]) -> Zygote:
+    async def _send(self, request: dict[str, Any], fds: Sequence[int]) -> Zygote:
         """Hands a request to a zygote that lives. A zygote found dead got nothing, so a new one may get it."""
         while True:
             zygote = await self._alive()
@@ -269,9 +271,10 @@ class Sandbox:
                 continue
             return zygote
 
-    async def _command(self, request: dict[str, Any], lifeline: Lifeline, output: Output) -> dict[str, Any]:
+    async def _command(self, request: dict[str, Any], lifeline: Lifeline, output: Output | Streams) -> dict[str, Any]:
         """Sends the request and waits for the report; empty when the zygote died."""
-        zygote = await self._send(request, (output.theirs, lifeline.theirs.fileno()))
+        handed = [output.theirs] if isinstance(output, Output) else output.theirs
+        zygote = await self._send(request, (*handed, lifeline.theirs.fileno()))
         output.sent()
         lifeline.theirs.close()
         try:
@@ -373,15 +376,12 @@ def _refused(reason: str, wall_s: float) -> CommandResult:
     return CommandResult(126, b"", 0, "refused", wall_s, 0.0, 0, reason)
 
 
-def _result(report: dict[str, Any], output: Output, wall_s: float) -> CommandResult:
+def _result(report: dict[str, Any], wall_s: float) -> CommandResult:
     ended: Ended = report.get("ended", "lost")
-    if ended == "killed" and output.flooded:
-        ended = "flood"
-    code = {"exited": report.get("code"), "refused": 126}.get(ended)
     return CommandResult(
-        exit_code=code,
-        output=bytes(output.kept),
-        dropped=output.dropped,
+        exit_code={"exited": report.get("code"), "refused": 126}.get(ended),
+        output=b"",
+        dropped=0,
         ended=ended,
         wall_s=wall_s,
         cpu_s=report.get("cpu", 0.0),

@@ -40,19 +40,27 @@ class Exceeded:
     """A limit that was met.
 
     Attributes:
-        kind: `memory` or `disk`.
-        limit: in bytes.
-        used: in bytes; at least the limit.
+        kind: `memory`, `disk`, `network`, of the agent; `output`, `time`, of one command.
+        limit: in `unit`.
+        used: in `unit`; at least the limit.
+        unit: `bytes` or `seconds`.
     """
 
     kind: str
-    limit: int
-    used: int
+    limit: float
+    used: float
+    unit: str = "bytes"
 
     @property
     def text(self) -> str:
         """`memory limit of 512MB reached`."""
-        return f"{self.kind} limit of {format_bytes(self.limit)} reached"
+        figure = format_bytes(int(self.limit)) if self.unit == "bytes" else f"{self.limit:g} s"
+        return f"{self.kind} limit of {figure} reached"
+
+    @property
+    def of_command(self) -> bool:
+        """Whether it bounds one command; others bound the agent as a whole."""
+        return self.kind in ("output", "time")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +108,7 @@ class Surroundings:
         idle_s: seconds without use after which its processes end, if nothing is in /tmp; the next use starts them.
         name: whose it is, such as ("toka", run, agent): found again in the name of its cgroup.
         report: takes each attempt to reach the network.
-        credentials: keys that the proxy adds, by host name.
+        credentials: keys that the proxy adds, by host name, to requests to hosts that the policy lets through.
         hierarchies: where cgroups are; None = as this machine has them.
     """
 
@@ -137,12 +145,14 @@ class Keeper:
         self._past = Usage(cpu_s=0.0, read_bytes=0, written_bytes=0)
         self._egress: Egress | None = None
         if policy.network:
+            rules = EgressRules(policy.network, policy.refused)
             self._egress = Egress(
-                EgressRules(policy.network, policy.refused),
+                rules,
                 clock=around.clock,
                 report=around.report,
                 rate_bps=policy.network_bps,
-                credentials=around.credentials,
+                max_bytes=policy.network_bytes,
+                credentials={h: c for h, c in around.credentials.items() if rules.decide(h, c.port).allowed},
             )
 
     def join(self, pid: int) -> None:
@@ -186,7 +196,7 @@ class Keeper:
         out.append(Enforcement("processes", held.get("pids") or "RLIMIT_NPROC", strict=True))
         if policy.disk_bytes is not None:
             out.append(Enforcement("disk", "counted while commands run; RLIMIT_FSIZE for one file", strict=False))
-        if policy.network_bps is not None:
+        if policy.network_bps is not None or policy.network_bytes is not None:
             out.append(Enforcement("network", "the proxy", strict=True))
         return tuple(out)
 
@@ -226,11 +236,13 @@ class Keeper:
         return (self._egress.bytes_up, self._egress.bytes_down) if self._egress is not None else (0, 0)
 
     def met(self, before: Usage, now: Usage) -> Exceeded | None:
-        """The memory limit, if the kernel has killed for it between two readings of `usage`."""
-        limit = self._policy.memory_bytes
-        if limit is None or (now.oom_kills or 0) <= (before.oom_kills or 0):
-            return None
-        return Exceeded("memory", limit, max(limit, now.memory_peak_bytes or 0))
+        """What ran out between two readings of `usage`: memory that the kernel killed for, or bytes of the network."""
+        limit, network = self._policy.memory_bytes, self._policy.network_bytes
+        if limit is not None and (now.oom_kills or 0) > (before.oom_kills or 0):
+            return Exceeded("memory", limit, max(limit, now.memory_peak_bytes or 0))
+        if network is not None and sum(self.network) >= network:
+            return Exceeded("network", network, sum(self.network))
+        return None
 
     @contextlib.contextmanager
     def watching(self, kill: Callable[[Exceeded], None]) -> Generator[None]:

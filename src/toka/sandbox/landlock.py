@@ -65,7 +65,9 @@ class Ruleset:
 
 
 def handled_rights(version: int) -> int:
-    """The rights on paths that an interface version knows, as bits."""
+    """The rights on paths that an interface version knows, as bits; none without Landlock (version 0)."""
+    if version < OLDEST:
+        return 0
     newer = {2: REFER, 3: TRUNCATE, 5: IOCTL_DEV}
     known = (EXECUTE | WRITE | MAKE_CHAR | MAKE_BLOCK) & ~REFER & ~TRUNCATE
     return known | sum(right for since, right in newer.items() if version >= since)

@@ -25,7 +25,7 @@ CAPABILITIES: Final = ("CAP_SYS_ADMIN", "CAP_SETPCAP", "CAP_SYS_CHROOT")
 """What the zygote keeps in its user namespace: to make namespaces, empty the bounding set, and jail the worker."""
 CODE: Final = "/toka/lib/toka/sandbox"
 """Where our own code is inside."""
-INSIDE: Final = ("groundwork.py", "kernel.py", "probe.py", "worker.py", "zygote.py")
+INSIDE: Final = ("groundwork.py", "kernel.py", "probe.py", "streams.py", "worker.py", "zygote.py")
 """The modules that run inside."""
 User = tuple[int, int]
 """uid and gid."""
@@ -151,25 +151,45 @@ def _open_below(root: int, rule: PathRule) -> tuple[int, str]:
 
 def _open_folder(at: int, name: str, *, create: bool) -> int:
     if create:
-        try:
-            os.mkdir(name, 0o777, dir_fd=at)
-        except FileExistsError:
-            pass
+        _make_folder(at, name)
     return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
+
+
+def _make_folder(at: int, name: str) -> None:
+    """Makes a folder, if there is nothing yet."""
+    try:
+        os.mkdir(name, 0o777, dir_fd=at)
+    except FileExistsError:
+        return
+    if os.geteuid() == 0:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
+        try:
+            _give(fd, at)
+        finally:
+            os.close(fd)
+
+
+def _give(fd: int, at: int) -> None:
+    """What root made in somebody's folder becomes theirs: root's own could not be written by the agent there."""
+    status = os.fstat(at)
+    if os.geteuid() == 0:
+        os.fchown(fd, status.st_uid, status.st_gid)
 
 
 def _create(at: int, name: str) -> str:
     """Creates an empty file where the name has an extension (`notes.md`), else a folder."""
     if "." in name.strip("."):
         try:
-            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=at))
+            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=at)
         except FileExistsError:
-            pass  # another agent with the same grant came first; what is there is opened and checked like any other
+            # another agent with the same grant came first; what is there is opened and checked like any other
+            return "an empty file"
+        try:
+            _give(fd, at)
+        finally:
+            os.close(fd)
         return "an empty file"
-    try:
-        os.mkdir(name, 0o777, dir_fd=at)
-    except FileExistsError:
-        pass
+    _make_folder(at, name)
     return "a folder"
 
 

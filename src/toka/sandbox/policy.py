@@ -59,6 +59,7 @@ class SandboxPolicy:
         file_bytes: size that one written file may reach.
         disk_bytes: bytes that may be written to storage, all commands together; None = no bound.
         network_bps: bits per second through the proxy; None = no bound.
+        network_bytes: bytes through the proxy, both directions together; None = no bound.
         output_bytes: bytes kept of one command's output when the caller names no other figure.
         tmp_bytes: size of /tmp, which lives in memory.
     """
@@ -78,6 +79,7 @@ class SandboxPolicy:
     file_bytes: int = DEFAULT_FILE_BYTES
     disk_bytes: int | None = None
     network_bps: int | None = None
+    network_bytes: int | None = None
     output_bytes: int = DEFAULT_OUTPUT_BYTES
     tmp_bytes: int = DEFAULT_TMP_BYTES
 
@@ -149,6 +151,7 @@ def compile_policy(
         file_bytes=DEFAULT_FILE_BYTES if limits.disk_bytes is None else limits.disk_bytes,
         disk_bytes=limits.disk_bytes,
         network_bps=limits.network_bps,
+        network_bytes=limits.network_bytes,
         output_bytes=DEFAULT_OUTPUT_BYTES if limits.output_bytes is None else limits.output_bytes,
     )
 

@@ -4,17 +4,22 @@
 | --- | --- | --- |
 | person | a command that a person wrote into the spec: `run:`, `check:` | any of the system |
 | agent | a command that the model chose | those of the grant |
+| tool | a program of Toka's own tools, or of a tool that the operator allows | python3, psql |
+| git | git, as the tool of that name calls it | git, without network |
 | files | the file worker | none |
 
-All kinds share the agent's mounts, network and limits.
+All kinds share the agent's mounts, network and limits. What runs as `tool` or `git` works for an agent that may not
+have these programs itself, so it can start nothing else: no hook, filter or pager, whatever a repository says. Landlock
+holds that; a kernel without it leaves it to the options that git is called with.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -23,7 +28,7 @@ from toka.sandbox.mounts import WORKSPACE, Granted
 from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.seccomp import Syscalls, compile_filter
 
-Kind = Literal["person", "agent", "files"]
+Kind = Literal["person", "agent", "tool", "git", "files"]
 PROXY_PORT: Final = 3128
 """Where the way out is inside, on 127.0.0.1, when there is one."""
 PROGRAMS: Final = "/toka/bin"
@@ -39,9 +44,16 @@ HELPERS: Final = {
     **dict.fromkeys(("cc", "gcc", "g++", "c++"), ("/usr/lib/gcc", "/usr/libexec/gcc")),
     **dict.fromkeys(("cargo", "rustc", "rustdoc"), ("/usr/lib/gcc", "/usr/libexec/gcc", "/usr/lib/rustlib")),
     **dict.fromkeys(("node", "npm", "npx"), ("/usr/lib/node_modules", "/usr/share/nodejs", "/usr/share/npm")),
-    "psql": ("/usr/lib/postgresql", "/usr/share/postgresql-common"),
 }  # fmt: skip
 """Folders with programs that a program needs beside itself."""
+BUILDERS: Final = frozenset(
+    ("cargo", "rustc", "cc", "gcc", "c++", "g++", "clang", "clang++", "tcc", "go", "ld", "npm", "npx")
+)  # fmt: skip
+"""Programs that make programs. Where one is listed, files that were written may be executed: the list is no boundary
+then, and what it makes is meant to run."""
+BEHIND: Final = {"psql": "/usr/lib/postgresql/*/bin/psql"}
+"""Programs that a script in another language stands in front of, on Debian: the newest one behind it is taken."""
+PYTHON: Final = "/usr/bin/python3"
 HIDDEN: Final = (
     "/usr/sbin", "/usr/local/bin", "/usr/local/sbin", "/usr/games", "/usr/libexec", "/usr/lib/apt", "/usr/lib/dpkg",
     "/usr/lib/git-core", "/usr/lib/gcc", "/usr/lib/openssh", "/usr/lib/postgresql", "/usr/lib/systemd", "/usr/lib/sudo",
@@ -51,6 +63,9 @@ HIDDEN: Final = (
 
 def find_program(name: str) -> str | None:
     """The file of a program as the sandbox sees it; None when this machine has it not where sandboxes look."""
+    behind = [str(p) for p in Path("/").glob(BEHIND[name].lstrip("/"))] if name in BEHIND else []
+    if behind:
+        return max(behind, key=lambda path: [int(number) for number in re.findall("[0-9]+", path)])
     found = shutil.which(name, path=SEARCHED)
     if found is None:
         return None
@@ -71,6 +86,8 @@ def profiles(policy: SandboxPolicy, granted: Granted) -> dict[Kind, dict[str, An
     return {
         "person": _commands(policy, granted, None),
         "agent": {**_commands(policy, granted, policy.programs), "masked": _files_of(policy.refused_programs)},
+        "tool": _own(policy, granted, [PYTHON, *_files(("psql",))], network=True),
+        "git": _own(policy, granted, [*_files(("git",)), *HELPERS["git"]], network=False),
         "files": _profile(Ruleset((("/", READ_DIR), *_workspace(granted, 0))), Syscalls(spawn=False, memfd=False)),
     }
 
@@ -78,18 +95,38 @@ def profiles(policy: SandboxPolicy, granted: Granted) -> dict[Kind, dict[str, An
 def _commands(policy: SandboxPolicy, granted: Granted, programs: tuple[str, ...] | None) -> dict[str, Any]:
     """The profile of commands that may name these programs only; None = any."""
     listed = programs is not None
+    fixed = listed and BUILDERS.isdisjoint(programs)
     helpers = {folder for name in programs or () for folder in HELPERS.get(name, ())}
     folders = _system_folders()
     execute = [PROGRAMS, *LOADERS, *sorted(helpers)] if listed else folders
-    rules = system_rules(folders=folders, execute=execute, programs_only=listed)
-    rules += _workspace(granted, 0 if listed else EXECUTE)
+    rules = system_rules(folders=folders, execute=execute, programs_only=fixed)
+    rules += _workspace(granted, 0 if fixed else EXECUTE)
     ports = (PROXY_PORT,) if policy.network else ()
     families = (socket.AF_INET, socket.AF_INET6) if policy.network else ()
     profile = _profile(Ruleset(tuple(rules), connect_ports=ports), Syscalls(families, memfd=not listed))
     if listed:
         hidden = [f for f in HIDDEN if not any(h == f or h.startswith(f + "/") for h in helpers)]
-        profile |= {"listed": True, "noexec": _writable(granted), "hidden": hidden}
+        profile |= {"listed": True, "noexec": _writable(granted) if fixed else ["/dev/shm"], "hidden": hidden}
     return profile
+
+
+def _own(policy: SandboxPolicy, granted: Granted, execute: Sequence[str], *, network: bool) -> dict[str, Any]:
+    """The profile of programs that Toka itself names: nothing but these can be started.
+
+    With a network they may connect to one another, inside the sandbox, at the ports that are granted: a client that
+    knows no proxy is shown its way out there.
+    """
+    network = network and bool(policy.network)
+    rules = system_rules(folders=_system_folders(), execute=[*execute, *LOADERS], programs_only=True)
+    ports = (PROXY_PORT, *(int(port) for c in policy.network for port in c.ports or ())) if network else ()
+    families = (socket.AF_INET, socket.AF_INET6) if network else ()
+    rules += _workspace(granted, 0)
+    profile = _profile(Ruleset(tuple(rules), connect_ports=ports, bind=network), Syscalls(families, memfd=False))
+    return {**profile, "noexec": _writable(granted)}
+
+
+def _files(programs: Iterable[str]) -> list[str]:
+    return [file for name in programs if (file := find_program(name)) is not None]
 
 
 def _files_of(programs: Iterable[str]) -> list[str]:

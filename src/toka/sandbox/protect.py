@@ -197,11 +197,15 @@ def _step(at: int, name: str, path: str) -> int | None:
         fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
     except FileNotFoundError:
         return None
-    if stat.S_ISLNK(os.fstat(fd).st_mode):
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISLNK(mode):
         os.close(fd)
         raise SandboxError(
             f"{path} is protected, and {name} is a symbolic link", hint="replace the link by what it leads to"
         )
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe would wait for whoever writes to it
+        os.close(fd)
+        raise SandboxError(f"{path} is protected, and {name} is neither a file nor a folder", hint="remove it")
     return fd
 
 

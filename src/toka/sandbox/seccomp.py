@@ -156,9 +156,13 @@ def _cases(allowed: Syscalls) -> dict[str, list[Instruction]]:
 
 
 def _socket(families: Sequence[int]) -> list[Instruction]:
-    """Stream sockets of these families; every other one is refused as a family that the kernel does not have."""
+    """Stream sockets of these families; every other one is refused as a family that the kernel does not have.
+
+    So are protocols other than TCP: Landlock's rules about ports do not hold for multipath TCP.
+    """
     body: list[Instruction] = [_argument(1), (_AND, 0, 0, 0xF), (_JUMP_EQUAL, 1, 0, socket.SOCK_STREAM)]
-    body += [_refuse(errno.EAFNOSUPPORT), _argument(0)]
+    body += [_refuse(errno.EAFNOSUPPORT), _argument(2), (_JUMP_EQUAL, 2, 0, 0), (_JUMP_EQUAL, 1, 0, socket.IPPROTO_TCP)]
+    body += [_refuse(errno.EPROTONOSUPPORT), _argument(0)]
     for family in families:
         body += _accept_if(family)
     return [*body, _refuse(errno.EAFNOSUPPORT)]

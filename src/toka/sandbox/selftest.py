@@ -11,6 +11,7 @@ from toka.core.clock import Clock
 from toka.errors import SandboxError
 from toka.sandbox.host import Sandbox
 from toka.sandbox.landlock import abi
+from toka.sandbox.level import Level
 
 LONGEST_S: Final = 20.0
 """Seconds that the tries of one kind of process may take."""
@@ -45,6 +46,7 @@ class SelfTest:
         uid: the user id of the sandbox on the host; never 0.
         limits: each limit that is set, with how it is held and whether strictly.
         wall_s: how long it took.
+        level: of the sandbox; at `none` nothing was tested.
     """
 
     layers: tuple[str, ...]
@@ -52,6 +54,7 @@ class SelfTest:
     uid: int
     limits: tuple[tuple[str, str, bool], ...]
     wall_s: float
+    level: Level = "full"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with one key per attribute."""

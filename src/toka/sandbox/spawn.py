@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -138,6 +138,7 @@ def _started(
         user=uid,
         group=gid,
         extra_groups=None if uid is None else [],
+        start_new_session=True,  # a Ctrl-C at our terminal is for us alone
     )
     return process, control, errors, info
 
@@ -163,6 +164,7 @@ def unstage(stage: str) -> None:
     if not stage:
         return
     for entry in list(os.scandir(stage)):
-        umount(entry.path)
+        with suppress(OSError):  # the last one was not mounted when something failed
+            umount(entry.path)
         (os.rmdir if entry.is_dir(follow_symlinks=False) else os.unlink)(entry.path)
     os.rmdir(stage)

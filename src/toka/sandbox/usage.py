@@ -29,7 +29,8 @@ class Usage:
         processes: processes and threads now, zombies included.
         oom_kills: processes killed because of the memory limit.
         read_bytes: bytes fetched from storage; what the file cache holds already is not counted.
-        written_bytes: bytes sent to storage. A cgroup v1 misses what is written back later.
+        written_bytes: bytes sent to storage. A cgroup v1 is not asked for either: it misses what is written back later,
+            which is nearly all.
     """
 
     memory_bytes: int | None = None
@@ -71,10 +72,9 @@ def usage_of_cgroup(at: Mapping[str, tuple[int, Path]], read: Callable[[Path], s
             with suppress(OSError, ValueError):
                 text = read(directory / file)
                 found[field] = (parse_figure(text, word) if word else int(text)) * unit
-    if "io" in at:
-        generation, directory = at["io"]
+    if "io" in at and at["io"][0] == 2:
         with suppress(OSError, ValueError):
-            text = read(directory / ("io.stat" if generation == 2 else "blkio.throttle.io_service_bytes"))
+            text = read(at["io"][1] / "io.stat")
             found["read_bytes"], found["written_bytes"] = parse_io(text)
     return Usage(**found)
 
@@ -93,14 +93,10 @@ def parse_figure(text: str, word: str) -> int:
 
 
 def parse_io(text: str) -> tuple[int, int]:
-    """Bytes read and written on all devices, from io.stat (v2) or blkio.throttle.io_service_bytes (v1)."""
+    """Bytes read and written on all devices, from io.stat."""
     read = written = 0
     for line in text.splitlines():
-        words = line.split()
-        if len(words) == 3:  # v1: device, Read or Write or ..., bytes
-            read += int(words[2]) if words[1] == "Read" else 0
-            written += int(words[2]) if words[1] == "Write" else 0
-        for key, _, value in (word.partition("=") for word in words[1:]):
+        for key, _, value in (word.partition("=") for word in line.split()[1:]):
             read += int(value) if key == "rbytes" else 0
             written += int(value) if key == "wbytes" else 0
     return read, written

@@ -7,13 +7,13 @@ Imports the standard library and `kernel.py` only; single-threaded on purpose: i
               └─ file worker: its root holds the workspace and nothing else
 
 Each request brings a *lifeline*, one end of a SEQPACKET pair. The zygote sends one JSON report on it when the process
-and all that it started are gone. Anything the host sends on it, and the host closing it, kills the process. The kernel
-kills a pid namespace with its pid 1, so one SIGKILL reaches daemons and trees that ignore every other signal.
+and all that it started are gone. A number that the host sends on it is a signal for the command; anything else, and the
+host closing it, kills the process. The kernel kills a pid namespace with its pid 1, so one SIGKILL reaches daemons and
+trees that ignore every other signal.
 """
 
 from __future__ import annotations
 
-import array
 import errno
 import gc
 import json
@@ -60,8 +60,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    Role = Callable[[dict[str, Any], int, int], dict[str, Any]]
-    """What a child does with a request, the descriptor that came with it and its report's pipe."""
+    Role = Callable[[dict[str, Any], list[int], int], dict[str, Any]]
+    """What a child does with a request, the descriptors that came with it and its report's pipe."""
 
 WORKSPACE = "/workspace"
 JAIL = "/toka/jail"
@@ -69,6 +69,7 @@ NOTHING = "/toka/none"
 KEPT = ("/tmp", "/dev/shm")
 """What outlives a command: gone with the sandbox."""
 MAX_MESSAGE = 256 * 1024
+MAX_FDS = 4
 MAX_WAIT = 3600.0
 MAX_REASON = 1000  # keeps a report below PIPE_BUF: it is written whole or not at all
 REFUSED = 126
@@ -98,18 +99,18 @@ def lock(profile: dict[str, Any]) -> None:
     seccomp(bytes.fromhex(profile["seccomp"]))
 
 
-def run_command(request: dict[str, Any], out: int, status: int) -> None:
+def run_command(request: dict[str, Any], fds: list[int], status: int) -> None:
     """The command itself, a child of its init: everything irreversible, then exec. Never returns."""
     try:
         os.setsid()
-        null = os.open("/dev/null", os.O_RDWR)
-        for source, target in ((null, 0), (out, 1), (out, 2)):
+        for target, source in enumerate(streams_of(request, fds)):
             os.dup2(source, target)
         os.dup2(status, 3, inheritable=False)
         close_from(4)
         os.chdir(request["cwd"])
         os.umask(0o022)
         set_limits(request["rlimits"])
+        os.nice(request.get("nice", 0))
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         if request["op"] == "probe":
@@ -129,6 +130,15 @@ def run_command(request: dict[str, Any], out: int, status: int) -> None:
         os._exit(REFUSED)
 
 
+def streams_of(request: dict[str, Any], fds: list[int]) -> list[int]:
+    """What becomes standard input, output and error: a person's streams, or no input and one pipe for both outputs."""
+    if "streams" not in request:
+        return [os.open("/dev/null", os.O_RDWR), fds[0], fds[0]]
+    from toka.sandbox.streams import gather  # before the lock: this file may not be read after it
+
+    return gather(request["streams"], fds)
+
+
 def run_probe(request: dict[str, Any]) -> None:
     """The self-test in the place of a command, locked up as one. Never returns."""
     from toka.sandbox.probe import probe  # before the lock: this file may not be read after it
@@ -138,7 +148,7 @@ def run_probe(request: dict[str, Any]) -> None:
     os._exit(0)
 
 
-def run_init(request: dict[str, Any], out: int, status: int) -> dict[str, Any]:
+def run_init(request: dict[str, Any], fds: list[int], status: int) -> dict[str, Any]:
     """Pid 1 of one command's namespaces: sets them up, starts the command, reaps. Its end is the end of all inside."""
     # Read-only: as root outside, the files below /proc/sys would obey us without any capability.
     mount("proc", "/proc", "proc", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
@@ -153,10 +163,16 @@ def run_init(request: dict[str, Any], out: int, status: int) -> dict[str, Any]:
         if os.path.lexists(program):  # it may be hidden with its folder
             mount("/dev/null", program, None, MS_BIND)
     drop_capabilities()
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() if "streams" in request else ())  # until hand_on
     child = os.fork()
     if child == 0:
-        run_command(request, out, status)
-    os.close(out)
+        run_command(request, fds, status)
+    for fd in fds:
+        os.close(fd)
+    if "streams" in request:
+        from toka.sandbox.streams import hand_on  # no agent's command needs it
+
+        hand_on(child)
     while True:
         pid, code = os.wait()
         if pid == child:
@@ -169,13 +185,13 @@ def run_init(request: dict[str, Any], out: int, status: int) -> dict[str, Any]:
 # ---- the file worker
 
 
-def run_worker(request: dict[str, Any], fd: int, status: int) -> dict[str, Any]:
+def run_worker(request: dict[str, Any], fds: list[int], status: int) -> dict[str, Any]:
     """Serves files until the host closes the socket. Its root holds the workspace only, so that no link leaves it."""
     from toka.sandbox.worker import serve  # the zygote itself has no use for it
 
     unshare(CLONE_NEWNS)
     mount(WORKSPACE, JAIL + WORKSPACE, None, MS_BIND | MS_REC)
-    connection = socket.socket(fileno=os.dup(fd))
+    connection = socket.socket(fileno=os.dup(fds[0]))
     os.chroot(JAIL)
     os.chdir(WORKSPACE)
     drop_capabilities()
@@ -189,11 +205,11 @@ def run_worker(request: dict[str, Any], fd: int, status: int) -> dict[str, Any]:
     return {"code": 0}
 
 
-def become(role: Role, request: dict[str, Any], fd: int, status: int) -> None:
+def become(role: Role, request: dict[str, Any], fds: list[int], status: int) -> None:
     """What a forked child does: its role, one report, and nothing of the zygote's own code ever again."""
     try:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        report = role(request, fd, status)
+        report = role(request, fds, status)
     except BaseException as error:
         report = {"refused": str(error)[:MAX_REASON] or type(error).__name__}
     try:
@@ -221,6 +237,18 @@ class Child:
         if not self.cause:
             self.cause = cause
             os.kill(self.pid, signal.SIGKILL)
+
+    def hear(self) -> bool:
+        """Takes one word of the host; False when there is nothing more to listen to."""
+        try:
+            word = self.lifeline.recv(16)
+        except OSError:
+            word = b""
+        if word.isdigit():
+            os.kill(self.pid, int(word))
+            return True
+        self.kill("killed")
+        return False
 
     def finish(self) -> None:
         """Reaps the dead process and reports. Closing the lifeline with something unread would lose the report."""
@@ -267,8 +295,7 @@ class Zygote:
                         return
                 elif fd in self.children:
                     self.retire(self.children[fd])
-                elif fd in self.by_lifeline:
-                    self.by_lifeline[fd].kill("killed")
+                elif fd in self.by_lifeline and not self.by_lifeline[fd].hear():
                     self.poll.unregister(fd)
                     del self.by_lifeline[fd]
             now = time.monotonic()
@@ -279,20 +306,21 @@ class Zygote:
 
     def accept(self) -> bool:
         """Takes one request; False at the end of the control socket."""
-        data, fds = receive(self.control)
+        data, fds, _, _ = socket.recv_fds(self.control, MAX_MESSAGE, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
         if not data:
             return False
-        lifeline = socket.socket(fileno=fds[1])
+        lifeline = socket.socket(fileno=fds.pop())
         try:
             request = json.loads(data)
             if request["op"] == "leave":
                 return self.leave(lifeline)
             request["profile"] = self.profiles[request["profile"]]
-            self.start(request, fds[0], lifeline)
+            self.start(request, fds, lifeline)
         except Exception as error:
             lifeline.send(json.dumps({"ended": "refused", "refused": str(error), "cpu": 0.0, "rss": 0}).encode())
             lifeline.close()
-        os.close(fds[0])
+        for fd in fds:
+            os.close(fd)
         return True
 
     def leave(self, lifeline: socket.socket) -> bool:
@@ -301,7 +329,7 @@ class Zygote:
         lifeline.send(json.dumps({"ended": "exited", "left": left}).encode())
         return bool(left)
 
-    def start(self, request: dict[str, Any], fd: int, lifeline: socket.socket) -> None:
+    def start(self, request: dict[str, Any], fds: list[int], lifeline: socket.socket) -> None:
         """Forks a command's init or the file worker."""
         status, theirs = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(status, False)
@@ -311,7 +339,7 @@ class Zygote:
             else:
                 pid, role = clone(CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC), run_init
             if pid == 0:
-                become(role, request, fd, theirs)
+                become(role, request, fds, theirs)
         except BaseException:
             os.close(status)
             raise
@@ -330,16 +358,6 @@ class Zygote:
             self.poll.unregister(child.lifeline)
         del self.children[child.pidfd]
         child.finish()
-
-
-def receive(control: socket.socket) -> tuple[bytes, list[int]]:
-    """One message with its descriptors; empty at the end."""
-    fds = array.array("i")
-    data, ancillary, _, _ = control.recvmsg(MAX_MESSAGE, socket.CMSG_SPACE(2 * fds.itemsize), socket.MSG_CMSG_CLOEXEC)
-    for level, kind, raw in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
-    return data, list(fds)
 
 
 def prepare(config: dict[str, Any]) -> list[int]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 from toka.core.capability import Capability, CapabilityError
-from toka.core.catalogue import COMMAND_EXECUTION
+from toka.core.catalogue import COMMAND_EXECUTION, DEFAULT_PORTS
 from toka.core.effect import Effect
 from toka.sandbox.command import CommandResult
 from toka.sandbox.host import shell
+from toka.sandbox.profile import SEARCHED, find_program
+from toka.tools.inside import inside
 from toka.tools.tool import Arguments, ToolContext, ToolResult, cut
 
 _UNQUOTED: Final = frozenset(";&|<>()$`*?[{\n")
@@ -68,26 +72,30 @@ class RunCommand:
 
     With any program granted, /bin/sh interprets the line. With a list, the line is one listed program with arguments.
     The list is what the agent may name; a listed program that starts others, such as an interpreter, does so freely
-    inside the same mounts, limits and lack of network.
+    inside the same mounts, limits and way out.
+
+    A listed psql reaches its server although it knows no proxy; see `inside_psql.py`.
     """
 
     name = "run_command"
     effect: Effect = Effect.ONCE
 
-    def __init__(self, programs: tuple[str, ...] | None = None) -> None:
+    def __init__(self, programs: tuple[str, ...] | None = None, network: Sequence[Capability] = ()) -> None:
         """Makes the tool for a grant.
 
         Args:
             programs: the programs that may be named; None: any.
+            network: what may be reached.
         """
         self._programs = programs
+        self._databases = [[list(c.hosts), list(c.ports)] for c in network if c.hosts and c.ports and _odd(c.ports)]
         if programs is None:
             how = "The command line is interpreted by /bin/sh."
         else:
             how = f"One program with its arguments, without a shell. Programs: {', '.join(programs)}."
         self.description = (
-            "Run a command in the workspace, without network. Gives standard output and standard error together, and "
-            f"the exit code if it is not 0. {how} All it started ends with it."
+            f"Run a command in the workspace, {_way_out(network)}. Gives standard output and standard error together, "
+            f"and the exit code if it is not 0. {how} All it started ends with it."
         )
         self.parameters = {
             "type": "object",
@@ -111,13 +119,33 @@ class RunCommand:
         command: str = args["command"]
         argv = shell(command) if self._programs is None else split(command)
         hands = await ctx.hands()
-        result = await hands.run(argv, env={"TOKA_IDEMPOTENCY_KEY": ctx.key}, timeout_s=ctx.timeout_s)
-        return _told(result, ctx)
+        how: dict[str, Any] = {"env": {"TOKA_IDEMPOTENCY_KEY": ctx.key}, "timeout_s": ctx.timeout_s}
+        if self._programs is not None and argv[0] == "psql" and self._databases and (psql := find_program("psql")):
+            argv = [*inside("inside_psql.py"), json.dumps(self._databases), psql, *argv[1:]]
+            return told(await hands.run(argv, **how, chosen_by="tool"), ctx)
+        result = await hands.run(argv, **how)
+        if self._programs is not None and result.exit_code == 127 and find_program(argv[0]) is None:
+            return ToolResult(
+                f"{argv[0]} is not installed on this machine where sandboxes look: {SEARCHED}", failed=True
+            )
+        return told(result, ctx)
 
 
-def _told(result: CommandResult, ctx: ToolContext) -> ToolResult:
+def _odd(ports: Sequence[str]) -> bool:
+    """Whether there are other ports than that of the web."""
+    return tuple(ports) != DEFAULT_PORTS
+
+
+def _way_out(network: Sequence[Capability]) -> str:
+    if not network:
+        return "without network"
+    return f"with {'; '.join(c.text for c in network)} through the proxy that HTTPS_PROXY names"
+
+
+def told(result: CommandResult, ctx: ToolContext) -> ToolResult:
+    """A command's output and how it ended, when there is something to say about that."""
     text = cut(result.output.decode("utf-8", "replace"), ctx.output_limit, missing=result.dropped)
-    if note := _note(result, ctx):
+    if note := ending(result, ctx.timeout_s):
         text = f"{text}{'' if not text or text.endswith(chr(10)) else chr(10)}[{note}]"
     return ToolResult(
         text or "[no output]",
@@ -134,16 +162,16 @@ def _told(result: CommandResult, ctx: ToolContext) -> ToolResult:
     )
 
 
-def _note(result: CommandResult, ctx: ToolContext) -> str:
-    """How it ended, when there is something to say."""
-    if result.exceeded is not None:
-        return f"killed: {result.exceeded.text}"
+def ending(result: CommandResult, timeout_s: float) -> str:
+    """How a command ended; empty when it ended well."""
+    if result.exceeded is not None and not result.exceeded.of_command:
+        return result.exceeded.text if result.exceeded.kind == "network" else f"killed: {result.exceeded.text}"
     match result.ended:
         case "exited":
             code = result.exit_code or 0
             return "" if not code else f"exit code {code}" if code > 0 else f"ended by signal {-code}"
         case "timeout":
-            return f"killed after {ctx.timeout_s:g} seconds"
+            return f"killed after {timeout_s:g} seconds"
         case "flood":
             return "killed: far too much output"
         case "killed":

@@ -34,8 +34,9 @@ class Hands(Protocol):
         env: Mapping[str, str] | None = None,
         timeout_s: float,
         output_limit: int | None = None,
+        chosen_by: Any = "agent",
     ) -> CommandResult:
-        """See `Sandbox.run`."""
+        """See `Sandbox.run`; `chosen_by` is a `toka.sandbox.profile.Kind`."""
         ...
 
     async def file(self, op: str, *, timeout_s: float = 30.0, body: bytes = b"", **args: Any) -> dict[str, Any]:
@@ -52,12 +53,14 @@ class ToolContext:
         key: the step's idempotency key, the same over restarts; commands find it as TOKA_IDEMPOTENCY_KEY.
         timeout_s: seconds the call may take.
         output_limit: bytes of text that a result may have.
+        agent: the agent's name, for what it signs.
     """
 
     hands: Callable[[], Awaitable[Hands]]
     key: str
     timeout_s: float
     output_limit: int
+    agent: str = "agent"
 
 
 @dataclass(frozen=True, slots=True)

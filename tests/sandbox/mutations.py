@@ -1,0 +1,579 @@
+"""Ways to break the sandbox, for `make mutate-sandbox`: each one must make a test fail.
+
+A mutation replaces text in one file or in several. Where two mechanisms hold the same thing, it takes both away: with
+one of them gone nothing is open. What is not here because nothing can show it: bwrap sets no_new_privs as we do, and
+clears the environment that we clear; at the reduced level, changing the user takes the capabilities that we drop.
+
+Standard library only: the script runs before anything is installed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Need = Literal["", "root", "cgroup", "x86_64"]
+
+CONFINEMENT: Final = "test_confinement.py"
+ESCAPES: Final = "test_escapes.py"
+HOST: Final = "test_host.py"
+LAUNCH: Final = "test_launch.py"
+LIMITS: Final = "test_limits.py"
+NETWORK: Final = "test_network.py"
+PROTECT: Final = "test_protect.py"
+REDUCED: Final = (
+    "test_reduced.py::test_a_reduced_sandbox_of_this_machine_passes",
+    "test_reduced.py::test_the_kernel_is_out_of_reach",
+)
+SELFTEST: Final = "test_selftest.py"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A replacement.
+
+    Attributes:
+        file: below src/toka/sandbox.
+        old: occurs exactly once.
+        new: what stands there instead.
+    """
+
+    file: str
+    old: str
+    new: str = ""
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One way to break the sandbox.
+
+    Attributes:
+        name: what is missing then.
+        tests: what must notice, files below tests/sandbox or single tests, the likeliest first.
+        changes: all at once.
+        need: where it can be noticed: as root, with control groups, on one machine; "" = everywhere.
+    """
+
+    name: str
+    tests: tuple[str, ...]
+    changes: tuple[Change, ...]
+    need: Need = ""
+
+
+def _one(name: str, tests: tuple[str, ...], file: str, old: str, new: str = "", need: Need = "") -> Mutation:
+    return Mutation(name, tests, (Change(file, old, new),), need)
+
+
+_CALLS: Final = {
+    "ptrace": '"ptrace": (101, 117), ',
+    "process_vm_readv": '"process_vm_readv": (310, 270), ',
+    "kcmp": '"kcmp": (312, 272),',
+    "pidfd_getfd": '"pidfd_getfd": (438, 438), ',
+    "unshare": '"unshare": (272, 97), ',
+    "setns": '"setns": (308, 268), ',
+    "open_tree": '"open_tree": (428, 428), ',
+    "name_to_handle_at": '"name_to_handle_at": (303, 264), ',
+    "perf_event_open": '"perf_event_open": (298, 241), ',
+    "userfaultfd": '"userfaultfd": (323, 282), ',
+    "keyctl": '"keyctl": (250, 219),',
+    "clone3": '"clone3": (435, 435), ',
+    "io_uring": '"io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),',
+}
+"""Calls that succeed, or fail otherwise, for an ordinary user without the filter."""
+
+_FILTER: Final = (
+    *(_one(f"{name} is not filtered", (ESCAPES,), "seccomp.py", old) for name, old in _CALLS.items()),
+    _one(
+        "clone makes namespaces",
+        (ESCAPES,),
+        "seccomp.py",
+        "(_JUMP_ANY_BIT, 0, 1, NEW_NAMESPACES), _refuse(errno.EPERM), _accept()]",
+        "_accept()]",
+    ),
+    _one("TIOCSTI is let through", (ESCAPES,), "seccomp.py", "*_refuse_if(TIOCSTI), "),
+    _one(
+        "TIOCSTI with high bits is let through",
+        (f"{ESCAPES}::test_a_terminal_cannot_be_typed_into",),
+        "seccomp.py",
+        'cases["ioctl"] = [_argument(1), ',
+        'cases["ioctl"] = [(_LOAD, 0, 0, 28), (_JUMP_EQUAL, 1, 0, 0), _accept(), _argument(1), ',
+    ),
+    _one("TIOCLINUX is let through", (ESCAPES,), "seccomp.py", "*_refuse_if(TIOCLINUX), "),
+    _one(
+        "any personality",
+        (ESCAPES,),
+        "seccomp.py",
+        "*_accept_if(0xFFFFFFFF), _refuse(errno.EPERM)]",
+        "*_accept_if(0xFFFFFFFF), _accept()]",
+    ),
+    _one("devices can be made", (ESCAPES,), "seccomp.py", "*_refuse_if(CHARACTER_DEVICE), *_refuse_if(BLOCK_DEVICE), "),
+    _one(
+        "every family of sockets",
+        (ESCAPES,),
+        "seccomp.py",
+        "    return [*body, _refuse(errno.EAFNOSUPPORT)]",
+        "    return [*body, _accept()]",
+    ),
+    *(
+        _one(
+            f"sockets of {name}",
+            (f"{ESCAPES}::test_only_stream_sockets_of_the_internet_can_be_made_and_only_with_network",),
+            "seccomp.py",
+            "    return [*body, _refuse(errno.EAFNOSUPPORT)]",
+            f"    return [_argument(0), *_accept_if({number}), *body, _refuse(errno.EAFNOSUPPORT)]",
+        )
+        for name, number in (("AF_NETLINK", 16), ("AF_PACKET", 17), ("AF_VSOCK", 40))
+    ),
+    _one(
+        "every kind of socket of a granted family",
+        (NETWORK,),
+        "seccomp.py",
+        "(_AND, 0, 0, 0xF), (_JUMP_EQUAL, 1, 0, socket.SOCK_STREAM)]\n    body",
+        "(_AND, 0, 0, 0xF), (_JUMP_EQUAL, 1, 1, socket.SOCK_STREAM)]\n    body",
+    ),
+    _one(
+        "every protocol of streams",
+        (f"{NETWORK}::test_no_other_protocol_goes_around_the_port_rule",),
+        "seccomp.py",
+        "(_JUMP_EQUAL, 2, 0, 0), (_JUMP_EQUAL, 1, 0, socket.IPPROTO_TCP)]",
+        "(_JUMP_EQUAL, 2, 2, 0), (_JUMP_EQUAL, 1, 0, socket.IPPROTO_TCP)]",
+    ),
+    _one(
+        "pairs of datagram sockets",
+        (ESCAPES,),
+        "seccomp.py",
+        "*_accept_if(socket.SOCK_STREAM), _refuse(errno.EAFNOSUPPORT),",
+        "_accept(),",
+    ),
+    _one(
+        "files in memory for agents with a list of programs",
+        (ESCAPES,),
+        "seccomp.py",
+        '        cases["memfd_create"] = [_refuse(errno.EPERM)]\n',
+        "        pass\n",
+    ),
+    _one(
+        "the file worker may start programs",
+        ("test_seccomp.py",),
+        "seccomp.py",
+        'for name in ("execve", "execveat", "fork", "vfork")}',
+        "for name in ()}",
+    ),
+    _one(
+        "calls of another architecture",
+        (ESCAPES,),
+        "seccomp.py",
+        "(_JUMP_EQUAL, 1, 0, AUDIT[machine])",
+        "(_JUMP_EQUAL, 1, 1, AUDIT[machine])",
+        "x86_64",
+    ),
+    _one(
+        "x32 calls",
+        (ESCAPES,),
+        "seccomp.py",
+        "(_JUMP_GREATER_EQUAL, 0, 1, X32_BIT)",
+        "(_JUMP_GREATER_EQUAL, 1, 1, X32_BIT)",
+        "x86_64",
+    ),
+)
+
+_LOCKS: Final = (
+    _one("no filter", (ESCAPES,), "zygote.py", '    seccomp(bytes.fromhex(profile["seccomp"]))\n'),
+    _one("no Landlock", (SELFTEST, NETWORK), "zygote.py", '    landlock(profile["landlock"])\n'),
+    _one(
+        "capabilities are kept",
+        (CONFINEMENT, SELFTEST),
+        "kernel.py",
+        "    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)\n",
+        "    return\n",
+    ),
+    _one("the bounding set is kept", (SELFTEST, CONFINEMENT), "zygote.py", "    empty_bounding_set()\n"),
+    Mutation(
+        "descriptors are handed on",
+        (CONFINEMENT,),
+        (
+            Change("zygote.py", "            os.close(fd)  # bwrap hands on", "            pass  # bwrap hands on"),
+            Change("zygote.py", "        close_from(4)\n"),
+        ),
+    ),
+    _one(
+        "the zygote is open to others",
+        (ESCAPES,),
+        "zygote.py",
+        "    prctl(PR_SET_DUMPABLE, 0)  # nobody",
+        "    # nobody",
+    ),
+    _one(
+        "processes of others are seen",
+        (SELFTEST, CONFINEMENT),
+        "zygote.py",
+        '    mount("proc", "/proc", "proc", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)\n',
+    ),
+    Mutation(
+        "/proc can be written",
+        (ESCAPES,),
+        (
+            Change("zygote.py", '"/proc", "proc", MS_RDONLY | MS_NOSUID', '"/proc", "proc", MS_NOSUID'),
+            Change("landlock.py", '("/etc", "/proc", *folders), READ)', '("/etc", *folders), READ) | {"/proc": WRITE}'),
+        ),
+    ),
+    Mutation(
+        "no processes of its own for a command",
+        (ESCAPES,),
+        (
+            Change(
+                "zygote.py", "clone(CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC)", "clone(CLONE_NEWNS | CLONE_NEWIPC)"
+            ),
+            Change("zygote.py", '    mount("proc", "/proc", "proc", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)\n'),
+        ),
+    ),
+    _one(
+        "System V memory is shared among commands",
+        (ESCAPES,),
+        "zygote.py",
+        "clone(CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC)",
+        "clone(CLONE_NEWPID | CLONE_NEWNS)",
+    ),
+    _one("the file worker's root is the sandbox's", (CONFINEMENT,), "zygote.py", "    os.chroot(JAIL)\n"),
+    _one(
+        "the file worker is not locked up",
+        (ESCAPES,),
+        "zygote.py",
+        '    lock(request["profile"])\n    serve(connection)',
+        "    serve(connection)",
+    ),
+    _one(
+        "the file worker keeps its capabilities",
+        (ESCAPES, "test_worker.py"),
+        "zygote.py",
+        "    os.chdir(WORKSPACE)\n    drop_capabilities()\n",
+        "    os.chdir(WORKSPACE)\n",
+    ),
+    _one(
+        "root stays root",
+        (f"{SELFTEST}::test_a_sandbox_of_this_machine_passes",),
+        "spawn.py",
+        "    uid, gid = user if os.geteuid() == 0 else (None, None)",
+        "    uid, gid = None, None",
+        "root",
+    ),
+    _one(
+        "the workspace's owner is not mapped",
+        (CONFINEMENT,),
+        "idmap.py",
+        'call(SYS_MOUNT_SETATTR, "mount_setattr", tree, _EMPTY, flags, ctypes.c_char_p(attributes), len(attributes))',
+        "pass",
+        "root",
+    ),
+    _one(
+        "reduced: no_new_privs is not set",
+        REDUCED,
+        "reduced_child.py",
+        "    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)\n",
+    ),
+    _one(
+        "reduced: no Landlock",
+        REDUCED,
+        "reduced_child.py",
+        '    kernel.call(kernel.SYS_LANDLOCK_RESTRICT, "landlock", profile["rules"], 0)\n',
+    ),
+    Mutation(
+        "reduced: no filter",
+        REDUCED,
+        (
+            Change("reduced_child.py", "        kernel.seccomp(second)\n", "        pass\n"),
+            Change("reduced_child.py", "    kernel.seccomp(first)\n"),
+        ),
+    ),
+    _one(
+        "the self-test is content with everything", (SELFTEST,), "selftest.py", "    if problems:\n", "    if False:\n"
+    ),
+)
+
+_MOUNTS: Final = (
+    _one(
+        "writable places take programs",
+        (ESCAPES,),
+        "zygote.py",
+        "        add_mount_flags(target, MS_NOEXEC)\n",
+        "        pass\n",
+    ),
+    _one(
+        "all programs are seen",
+        (ESCAPES,),
+        "zygote.py",
+        '        mount(PROGRAMS, "/usr/bin", None, MS_BIND | MS_REC)\n',
+    ),
+    _one(
+        "folders with other programs are seen",
+        (ESCAPES,),
+        "zygote.py",
+        "                mount(NOTHING, folder, None, MS_BIND)\n",
+        "                pass\n",
+    ),
+    _one(
+        "agents run what people may",
+        (ESCAPES,),
+        "profile.py",
+        "_commands(policy, granted, policy.programs)",
+        "_commands(policy, granted, None)",
+    ),
+    _one(
+        "protected paths are not mounted",
+        (PROTECT,),
+        "protect.py",
+        '        rules[path] = PathRule(path, "read")\n',
+        "        pass\n",
+    ),
+    _one(
+        "folders above protected paths can be replaced",
+        (PROTECT, ESCAPES),
+        "protect.py",
+        '        for folder in _between(base, path):\n            rules.setdefault(folder, PathRule(folder, "write"))\n'
+        "        rules[path]",
+        "        rules[path]",
+    ),
+    _one(
+        "what is missing is not protected",
+        (PROTECT, ESCAPES),
+        "protect.py",
+        "                _ensure(root, path, kind, stack)\n",
+        "                if not _exists(root, path):\n                    continue\n",
+    ),
+    _one("git hooks are not protected", (PROTECT,), "protect.py", '".git/hooks": "folder", '),
+    _one("git settings are not protected", (PROTECT,), "protect.py", '".git/config": "file",'),
+    _one("settings of a shell are not protected", (ESCAPES,), "protect.py", '".envrc": "file", '),
+    Mutation(
+        "a link at a protected path is followed",
+        (PROTECT,),
+        (
+            Change("protect.py", "    if stat.S_ISLNK(mode):\n", "    if False:\n"),
+            Change("protect.py", "    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):", "    if False:"),
+        ),
+    ),
+    _one(
+        "a socket at a protected path is left",
+        (f"{ESCAPES}::test_a_socket_at_a_protected_path_is_refused",),
+        "protect.py",
+        "    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):",
+        "    if False:",
+    ),
+    _one(
+        "a link at a granted path is followed",
+        (CONFINEMENT, "test_mounts.py"),
+        "mounts.py",
+        "        try:\n            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)",
+        "        try:\n            fd = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=at)",
+    ),
+    _one(
+        "a link above a granted path is followed",
+        (ESCAPES, "test_mounts.py"),
+        "mounts.py",
+        "    return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY",
+        "    return os.open(name, os.O_PATH | os.O_DIRECTORY",
+    ),
+    _one("mounts are not checked", (LAUNCH,), "zygote.py", '    check_mounts(config["mounts"])\n'),
+    Mutation(
+        "readable paths can be written",
+        (CONFINEMENT,),
+        (
+            Change("mounts.py", '"--bind" if opened.rule.access == "write" else "--ro-bind"', '"--bind"'),
+            Change("zygote.py", '    check_mounts(config["mounts"])\n'),
+            Change("profile.py", '(WRITE if o.rule.access == "write" else READ) | more', "WRITE | more"),
+        ),
+    ),
+    _one(
+        "hidden folders are shown",
+        (PROTECT,),
+        "protect.py",
+        'rules[path] = PathRule(path, "hide")',
+        'rules[path] = PathRule(path, "read")',
+    ),
+    _one(
+        "daemons can be connected to",
+        (ESCAPES,),
+        "seccomp.py",
+        "    return [*body, _refuse(errno.EAFNOSUPPORT)]",
+        "    return [*body, *_accept_if(1), _refuse(errno.EAFNOSUPPORT)]",
+    ),
+)
+
+_BOUNDS: Final = (
+    _one("RLIMIT_NPROC is not set", (LIMITS,), "request.py", '"NPROC": policy.processes, '),
+    Mutation(
+        "nothing bounds processes",
+        (f"{LIMITS}::test_commands_share_the_limit_of_processes",),
+        (
+            Change("request.py", '"NPROC": policy.processes, '),
+            Change("keeper.py", "self._policy.processes + OWN_PROCESSES", "None"),
+        ),
+    ),
+    _one(
+        "RLIMIT_FSIZE is not set",
+        (f"{LIMITS}::test_no_way_makes_a_file_larger_than_allowed",),
+        "request.py",
+        '"FSIZE": policy.file_bytes, ',
+    ),
+    _one(
+        "RLIMIT_DATA is not set",
+        (f"{LIMITS}::test_no_limit_can_be_raised_from_inside",),
+        "request.py",
+        '        limits["DATA"] = policy.memory_bytes\n',
+        "        pass\n",
+    ),
+    _one(
+        "RLIMIT_CPU is not set",
+        (f"{LIMITS}::test_a_limit_of_processor_time_without_cgroups_is_held_as_is_said",),
+        "request.py",
+        '    limits["CPU"] = max(',
+        '    limits["RTTIME"] = 10**9 * max(',
+    ),
+    _one(
+        "/tmp has no size",
+        (f"{LIMITS}::test_files_in_memory_fill_their_place_and_no_more",),
+        "mounts.py",
+        '"--size", str(policy.tmp_bytes), ',
+    ),
+    _one(
+        "no deadline inside",
+        (f"{HOST}::test_a_deadline_kills_the_whole_stubborn_tree",),
+        "zygote.py",
+        '                    child.kill("timeout")\n',
+        "                    pass\n",
+    ),
+    _one(
+        "no deadline outside",
+        (f"{HOST}::test_a_frozen_zygote_cannot_hold_a_deadline_up",),
+        "host.py",
+        'self._clock.timeout(request["timeout"] + GRACE_S)',
+        'self._clock.timeout(request["timeout"] + 600)',
+    ),
+    _one("a flood goes on", (f"{HOST}::test_a_flood_is_killed",), "command.py", "            self._lifeline.cut()\n"),
+    _one("the control group is not entered", (LIMITS,), "keeper.py", "        self._cgroup.add(pid)\n", need="cgroup"),
+    _one(
+        "the control group has no bound on memory",
+        (LIMITS,),
+        "keeper.py",
+        "                self._policy.memory_bytes, self._policy.cpu_cores,",
+        "                None, self._policy.cpu_cores,",
+        "cgroup",
+    ),
+    _one(
+        "the control group has no bound on processors",
+        (f"{LIMITS}::test_a_spinning_command_gets_its_share_and_dies_at_its_deadline",),
+        "keeper.py",
+        "                self._policy.memory_bytes, self._policy.cpu_cores,",
+        "                self._policy.memory_bytes, None,",
+        "cgroup",
+    ),
+    _one(
+        "a kill for memory is not told",
+        (LIMITS,),
+        "keeper.py",
+        '        return Exceeded("memory", limit, max(limit, now.memory_peak_bytes or 0))',
+        "        return None",
+        "cgroup",
+    ),
+    _one(
+        "the control group stays",
+        (f"{LIMITS}::test_all_processes_are_in_the_group_and_it_goes_with_the_sandbox",),
+        "keeper.py",
+        "await asyncio.to_thread(self._cgroup.end)",
+        "pass",
+        "cgroup",
+    ),
+    _one(
+        "nobody watches memory",
+        (f"{LIMITS}::test_shared_memory_of_one_process_counts",),
+        "keeper.py",
+        '                kill(Exceeded("memory", memory, seen.memory_bytes or 0))\n',
+        "                pass\n",
+    ),
+    _one(
+        "nobody watches the disk",
+        (f"{LIMITS}::test_writing_without_end_is_stopped",),
+        "keeper.py",
+        '                kill(Exceeded("disk", disk, written))\n',
+        "                pass\n",
+        "root",
+    ),
+    _one(
+        "every limit is called strict",
+        (f"{LIMITS}::test_what_holds_each_limit_is_said",),
+        "keeper.py",
+        '"looked at 20 times a second while commands run", by is not None',
+        '"looked at", True',
+    ),
+)
+
+_LOOPBACK: Final = (
+    f"{NETWORK}::test_there_is_no_other_interface_route_or_name_service",
+    f"{CONFINEMENT}::test_there_is_no_network",
+)
+"""Tests that send nothing, for a sandbox in the machine's own network."""
+
+_WAYS_OUT: Final = (
+    _one("the network is the machine's", _LOOPBACK, "mounts.py", '"--unshare-net", '),
+    _one(
+        "every host is allowed",
+        (NETWORK,),
+        "egress_link.py",
+        "        if not verdict.allowed:\n",
+        "        if False:\n",
+    ),
+    _one(
+        "any text is a host",
+        ("test_egress_rules.py",),
+        "egress_rules.py",
+        '"." in host and "*" not in host and HOST.fullmatch(host) and not NUMERIC.fullmatch(host) else None',
+        "True else None",
+    ),
+    _one(
+        "addresses are hosts",
+        ("test_egress_rules.py",),
+        "egress_rules.py",
+        " and not NUMERIC.fullmatch(host) else None",
+        " else None",
+    ),
+    _one(
+        "every address is public",
+        ("test_egress_rules.py",),
+        "egress_rules.py",
+        "    if isinstance(address, IPv4Address):\n        return address",
+        "    return True\n    if isinstance(address, IPv4Address):\n        return address",
+    ),
+    _one(
+        "a name may lead to this machine",
+        (f"{NETWORK}::test_a_granted_name_that_leads_inwards_is_refused[api.example.org]",),
+        "egress_dial.py",
+        "        if not all(map(self._permitted, addresses)):\n",
+        "        if False:\n",
+    ),
+    _one(
+        "every port can be bound",
+        (NETWORK,),
+        "landlock.py",
+        "_CONNECT_TCP | (0 if self.bind else _BIND_TCP)",
+        "_CONNECT_TCP",
+    ),
+    Mutation(
+        "every port can be connected to",
+        (NETWORK,),
+        (
+            Change("landlock.py", "_CONNECT_TCP | (0 if self.bind else _BIND_TCP)", "_BIND_TCP"),
+            Change("landlock.py", "list(self.connect_ports) if network else []", "[]"),
+        ),
+    ),
+    _one(
+        "attempts are not reported",
+        (NETWORK,),
+        "egress_link.py",
+        "                self._terms.report(self._attempt())\n",
+        "                pass\n",
+    ),
+    _one(
+        "the proxy counts nothing", (NETWORK,), "egress_meter.py", "            self.up += size\n", "            pass\n"
+    ),
+)
+
+MUTATIONS: Final = (*_FILTER, *_LOCKS, *_MOUNTS, *_BOUNDS, *_WAYS_OUT)
