@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from toka.errors import SandboxError
+from toka.sandbox.bytecode import code_inside
+from toka.sandbox.idmap import PYTHON
 from toka.sandbox.policy import PathRule, SandboxPolicy
 from toka.sandbox.protect import protect
 
@@ -239,9 +241,9 @@ def lay_out(granted: Granted, policy: SandboxPolicy, sources: Sequence[str], use
     argv += ["--ro-bind", "/usr", "/usr", *_system_folders(), "--perms", "0755", "--dir", "/etc"]
     for name in ETC:
         argv += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
-    here = Path(__file__).parent
     generated = {f"/etc/{name}": text.encode() for name, text in {**ETC_FILES, **_accounts(user)}.items()}
-    generated |= {f"{CODE}/{name}": (here / name).read_bytes() for name in INSIDE}
+    inside = (code_inside(Path(__file__).parent / name, PYTHON) for name in INSIDE)
+    generated |= {f"{CODE}/{name}": data for name, data in inside}
     for target, data in generated.items():
         fd = _pipe_with(data, stack)
         fds.append(fd)

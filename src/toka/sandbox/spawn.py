@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from toka.errors import SandboxUnavailable
+from toka.sandbox.bytecode import runs_us
 from toka.sandbox.idmap import PYTHON, STAGES, agent_uid, mapping, mount_mapped
 from toka.sandbox.kernel import CLONE_NEWNS, MS_NODEV, MS_NOSUID, MS_REC, MS_SLAVE, mount, umount, unshare
 from toka.sandbox.mounts import CODE, Granted, User, lay_out, open_granted
@@ -125,7 +126,8 @@ def _started(
     # leave the child waiting for ever.
     info = os.memfd_create("toka-info", os.MFD_CLOEXEC)
     bwrap, *rest = options
-    argv = [bwrap, "--info-fd", str(info), *rest, "--", PYTHON, "-I", "-S", "-B", f"{CODE}/zygote.py"]
+    zygote = "zygote.pyc" if runs_us(PYTHON) else "zygote.py"
+    argv = [bwrap, "--info-fd", str(info), *rest, "--", PYTHON, "-I", "-S", "-B", f"{CODE}/{zygote}"]
     uid, gid = user if os.geteuid() == 0 else (None, None)
     process = subprocess.Popen(
         [*argv, str(theirs.fileno())],
