@@ -72,7 +72,6 @@ NEW = {
 """CLONE_NEW*."""
 LOADER = next(path for path in LOADERS if Path(path).exists())
 NETWORK = {"network": (Capability("network-access", hosts=("api.example.org",), ports=("443",)),)}
-hole = pytest.mark.xfail(strict=True, reason="a hole that is known and not closed yet")
 
 RAW = f"""
 import ctypes, errno, json, mmap, os, signal, socket, stat, struct, sys
@@ -1110,7 +1109,7 @@ async def test_an_unknown_machine_is_no_reason_to_go_without_a_filter(
         await start()
 
 
-# ---- holes that are known
+# ---- holes that were known and are closed
 
 
 @pytest.fixture
@@ -1121,7 +1120,6 @@ def git(workspace: Path) -> Path:
     return workspace
 
 
-@hole
 async def test_git_outside_takes_its_orders_from_nowhere_else(start: Start, git: Path, tmp_path: Path) -> None:
     """.git/commondir says where settings and hooks are: anywhere, also where the agent may write."""
     sandbox = await start(**WHOLE, git=True)
@@ -1136,7 +1134,6 @@ async def test_git_outside_takes_its_orders_from_nowhere_else(start: Start, git:
     assert not mark.exists()
 
 
-@hole
 @pytest.mark.parametrize("path", [".envrc", "toka.toml"])
 async def test_a_protected_path_replaced_from_outside_stays_protected(start: Start, workspace: Path, path: str) -> None:
     """An editor saves by renaming: the kernel then takes the mount over the old file away in every namespace."""
@@ -1149,7 +1146,6 @@ async def test_a_protected_path_replaced_from_outside_stays_protected(start: Sta
     assert not done
 
 
-@pytest.mark.xfail(os.getuid() != 0, strict=True, reason="a hole that is known and not closed yet")
 async def test_a_folder_that_was_closed_to_us_is_protected_all_the_same(start: Start, git: Path) -> None:
     """Who owns a folder may close it, which hides what is in it from the next start, and open it again."""
     sandbox = await start(**WHOLE, git=True)

@@ -378,7 +378,6 @@ async def test_writing_without_end_is_stopped(limited: Limited, workspace: Path)
     assert isinstance(again.exceeded, Exceeded), "it counts for the agent as a whole"
 
 
-@hole
 async def test_many_short_commands_cannot_write_more_than_one_long_one(
     limited: Limited, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,7 +390,6 @@ async def test_many_short_commands_cannot_write_more_than_one_long_one(
     assert any(r.exceeded for r in results)
 
 
-@hole
 async def test_the_file_tools_write_no_more_than_commands_may(limited: Limited) -> None:
     sandbox = await limited(disk_bytes=5 * MIB, file_bytes=100 * MIB)
     answers = [await sandbox.file("write", path=f"src/{n}", body=bytes(4 * MIB)) for n in range(5)]

@@ -69,7 +69,8 @@ def verdict(value: dict[str, Any], line: str, timeout_s: float | None) -> str:
     flat = " ".join(line.split())
     line = flat if len(flat) <= SHOWN_CHARACTERS else flat[: SHOWN_CHARACTERS - 1] + "…"
     if (over := met(value)) is not None and not over.of_command:
-        return f"`{line}` {'failed' if over.kind == 'network' else 'was killed'}: {over.text}"
+        how = "was killed" if value["ended"] == "killed" or over.kind == "memory" else f"exited with {value['exit']}"
+        return f"`{line}` {how}: {over.text}"
     match value["ended"]:
         case "exited":
             return f"`{line}` exited with {value['exit']}"

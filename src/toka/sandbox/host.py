@@ -95,10 +95,10 @@ class Sandbox:
         async with self._starting:
             if self._closed:
                 raise SandboxError("the sandbox is closed")
-            if self._zygote is not None and self._zygote.alive:
-                return self._zygote
-            if self._zygote is not None:
-                await self._zygote.end()
+            if (zygote := self._zygote) is not None:
+                if zygote.alive and (self._busy > 1 or not zygote.granted.replaced(self._workspace)):
+                    return zygote
+                await zygote.end()
             self._zygote = await start_zygote(self._workspace, self._policy, self._keeper.join)
             self._keeper.open(self._zygote.listener)
             return self._zygote
@@ -247,6 +247,7 @@ class Sandbox:
                 report = await self._command(request, lifeline, output)
         except ValueError as error:
             return _refused(str(error), self._clock.monotonic() - started)
+        self._keeper.wrote(report.get("written", 0))
         now = self._keeper.usage()
         exceeded = met[0] if met else self._keeper.met(before, now)
         spent = self._keeper.spent(before, now, network)
@@ -310,13 +311,19 @@ class Sandbox:
 
         Returns:
             The operation's result, with the contents as `body` (bytes); or `error` (a code) and `message`. Codes
-            `timeout` and `lost` say that the operation may or may not have happened.
+            `timeout` and `lost` say that the operation may or may not have happened; `limit`, that it did not.
 
         Raises:
             SandboxUnavailable, SandboxError: the sandbox had died and could not be started again.
         """
+        writes = op in ("write", "edit")
+        if writes and (over := self._keeper.disk()) is not None:
+            return {"error": "limit", "message": f"{over.text}; nothing more may be written"}
         with self._working():
-            return await self._filed({"op": op, **args}, body, timeout_s)
+            answer = await self._filed({"op": op, **args}, body, timeout_s)
+        if writes and "error" not in answer:
+            self._keeper.wrote(answer.get("size", 0))
+        return answer
 
     async def _filed(self, request: dict[str, Any], body: bytes, timeout_s: float) -> dict[str, Any]:
         op: str = request["op"]
@@ -324,6 +331,7 @@ class Sandbox:
             if self._worker_idle is not None:
                 self._worker_idle.cancel()
             try:
+                await self._alive()
                 if self._worker is None or not self._worker.alive:
                     await self._end_worker()
                     self._worker = await FileWorker.start(self._send, self._policy)

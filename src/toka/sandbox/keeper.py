@@ -143,6 +143,7 @@ class Keeper:
         self._cgroup: Cgroup | None = None
         self._sampler: Sampler | None = None
         self._past = Usage(cpu_s=0.0, read_bytes=0, written_bytes=0)
+        self._told = 0
         self._egress: Egress | None = None
         if policy.network:
             rules = EgressRules(policy.network, policy.refused)
@@ -235,14 +236,27 @@ class Keeper:
         """Bytes sent and received through the proxy until now."""
         return (self._egress.bytes_up, self._egress.bytes_down) if self._egress is not None else (0, 0)
 
+    def wrote(self, size: int) -> None:
+        """Counts bytes written that the inside tells of when a command or a file operation has ended."""
+        self._told += size
+
+    def disk(self) -> Exceeded | None:
+        """The bound on bytes written, if more were written until now."""
+        limit = self._policy.disk_bytes
+        if limit is None:
+            return None
+        seen = self._sampler.sample(exact_from=1 << 62).written_bytes if self._sampler is not None else None
+        written = max(self._told, (self._past.written_bytes or 0) + (seen or 0))
+        return Exceeded("disk", limit, written) if written > limit else None
+
     def met(self, before: Usage, now: Usage) -> Exceeded | None:
-        """What ran out between two readings of `usage`: memory that the kernel killed for, or bytes of the network."""
+        """What ran out between two readings of `usage`: memory that the kernel killed for, bytes of disk or network."""
         limit, network = self._policy.memory_bytes, self._policy.network_bytes
         if limit is not None and (now.oom_kills or 0) > (before.oom_kills or 0):
             return Exceeded("memory", limit, max(limit, now.memory_peak_bytes or 0))
         if network is not None and sum(self.network) >= network:
             return Exceeded("network", network, sum(self.network))
-        return None
+        return self.disk()
 
     @contextlib.contextmanager
     def watching(self, kill: Callable[[Exceeded], None]) -> Generator[None]:

@@ -79,6 +79,21 @@ class Granted:
     notes: tuple[str, ...] = ()
     owner: tuple[int, int] = (0, 0)
 
+    def replaced(self, workspace: Path) -> bool:
+        """Whether somebody outside put another file in the place of a read-only or hidden one.
+
+        The kernel then takes the mount over the old one away, everywhere: the new one lies open in the folder's mount.
+        """
+        for opened in self.opened:
+            if opened.rule.access != "write" and opened.rule.path != ".":
+                try:
+                    now = os.lstat(workspace / opened.rule.path)
+                except OSError:
+                    return True
+                if (now.st_dev, now.st_ino) != (opened.device, opened.inode):
+                    return True
+        return False
+
     def expected(self) -> list[list[Any]]:
         """What the zygote checks: [path, device, inode, writable]."""
         return [[o.target, o.device, o.inode, o.rule.access == "write"] for o in self.opened if o.rule.access != "hide"]

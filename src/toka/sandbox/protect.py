@@ -30,6 +30,7 @@ Kind = Literal["folder", "file"]
 GIT: Final = ".git"
 GIT_TRUSTED: Final[dict[str, Kind]] = {
     ".git/hooks": "folder", ".git/info": "folder", ".git/modules": "folder", ".git/config": "file",
+    ".git/commondir": "file",
 }  # fmt: skip
 """Inside a writable .git: what git executes or takes its orders from."""
 TRUSTED: Final[dict[str, Kind]] = {
@@ -38,6 +39,8 @@ TRUSTED: Final[dict[str, Kind]] = {
 }  # fmt: skip
 """Protected unless the spec grants that very path for writing. `toka.toml` always is."""
 ALWAYS: Final = frozenset({"toka.toml"})
+CONTENTS: Final = {"commondir": b"."}
+"""What a placeholder holds that may not be empty, by name: git looks for settings and hooks where commondir says."""
 MARK: Final = "user.toka.placeholder"
 
 
@@ -174,7 +177,12 @@ def _ensure(root: int, path: str, kind: Kind, stack: ExitStack) -> None:
             last = depth + 1 == len(parts)
             deeper = _step(at, name, path)
             if deeper is None:
-                _create(at, name, kind if last else "folder")
+                try:
+                    _create(at, name, kind if last else "folder")
+                except PermissionError as error:
+                    if error.errno != errno.EROFS:
+                        _refuse_closed(at, path)
+                    raise
                 deeper = _step(at, name, path)
             if deeper is None:
                 raise SandboxError(f"{path} vanished while the sandbox started")
@@ -197,6 +205,9 @@ def _step(at: int, name: str, path: str) -> int | None:
         fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
     except FileNotFoundError:
         return None
+    except PermissionError:
+        _refuse_closed(at, path)
+        raise
     mode = os.fstat(fd).st_mode
     if stat.S_ISLNK(mode):
         os.close(fd)
@@ -209,12 +220,25 @@ def _step(at: int, name: str, path: str) -> int | None:
     return fd
 
 
+def _refuse_closed(folder: int, path: str) -> None:
+    """What its owner closed, the agent, who is that user, could open again later and find nothing protected in it.
+
+    Raises:
+        SandboxError: the folder is ours.
+    """
+    if os.fstat(folder).st_uid == os.geteuid():
+        raise SandboxError(
+            f"the folder around {path} is closed to its own owner, so it cannot be protected",
+            hint="give its owner all rights on it again: chmod u+rwx",
+        )
+
+
 def _create(at: int, name: str, kind: Kind) -> None:
     try:
         if kind == "folder":
             os.mkdir(name, 0o755, dir_fd=at)
         else:
-            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=at))
+            _create_file(at, name, CONTENTS.get(name, b""))
     except FileExistsError:
         return
     except OSError as error:
@@ -223,6 +247,24 @@ def _create(at: int, name: str, kind: Kind) -> None:
         raise
     with contextlib.suppress(OSError), _reopened(at, name) as fd:
         os.setxattr(fd, MARK, b"1")
+
+
+def _create_file(at: int, name: str, content: bytes) -> None:
+    """Creates a file with its content at once: git outside may look at any moment."""
+    if content:
+        with contextlib.suppress(OSError):
+            fd = os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=at)
+            try:
+                os.write(fd, content)
+                os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=at)
+            finally:
+                os.close(fd)
+            return
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=at)
+    try:
+        os.write(fd, content)
+    finally:
+        os.close(fd)
 
 
 def _hold(at: int, name: str, fd: int, stack: ExitStack) -> None:
@@ -244,7 +286,7 @@ def _let_go(folder: int, name: str, file: int) -> None:
             return
         if stat.S_ISDIR(status.st_mode):
             os.rmdir(name, dir_fd=folder)
-        elif not status.st_size:
+        elif os.pread(file, 64, 0) == CONTENTS.get(name, b""):
             os.unlink(name, dir_fd=folder)
     except OSError:  # still in use, filled meanwhile, or gone
         pass

@@ -255,14 +255,14 @@ class Child:
         _, code, used = os.wait4(self.pid, 0)
         with open(self.status, "rb") as pipe:
             lines = [json.loads(line) for line in (pipe.read(8192) or b"").splitlines()]
-        report: dict[str, Any] = {"ended": self.cause or "killed", "cpu": used.ru_utime + used.ru_stime, "rss": 0}
+        report: dict[str, Any] = {"ended": self.cause or "killed", "rss": 0, "wait": code}
+        report |= {"cpu": used.ru_utime + used.ru_stime, "written": used.ru_oublock * 512}
         for line in reversed(lines):
             report.update(line)
         if "refused" in report:
             report["ended"] = "refused"
         elif "code" in report:  # it had ended by itself when the kill came
             report["ended"] = "exited"
-        report["wait"] = code
         self.lifeline.setblocking(False)
         for act in (lambda: self.lifeline.recv(16), lambda: self.lifeline.send(json.dumps(report).encode())):
             try:

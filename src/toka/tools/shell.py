@@ -165,7 +165,8 @@ def told(result: CommandResult, ctx: ToolContext) -> ToolResult:
 def ending(result: CommandResult, timeout_s: float) -> str:
     """How a command ended; empty when it ended well."""
     if result.exceeded is not None and not result.exceeded.of_command:
-        return result.exceeded.text if result.exceeded.kind == "network" else f"killed: {result.exceeded.text}"
+        killed = result.ended == "killed" or result.exceeded.kind == "memory"
+        return f"killed: {result.exceeded.text}" if killed else result.exceeded.text
     match result.ended:
         case "exited":
             code = result.exit_code or 0
