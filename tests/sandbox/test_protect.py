@@ -219,3 +219,14 @@ async def test_a_race_for_a_protected_path_is_lost(start: Start, workspace: Path
     except OSError:
         pass
     assert names(outside) == []
+
+
+async def test_a_placeholder_that_git_reads_is_what_git_needs_and_goes(start: Start, workspace: Path) -> None:
+    git = ["git", "-C", str(workspace), "-c", "safe.directory=*"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    sandbox = await start(writes=(".",), git=True)
+    place = workspace / ".git/commondir"
+    assert place.read_bytes() == b"."
+    subprocess.run([*git, "status"], check=True, capture_output=True)
+    await sandbox.close()
+    assert not place.exists()
