@@ -267,6 +267,7 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path, python: Pyt
     for parent in (folder, *folder.parents):
         if parent != Path("/") and not parent.stat().st_mode & stat.S_IXOTH:
             parent.chmod(parent.stat().st_mode | stat.S_IXOTH)
+    folder.chmod(0o555)  # for an ordinary user, whose folder it is
     read_only = in_child_as_user(lambda: SqliteReader(folder, SystemClock()))
     missing = in_child_as_user(lambda: SqliteReader(folder / "deeper", SystemClock()))
     for message, path in ((read_only, folder), (missing, folder / "deeper")):

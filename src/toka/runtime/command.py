@@ -41,8 +41,7 @@ async def run_line(agent: AgentContext, key: StepKey, line: str, effect: Effect,
         environment = {"TOKA_IDEMPOTENCY_KEY": agent.steps.key(key), "TOKA_AGENT": agent.name, "TOKA_RUN": agent.run.id}
         ended = await sandbox.run(shell(line), env=environment, timeout_s=timeout_s or UNBOUNDED_S, chosen_by="person")
         value = agent.run.runtime.redact(described(ended))
-        failed = not (ended.ended == "exited" and ended.exit_code == 0)
-        return Result(value, failed=failed, limit=limit_met(value, agent.name))
+        return Result(value, failed=ended.failed, limit=limit_met(value, agent.name))
 
     assumed = {"exit": 0, "ended": "exited", "output": BY_WORD, "dropped": 0}
     return await agent.steps.run(Act(key, effect, line, rule="written by a person", assumed=assumed), do)

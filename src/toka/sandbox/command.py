@@ -49,6 +49,15 @@ class CommandResult:
     spent: Spent = field(default_factory=Spent)
 
     @property
+    def failed(self) -> bool:
+        """Whether it did not end by itself with 0, or wrote more than it may before anybody saw it."""
+        return (
+            self.exit_code != 0
+            or self.ended != "exited"
+            or (self.exceeded is not None and self.exceeded.kind == "disk")
+        )
+
+    @property
     def resources(self) -> dict[str, Any]:
         """What was used of the machine beyond time, and the limit that was met, as JSON; the unknown is left out."""
         used = {k: v for k, v in asdict(self.spent).items() if v and k != "cpu_s"}

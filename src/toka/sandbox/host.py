@@ -254,6 +254,8 @@ class Sandbox:
         result = _result(report, self._clock.monotonic() - started)
         if exceeded is None and result.ended == "timeout":
             exceeded = Exceeded("time", request["timeout"], max(request["timeout"], result.wall_s), "seconds")
+        if not self._keeper.holds("memory"):  # samples may miss the highest point; the kernel saw it of one process
+            spent = replace(spent, memory_peak_bytes=max(spent.memory_peak_bytes or 0, result.max_rss_bytes))
         return replace(result, exceeded=exceeded, spent=spent)
 
     def _request(self, argv: Sequence[str], cwd: str, env: Mapping[str, str], timeout_s: float) -> dict[str, Any]:

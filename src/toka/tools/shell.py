@@ -149,7 +149,7 @@ def told(result: CommandResult, ctx: ToolContext) -> ToolResult:
         text = f"{text}{'' if not text or text.endswith(chr(10)) else chr(10)}[{note}]"
     return ToolResult(
         text or "[no output]",
-        failed=result.exit_code != 0,
+        failed=result.failed,
         data={
             "ended": result.ended,
             "exit_code": result.exit_code,
