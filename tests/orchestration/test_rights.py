@@ -12,7 +12,7 @@ from toka.config.settings import ExecutionConfig
 from toka.core.capability import Capability
 from toka.core.operator import OperatorPolicy, parse_rule
 from toka.events.event import SandboxReady, StepDone
-from toka.orchestration.enforce import inside
+from toka.orchestration.enforce import inside, spec_places
 from toka.orchestration.rights import Rights, Taken, Terms, ToolRight, rights_of
 from toka.tools.builtin import builtin_tools
 
@@ -78,13 +78,13 @@ async def test_a_plan_and_a_run_cannot_differ(team: Team) -> None:
             runtime.capabilities,
             runtime.policy,
             runtime.execution,
-            inside(team.work, [spec]),
+            inside(team.work, spec_places([spec])),
             inside(team.work, [runtime.state] if runtime.state else []),
         )
     found = rights_of(config, terms)
     (ready,) = team.events(SandboxReady)
     assert ready.policy == json.loads(json.dumps(found.policy.to_json()))
-    assert ready.policy["protected"] == ["agents/one.yaml", "src/secret"], "and the test tells something"
+    assert ready.policy["protected"] == ["agents", "agents/one.yaml", "src/secret"], "and the test tells something"
     assert ready.policy["hidden"] == ["priv"]
     assert ready.policy["output_bytes"] == 5000
     offered = [t.name for t in team.model.requests[0].tools]

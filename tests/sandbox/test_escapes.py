@@ -1158,3 +1158,55 @@ async def test_a_folder_that_was_closed_to_us_is_protected_all_the_same(start: S
             assert not await tries(sandbox, "echo x > .git/hooks/x", "echo x > .github/workflows/x.yml")
     finally:
         subprocess.run(["chmod", "-R", "u+rwX", str(git)], check=True)
+
+
+SET_IDS = """
+os.close(os.open('src/plain', os.O_CREAT | os.O_WRONLY, 0o755))
+for name, act in (
+    ('chmod', lambda: os.chmod('src/plain', 0o4755)),
+    ('group', lambda: os.chmod('src/plain', 0o2755)),
+    ('fchmod', lambda: os.fchmod(os.open('src/plain', os.O_RDONLY), 0o6755)),
+    ('open', lambda: os.open('src/new', os.O_CREAT | os.O_WRONLY, 0o4755)),
+    ('unnamed', lambda: os.open('src', os.O_TMPFILE | os.O_WRONLY, 0o4755)),
+    ('mknod', lambda: os.mknod('src/node', stat.S_IFREG | 0o4755)),
+):
+    try:
+        act()
+        print('DID', name)
+    except OSError:
+        pass
+os.chmod('src/plain', 0o700)
+print(sorted(os.listdir('src')))
+"""
+
+
+async def test_no_file_gets_the_right_to_run_as_its_owner(start: Start, workspace: Path) -> None:
+    """Outside, its owner is whoever owns the workspace, which may be root."""
+    sandbox = await start(writes=("src",), programs=None)
+    code = f"import os, stat\n{SET_IDS}"
+    result = await sandbox.run(["/usr/bin/python3", "-I", "-S", "-c", code], timeout_s=10)
+    assert "DID" not in result.output.decode()
+    assert not [p.name for p in (workspace / "src").rglob("*") if p.lstat().st_mode & 0o6000]
+
+
+@pytest.mark.parametrize(
+    ("setting", "path"),
+    [("core.hooksPath=.husky", ".husky/pre-commit"), ("include.path=../.gitsettings", ".gitsettings")],
+)
+async def test_where_the_settings_of_git_lead_is_protected(start: Start, git: Path, setting: str, path: str) -> None:
+    subprocess.run(["git", "-C", str(git), "-c", "safe.directory=*", "config", *setting.split("=")], check=True)
+    sandbox = await start(**WHOLE, git=True)
+    top = path.partition("/")[0]
+    assert not await tries(sandbox, f"echo x > {path}", f"mv {top} other", f"rm -r {top}")
+
+
+async def test_settings_of_linked_worktrees_are_protected(start: Start, git: Path, tmp_path: Path) -> None:
+    linked = ["git", "-C", str(git), "-c", "safe.directory=*", "worktree", "add", "-q", str(tmp_path / "linked")]
+    subprocess.run(linked, check=True, capture_output=True)
+    sandbox = await start(**WHOLE, git=True)
+    assert not await tries(
+        sandbox,
+        "echo ../e > .git/worktrees/linked/commondir",
+        "mkdir .git/worktrees/e",
+        "echo '[core]' > .git/config.worktree",
+    )

@@ -26,6 +26,7 @@ from toka.orchestration.enforce import (
     machine,
     place_findings,
     spec_findings,
+    spec_places,
     strict_refusal,
     unenforced,
 )
@@ -162,7 +163,7 @@ def terms_of(settings: Settings, configs: Sequence[AgentConfig], workspace: Path
         settings.capabilities,
         settings.policy,
         settings.execution,
-        protected=inside(workspace, sources),
+        protected=inside(workspace, spec_places(sources)),
         hidden=inside(workspace, [settings.state]),
         tools=toolbox(settings),
     )

@@ -141,6 +141,20 @@ def once_only(config: AgentConfig) -> list[str]:
     ]
 
 
+def spec_places(files: Iterable[Path]) -> tuple[Path, ...]:
+    """The files of specs, and each folder that holds nothing but specs: a new one in there would be read next time."""
+    places: dict[Path, None] = {}
+    for file in files:
+        places[file] = None
+        try:
+            beside = [entry for entry in file.absolute().parent.iterdir() if not entry.is_dir()]
+        except OSError:
+            continue
+        if all(entry.suffix in (".yaml", ".yml") for entry in beside):
+            places[file.absolute().parent] = None
+    return tuple(places)
+
+
 def inside(workspace: Path, paths: Iterable[Path]) -> tuple[str, ...]:
     """Those of the paths that lie below a workspace, as its sandboxes name them."""
     root = workspace.resolve()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from toka.events.lifecycle import RunStatus
 from toka.journal.holder import this_holder
 from toka.journal.recorder import Recorder
 from toka.llm.gateway import LlmGateway
-from toka.orchestration.enforce import strict_refusal, unenforced
+from toka.orchestration.enforce import inside, spec_places, strict_refusal, unenforced
 from toka.orchestration.integration import RuntimeIntegration
 from toka.orchestration.plan import make_plan
 from toka.orchestration.request import RunRequest, check_groups
@@ -156,22 +156,14 @@ class OrchestrationEngine:
             model=created.model,
             capabilities=_capabilities(created),
             gateway=gateway or self._runtime.gateway,
-            protected=tuple(_inside(workspace, sources)),
-            hidden=tuple(_inside(workspace, [self._runtime.state] if self._runtime.state else [])),
+            protected=inside(workspace, spec_places(sources)),
+            hidden=inside(workspace, [self._runtime.state] if self._runtime.state else []),
         )
 
 
 def _sources(configs: Mapping[AgentName, AgentConfig]) -> list[Path]:
     """The files of the specs, as far as they are known."""
     return [config.source for config in configs.values() if config.source is not None]
-
-
-def _inside(workspace: Path, paths: Iterable[Path]) -> Iterator[str]:
-    """Those of the paths that lie below the workspace, as the sandbox names them."""
-    for path in paths:
-        real = path.absolute().parent.resolve() / path.name
-        if real.is_relative_to(workspace) and real != workspace:
-            yield real.relative_to(workspace).as_posix()
 
 
 def _need_workspace(created: RunCreated | None) -> None:

@@ -19,6 +19,7 @@ from toka.orchestration.enforce import (
     machine,
     place_findings,
     spec_findings,
+    spec_places,
     strict_refusal,
     why_not,
 )
@@ -75,7 +76,7 @@ def _inputs(runtime: Runtime, request: RunRequest, started: Collection[str]) -> 
     terms = Terms(
         runtime.capabilities,
         runtime.policy,
-        protected=inside(request.workspace, sources),
+        protected=inside(request.workspace, spec_places(sources)),
         hidden=inside(request.workspace, [runtime.state] if runtime.state else []),
     )
     found = [

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from toka.errors import SandboxError
+from toka.sandbox.gitconfig import obeyed
 from toka.sandbox.policy import PathRule, SandboxPolicy
 
 Kind = Literal["folder", "file"]
@@ -30,7 +31,7 @@ Kind = Literal["folder", "file"]
 GIT: Final = ".git"
 GIT_TRUSTED: Final[dict[str, Kind]] = {
     ".git/hooks": "folder", ".git/info": "folder", ".git/modules": "folder", ".git/config": "file",
-    ".git/commondir": "file",
+    ".git/commondir": "file", ".git/config.worktree": "file", ".git/worktrees": "folder",
 }  # fmt: skip
 """Inside a writable .git: what git executes or takes its orders from."""
 TRUSTED: Final[dict[str, Kind]] = {
@@ -79,7 +80,8 @@ def protect(root: int, policy: SandboxPolicy, stack: ExitStack) -> Protection:
     elif policy.git:
         notes.append("there is no .git here, so git-access grants nothing")
     writes = (*policy.writes, *rules)
-    for path, kind in _wanted(policy, repository=repository).items():
+    wanted: dict[str, Kind] = {**_obeyed(root, policy), **_wanted(policy, repository=repository)}
+    for path, kind in wanted.items():
         base = max((w for w in writes if _within(w, path)), key=_depth, default=None)
         if base is None or (base == path and path not in ALWAYS):
             continue
@@ -108,7 +110,8 @@ def tidy(workspace: Path) -> None:
     with contextlib.suppress(OSError), ExitStack() as stack:
         root = os.open(workspace, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, root)
-        for path in (*TRUSTED, *GIT_TRUSTED, GIT):
+        further = obeyed(workspace, Path(os.path.expanduser("~")))
+        for path in (*TRUSTED, *GIT_TRUSTED, GIT, *further):
             with contextlib.suppress(OSError, SandboxError):
                 _visit(root, path, stack)
 
@@ -133,6 +136,13 @@ def _wanted(policy: SandboxPolicy, *, repository: bool) -> dict[str, Kind]:
     git: dict[str, Kind] = GIT_TRUSTED if repository else {GIT: "folder"}
     given: dict[str, Kind] = dict.fromkeys(policy.protected, "file")
     return {**TRUSTED, **git, **given}
+
+
+def _obeyed(root: int, policy: SandboxPolicy) -> dict[str, Kind]:
+    """Where git outside gets further settings and hooks from, if the agent may write anything at all."""
+    if not (policy.writes or policy.git) or not _exists(root, GIT):
+        return {}
+    return obeyed(Path(os.readlink(f"/proc/self/fd/{root}")), Path(os.path.expanduser("~")))
 
 
 def _within(outer: str, path: str) -> bool:

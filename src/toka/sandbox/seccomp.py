@@ -14,6 +14,7 @@ seccomp_filter.rst. A test compares the numbers with the kernel's own headers.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 from collections.abc import Mapping, Sequence
@@ -51,7 +52,8 @@ DENIED: Final[Mapping[str, tuple[int | None, int | None]]] = {
 """Refused with EPERM: name -> numbers on x86_64 and aarch64; None where the machine has no such call."""
 
 ABSENT: Final[Mapping[str, tuple[int, int]]] = {
-    "clone3": (435, 435), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
+    "clone3": (435, 435), "openat2": (437, 437),
+    "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
 }  # fmt: skip
 """Refused with ENOSYS, as on a kernel without them: programs then use the older call, whose arguments can be read."""
 
@@ -59,6 +61,8 @@ SPECIAL: Final[Mapping[str, tuple[int | None, int | None]]] = {
     "clone": (56, 220), "ioctl": (16, 29), "socket": (41, 198), "socketpair": (53, 199), "personality": (135, 92),
     "mknod": (133, None), "mknodat": (259, 33), "memfd_create": (319, 279), "execve": (59, 221),
     "execveat": (322, 281), "fork": (57, None), "vfork": (58, None), "prctl": (157, 167), "seccomp": (317, 277),
+    "open": (2, None), "openat": (257, 56), "creat": (85, None), "chmod": (90, None), "fchmod": (91, 52),
+    "fchmodat": (268, 53), "fchmodat2": (452, 452),
 }  # fmt: skip
 """Calls that depend on their arguments or on the policy."""
 
@@ -70,6 +74,10 @@ X32_BIT: Final = 0x40000000
 CHARACTER_DEVICE: Final = 0o020000
 BLOCK_DEVICE: Final = 0o060000
 FILE_TYPE: Final = 0o170000
+SET_IDS: Final = 0o6000
+"""Mode bits that let a program run as the file's owner or group: outside, that is whoever owns the workspace."""
+CREATES: Final = os.O_CREAT | (os.O_TMPFILE & ~os.O_DIRECTORY)
+"""Flags of open with which its mode counts."""
 THREAD: Final = 0x10000
 """CLONE_THREAD."""
 
@@ -138,7 +146,14 @@ def _cases(allowed: Syscalls) -> dict[str, list[Instruction]]:
     # The kernel looks at the low 32 bits of a request only, so we must as well (CVE-2019-10063).
     cases["ioctl"] = [_argument(1), *_refuse_if(TIOCSTI), *_refuse_if(TIOCLINUX), _accept()]
     cases["personality"] = [_argument(0), *_accept_if(0), *_accept_if(0xFFFFFFFF), _refuse(errno.EPERM)]
-    no_device = [(_AND, 0, 0, FILE_TYPE), *_refuse_if(CHARACTER_DEVICE), *_refuse_if(BLOCK_DEVICE), _accept()]
+    no_set_ids = [(_JUMP_ANY_BIT, 0, 1, SET_IDS), _refuse(errno.EPERM)]
+    for name, at in (("creat", 1), ("chmod", 1), ("fchmod", 1), ("fchmodat", 2), ("fchmodat2", 2)):
+        cases[name] = [_argument(at), *no_set_ids, _accept()]
+    for name, at in (("open", 1), ("openat", 2)):
+        creates = (_JUMP_ANY_BIT, 1, 0, CREATES)
+        cases[name] = [_argument(at), creates, _accept(), _argument(at + 1), *no_set_ids, _accept()]
+    devices = [*_refuse_if(CHARACTER_DEVICE), *_refuse_if(BLOCK_DEVICE)]
+    no_device = [*no_set_ids, (_AND, 0, 0, FILE_TYPE), *devices, _accept()]
     cases |= {"mknod": [_argument(1), *no_device], "mknodat": [_argument(2), *no_device]}
     cases["socket"] = _socket(allowed.stream_families)
     # A pair is private, but a datagram one can be turned to any socket with a name: streams cannot.
