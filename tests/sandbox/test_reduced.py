@@ -837,3 +837,11 @@ if ROOT:
 
         monkeypatch.setattr(test_user, "SUITES", ("test_reduced.py",))
         test_user.test_all_of_it_holds_for_an_ordinary_user(tmp_path_factory)
+
+
+async def test_without_a_sandbox_nothing_holds_the_network(start: Start) -> None:
+    sandbox = await start("none", network_bps=1000, network_bytes=1000)
+    (network,) = [e for e in sandbox.keeper.enforced if e.limit == "network"]
+    assert not network.strict and "past the proxy" in network.how
+    (held,) = [e for e in (await start("reduced", network_bps=1000)).keeper.enforced if e.limit == "network"]
+    assert held.strict

@@ -119,15 +119,17 @@ def best_effort(policy: SandboxPolicy, limit: Enforcement, why: str) -> str:
         "cpu": format_cpu(policy.cpu_cores or 0.0),
         "processes": str(policy.processes),
         "disk": format_bytes(policy.disk_bytes or 0),
-        "network": format_rate(policy.network_bps or 0),
+        "network": format_rate(policy.network_bps) if policy.network_bps else format_bytes(policy.network_bytes or 0),
     }
-    said = f"{KEYS[limit.limit]} {shown[limit.limit]} is best effort ({limit.how})"
+    in_all = limit.limit == "network" and policy.network_bps is None
+    key = "max_network_usage" if in_all else KEYS[limit.limit]
+    said = f"{key} {shown[limit.limit]} is best effort ({limit.how})"
     return f"{said}: {why}" if why else said
 
 
 def why_not(limit: Enforcement, hierarchies: Hierarchies) -> str:
     """Why nothing holds a limit strictly; empty when something does."""
-    if limit.strict:
+    if limit.strict or limit.limit == "network":
         return ""
     return hierarchies.why_not(BY_CGROUP[limit.limit]) if limit.limit in BY_CGROUP else NO_QUOTA
 

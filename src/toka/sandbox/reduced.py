@@ -219,16 +219,23 @@ class Tree(Zygote):
 
 
 class TreeKeeper(Keeper):
-    """The limits of an agent whose processes are counted with all of the same user."""
+    """The limits of an agent whose processes are counted with all of the same user.
+
+    Attributes:
+        past_proxy: whether commands reach the network by themselves, so that nobody counts what they send.
+    """
+
+    past_proxy = False
 
     @property
     def enforced(self) -> tuple[Enforcement, ...]:
         """See Keeper."""
-        how = "RLIMIT_NPROC, counted with the user's other processes"
-        held = self.holds("pids")
-        return tuple(
-            e if held or e.limit != "processes" else Enforcement(e.limit, how, False) for e in super().enforced
-        )
+        other: dict[str, str] = {}
+        if not self.holds("pids"):
+            other["processes"] = "RLIMIT_NPROC, counted with the user's other processes"
+        if self.past_proxy:
+            other["network"] = "nothing: without a sandbox commands reach the network past the proxy"
+        return tuple(Enforcement(e.limit, other[e.limit], False) if e.limit in other else e for e in super().enforced)
 
 
 class ReducedSandbox(Sandbox):
@@ -241,6 +248,7 @@ class ReducedSandbox(Sandbox):
         online = policy if level == "reduced" else replace(policy, network=())
         # Anybody on this machine can reach the proxy, so it has no keys to add.
         self._keeper = TreeKeeper(online, replace(around, credentials={}))
+        self._keeper.past_proxy = level == "none"
         self._home = ""
         self._port = 0
 
