@@ -783,6 +783,8 @@ def test_explain_keeps_to_the_left_edge_of_a_raw_terminal(terminal: Open) -> Non
         (["--limit", "processes=0", "--", "true"], 2, "nothing runs with 0"),
         (["--limit", "memory=1KB", "--", "true"], 2, "1KB is too little for a sandbox"),
         (["--workspace", "none", "--", "true"], 2, "is not a directory"),
+        (["--grant", "filesystem-read: none", "--", "true"], 2, "none is not there, or is a link"),
+        (["--grant", "filesystem-write: none", "--", "true"], 2, "none is not there, or is a link"),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence(toka: Toka, arguments: Sequence[str], code: int, words: str) -> None:

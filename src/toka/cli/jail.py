@@ -83,7 +83,12 @@ def jail(
     place = (workspace or Path.cwd()).absolute()
     if not place.is_dir():
         raise UsageError(f"the workspace {place} is not a directory", hint="make it, or name another: --workspace DIR")
+    if place.is_symlink():
+        raise UsageError(f"the workspace {place} is a symbolic link", hint=f"name the folder itself: {place.resolve()}")
     policy = bound_policy(grant, bounds, settings, place)
+    for path in (*policy.reads, *policy.writes):
+        if (place / path).is_symlink() or not (place / path).exists():
+            raise UsageError(f"--grant: {path} is not there, or is a link", hint=f"grants are paths below {place}")
     jailed = Jailed(tuple(command), place, policy, bounds.wall_s, settings.policy, grant, explain)
     for line in before(jailed, Path.home()):
         say(f"toka: {line}")
