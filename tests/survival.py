@@ -285,7 +285,7 @@ def long_result(reader: SqliteReader, event: StepDone) -> list[Any]:
     data = reader.blob(event.result["blob"])
     value = json.loads(data)
     text = value["output"] if "output" in value else value["text"]
-    return [round(len(data), -2), hashlib.sha256(text.encode()).hexdigest()]
+    return [round(len(data), -3), hashlib.sha256(text.encode()).hexdigest()]
 
 
 def one_case(folder: Path, kills: list[tuple[int, bool]]) -> dict[str, Any]:
