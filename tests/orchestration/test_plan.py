@@ -15,10 +15,11 @@ from toka.core.capability import Capability
 from toka.core.ids import AgentName
 from toka.core.operator import OperatorPolicy, parse_rule
 from toka.errors import ConfigError
-from toka.orchestration.enforce import NO_QUOTA, WITHOUT
+from toka.orchestration.enforce import NO_QUOTA
 from toka.orchestration.plan import AgentPlan, Plan, make_plan, mermaid
 from toka.orchestration.rights import Terms
 from toka.sandbox.cgroup_find import Hierarchies, Place
+from toka.sandbox.keeper import WITHOUT
 
 COMMAND = {"description": "run it", "run": "make all"}
 MACHINE = Hierarchies({"memory": [Place(2, Path("/nowhere"))]}, {"cpu": "not today", "pids": "nor this"})

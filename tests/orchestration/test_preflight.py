@@ -7,12 +7,13 @@ import pytest
 
 from harness import Team, agent
 from toka.errors import ConfigError, MissingError, ModelUnavailable
-from toka.orchestration.enforce import WITHOUT, once_only, unenforced
+from toka.orchestration.enforce import once_only, unenforced
 from toka.orchestration.engine import OrchestrationEngine
 from toka.orchestration.preflight import model_findings, preflight
 from toka.orchestration.request import RunRequest
 from toka.runtime.context import Runtime
 from toka.sandbox.cgroup_find import Hierarchies, Place
+from toka.sandbox.keeper import WITHOUT
 
 
 def request(team: Team, *configs: object, model: str | None = None) -> RunRequest:

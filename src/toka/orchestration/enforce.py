@@ -29,7 +29,7 @@ from toka.core.units import format_bytes, format_cpu, format_rate
 from toka.errors import MissingError, SandboxError
 from toka.orchestration.rights import Terms, effective
 from toka.sandbox.cgroup_find import Hierarchies, Kind
-from toka.sandbox.keeper import Enforcement
+from toka.sandbox.keeper import Enforcement, enforcements
 from toka.sandbox.policy import SandboxPolicy, compile_policy
 from toka.sandbox.profile import SEARCHED, find_program
 from toka.sandbox.protect import GIT, GIT_TRUSTED, TRUSTED, protect
@@ -40,12 +40,6 @@ counted one by one; in a cgroup, which does not count what is in the file cache 
 MEMORY: Final = ("security", "resource_limits", "max_memory")
 BY_CGROUP: Final[Mapping[str, Kind]] = {"memory": "memory", "cpu": "cpu", "processes": "pids"}
 """Limits that a cgroup can hold, and what it must be able to do."""
-WITHOUT: Final[Mapping[str, str]] = {
-    "memory": "looked at 20 times a second while commands run",
-    "cpu": "a lower priority, and a bound on seconds",
-    "processes": "RLIMIT_NPROC",
-}
-"""How those are held where there is no cgroup."""
 NO_QUOTA: Final = "no quota of a file system holds it"
 KEYS: Final = {
     "memory": "max_memory", "cpu": "max_cpu", "processes": "max_processes", "disk": "max_disk_usage",
@@ -64,18 +58,8 @@ def machine() -> Hierarchies:
 
 def held(policy: SandboxPolicy, hierarchies: Hierarchies) -> tuple[Enforcement, ...]:
     """How each limit that is set will be held: what `Keeper.enforced` says once the sandbox runs."""
-    wanted = {"memory": policy.memory_bytes, "cpu": policy.cpu_cores, "processes": policy.processes}
-    out: list[Enforcement] = []
-    for limit, figure in wanted.items():
-        if figure is not None:
-            places = hierarchies.places.get(BY_CGROUP[limit], ())
-            how = places[0].title if places else WITHOUT[limit]
-            out.append(Enforcement(limit, how, strict=bool(places) or limit == "processes"))
-    if policy.disk_bytes is not None:
-        out.append(Enforcement("disk", "counted while commands run; RLIMIT_FSIZE for one file", strict=False))
-    if policy.network_bps is not None or policy.network_bytes is not None:
-        out.append(Enforcement("network", "the proxy", strict=True))
-    return tuple(out)
+    places = ((kind, hierarchies.places.get(kind, ())) for kind in BY_CGROUP.values())
+    return enforcements(policy, {kind: found[0].title for kind, found in places if found})
 
 
 def unenforced(config: AgentConfig, *, hierarchies: Hierarchies | None = None) -> list[str]:

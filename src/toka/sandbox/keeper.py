@@ -30,6 +30,12 @@ from toka.sandbox.usage import Sampler, Usage
 N = TypeVar("N", int, float)
 WATCH_S: Final = 0.05
 """Seconds between two looks at what is not held by a cgroup, while something runs."""
+WITHOUT: Final[Mapping[str, str]] = {
+    "memory": "looked at 20 times a second while commands run",
+    "cpu": "a lower priority, and a bound on seconds",
+    "processes": "RLIMIT_NPROC",
+}
+"""How those are held where there is no cgroup."""
 OWN_PROCESSES: Final = 3
 """The zygote, the file worker, and the init of a command: not the agent's own."""
 _NUMBERS: Final = itertools.count()
@@ -97,6 +103,28 @@ class Enforcement:
     limit: str
     how: str
     strict: bool
+
+
+def enforcements(policy: SandboxPolicy, held: Mapping[str, str]) -> tuple[Enforcement, ...]:
+    """How each limit that is set is held.
+
+    Args:
+        policy: the limits.
+        held: `memory`, `cpu`, `pids`: by which cgroup, in words; those that none holds are missing.
+    """
+    out: list[Enforcement] = []
+    if policy.memory_bytes is not None:
+        by = held.get("memory")
+        out.append(Enforcement("memory", by or WITHOUT["memory"], by is not None))
+    if policy.cpu_cores is not None:
+        by = held.get("cpu")
+        out.append(Enforcement("cpu", by or WITHOUT["cpu"], by is not None))
+    out.append(Enforcement("processes", held.get("pids") or WITHOUT["processes"], strict=True))
+    if policy.disk_bytes is not None:
+        out.append(Enforcement("disk", "counted while commands run; RLIMIT_FSIZE for one file", strict=False))
+    if policy.network_bps is not None or policy.network_bytes is not None:
+        out.append(Enforcement("network", "the proxy", strict=True))
+    return tuple(out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,20 +214,7 @@ class Keeper:
     def enforced(self) -> tuple[Enforcement, ...]:
         """How each limit that is set is held; only known after `join`."""
         held: Mapping[str, str] = self._cgroup.enforced if self._cgroup is not None else {}
-        policy = self._policy
-        out: list[Enforcement] = []
-        if policy.memory_bytes is not None:
-            by = held.get("memory")
-            out.append(Enforcement("memory", by or "looked at 20 times a second while commands run", by is not None))
-        if policy.cpu_cores is not None:
-            by = held.get("cpu")
-            out.append(Enforcement("cpu", by or "a lower priority, and a bound on seconds", by is not None))
-        out.append(Enforcement("processes", held.get("pids") or "RLIMIT_NPROC", strict=True))
-        if policy.disk_bytes is not None:
-            out.append(Enforcement("disk", "counted while commands run; RLIMIT_FSIZE for one file", strict=False))
-        if policy.network_bps is not None or policy.network_bytes is not None:
-            out.append(Enforcement("network", "the proxy", strict=True))
-        return tuple(out)
+        return enforcements(self._policy, held)
 
     @property
     def notes(self) -> tuple[str, ...]:
