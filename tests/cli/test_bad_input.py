@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cli.records import Ran, Toka
-from toka.orchestration.enforce import LEAST_MEMORY
+from toka.orchestration.unmet import LEAST_MEMORY
 
 pytestmark = pytest.mark.skipif(not shutil.which("bwrap"), reason="no bwrap: agents cannot run here")
 
@@ -90,6 +90,17 @@ def test_what_is_fine_runs(toka: Toka, place: Path) -> None:
 def test_a_path_that_does_not_exist(place: Path, refused: Callable[..., None]) -> None:
     write(place, "filesystem-read: {paths: [docs, missing/notes]}")
     refused(PLACE, "TK4201", 'there is no "missing/notes" in the workspace', "create it, correct the path")
+
+
+@pytest.mark.parametrize("capability", ["filesystem-read", "filesystem-write"])
+def test_a_granted_path_that_is_a_link(place: Path, refused: Callable[..., None], capability: str) -> None:
+    write(place, capability + ": {paths: [docs, link/more]}")
+    (place / "ws/link").symlink_to("docs")
+    said = '"link/more" is or leads through a symbolic link'
+    refused(PLACE, "TK4201", said, 'grant what it leads to: "docs/more"')
+    (place / "ws/link").unlink()
+    (place / "ws/link").symlink_to(place)
+    refused(PLACE, "TK4201", said, "it leads out of the workspace")
 
 
 def test_a_path_that_an_agent_before_may_write_is_awaited(toka: Toka, place: Path) -> None:

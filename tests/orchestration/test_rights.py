@@ -12,8 +12,8 @@ from toka.config.settings import ExecutionConfig
 from toka.core.capability import Capability
 from toka.core.operator import OperatorPolicy, parse_rule
 from toka.events.event import SandboxReady, StepDone
-from toka.orchestration.enforce import inside, spec_places
 from toka.orchestration.rights import Rights, Taken, Terms, ToolRight, rights_of
+from toka.orchestration.unmet import inside, spec_places
 from toka.tools.builtin import builtin_tools
 
 GRANT: list[Any] = [

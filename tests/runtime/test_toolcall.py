@@ -173,3 +173,31 @@ def one_decision_each(fast: Team) -> Iterator[None]:
     assert len(set(ends)) == len(ends)
     begun = [e.step for e in fast.events(StepIntent)]
     assert len(set(begun)) == len(begun)
+
+
+@pytest.mark.parametrize(
+    ("path", "rule", "patch"),
+    [
+        (".vscode/tasks.json", "protected: .vscode", "- filesystem-write: {paths: [.vscode]}"),
+        (".git/hooks/pre-commit", "protected: .git", "- git-access"),
+        ("toka.toml", "protected: toka.toml", ""),
+    ],
+)
+async def test_writing_what_is_protected_is_denied_before_it_is_tried(
+    team: Team, lever: Lever, path: str, rule: str, patch: str
+) -> None:
+    (team.work / ".git").mkdir()
+    events, answer = await decided(team, lever, call("write_file", path=path, content="x"), grant=["filesystem-write"])
+    (denied,) = events
+    assert isinstance(denied, StepDenied)
+    assert (denied.rule, denied.patch) == (rule, patch)
+    assert denied.place.startswith("one.yaml")
+    assert "is protected" in answer.text
+    assert not (team.work / path).exists()
+
+
+async def test_the_patch_of_such_a_denial_lets_it_happen(team: Team, lever: Lever) -> None:
+    grant = ["filesystem-write", {"filesystem-write": {"paths": [".vscode"]}}]
+    events, _ = await decided(team, lever, call("write_file", path=".vscode/tasks.json", content="x"), grant=grant)
+    assert isinstance(events[-1], StepDone)
+    assert (team.work / ".vscode/tasks.json").read_text() == "x"

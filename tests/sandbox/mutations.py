@@ -26,6 +26,7 @@ REDUCED: Final = (
     "test_reduced.py::test_the_kernel_is_out_of_reach",
 )
 SELFTEST: Final = "test_selftest.py"
+TRUSTED: Final = "test_trusted.py"
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,9 @@ _FILTER: Final = (
     ),
     _one("files can run as their owner", (ESCAPES,), "seccomp.py", "SET_IDS), _refuse(errno.EPERM)]", "0), _accept()]"),
     _one("openat2 is there", (ESCAPES,), "seccomp.py", '"openat2": (437, 437),'),
-    _one("git's settings may lead anywhere", (ESCAPES,), "protect.py", "**_obeyed(root, policy), "),
-    _one("linked worktrees are open", (ESCAPES,), "protect.py", ', ".git/worktrees": "folder"'),
-    _one("commondir is open", (ESCAPES,), "protect.py", '".git/commondir": "file", '),
+    _one("git's settings may lead anywhere", (ESCAPES,), "protect.py", "obeyed=_obeyed(root, policy)", "obeyed={}"),
+    _one("linked worktrees are open", (ESCAPES,), "trusted.py", ', ".git/worktrees": "folder"'),
+    _one("commondir is open", (ESCAPES,), "trusted.py", '".git/commondir": "file", '),
     _one(
         "replaced files are not looked for",
         (ESCAPES,),
@@ -352,9 +353,18 @@ _MOUNTS: Final = (
         "                _ensure(root, path, kind, stack)\n",
         "                if not _exists(root, path):\n                    continue\n",
     ),
-    _one("git hooks are not protected", (PROTECT,), "protect.py", '".git/hooks": "folder", '),
-    _one("git settings are not protected", (PROTECT,), "protect.py", '".git/config": "file",'),
-    _one("settings of a shell are not protected", (ESCAPES,), "protect.py", '".envrc": "file", '),
+    _one("git hooks are not protected", (PROTECT,), "trusted.py", '".git/hooks": "folder", '),
+    _one("git settings are not protected", (PROTECT,), "trusted.py", '".git/config": "file",'),
+    _one("settings of a shell are not protected", (ESCAPES,), "trusted.py", '".envrc": "file", '),
+    _one(
+        "a spec opens a protected path that it was not granted",
+        (TRUSTED,),
+        "policy.py",
+        "for p in named if writable.covers(Capability(FILESYSTEM_WRITE, paths=(p,)))",
+        "for p in named",
+    ),
+    _one("a spec opens toka.toml", (TRUSTED,), "trusted.py", "in TRUSTED and path not in ALWAYS", "in TRUSTED"),
+    _one("calls are not told of protection", (TRUSTED,), "trusted.py", "if at is None or (", "if at or ("),
     Mutation(
         "a link at a protected path is followed",
         (PROTECT,),

@@ -13,7 +13,7 @@ import pytest
 from sandbox.conftest import Start, names
 from toka.errors import SandboxError
 from toka.sandbox.host import Sandbox, shell
-from toka.sandbox.protect import TRUSTED
+from toka.sandbox.trusted import TRUSTED
 
 WHOLE = {"reads": (), "writes": (".",)}
 

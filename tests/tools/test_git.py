@@ -13,7 +13,7 @@ import pytest
 
 from toka.core.capability import Capability, CapabilityError, Grant
 from toka.core.effect import Effect
-from toka.sandbox.protect import TRUSTED
+from toka.sandbox.trusted import TRUSTED
 from toka.tools import git as module
 from toka.tools.git import SETTINGS, Git
 from toka.tools.tool import ToolContext, ToolResult, validate

@@ -21,18 +21,11 @@ from toka.config.settings import Settings
 from toka.core.ids import AgentName
 from toka.errors import ConfigError, MissingError, UsageError
 from toka.orchestration.compiled import Compiled, compile_here
-from toka.orchestration.enforce import (
-    inside,
-    machine,
-    place_findings,
-    spec_findings,
-    spec_places,
-    strict_refusal,
-    unenforced,
-)
+from toka.orchestration.enforce import machine, strict_refusal, unenforced
 from toka.orchestration.plan import make_plan, mermaid
 from toka.orchestration.request import check_groups
 from toka.orchestration.rights import Terms, rights_of
+from toka.orchestration.unmet import inside, place_findings, spec_findings, spec_places
 from toka.tools.builtin import Toolbox
 from toka.tools.plugins import find_plugins, toolbox
 

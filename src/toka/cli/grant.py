@@ -20,8 +20,8 @@ from toka.config.diagnostics import Finding, in_order
 from toka.core.units import format_bytes
 from toka.errors import ConfigError
 from toka.orchestration.compiled import BY_ARGUMENT, Compiled, compile_here
-from toka.orchestration.enforce import place_findings
 from toka.orchestration.rights import GIVEN, Asked, Rights, rights_of
+from toka.orchestration.unmet import place_findings
 from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.profile import PROXY_PORT
 

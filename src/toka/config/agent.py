@@ -39,8 +39,8 @@ from toka.config.parts import (
 from toka.config.source import MAX_BYTES, Source, screen
 from toka.config.tasks import TaskEntry, Tasks, TaskSpec, resolve_tasks
 from toka.config.yaml import read_nodes
-from toka.core.capability import Capability, Grant
-from toka.core.catalogue import resolve
+from toka.core.capability import Capability, Grant, normal_path
+from toka.core.catalogue import FILESYSTEM_WRITE, resolve
 from toka.core.ids import AgentName
 from toka.core.limits import Limits
 from toka.errors import ConfigError
@@ -279,6 +279,16 @@ class AgentConfig(Part):
         """
         found = (resolve(r.name, r.arguments, custom) for r in self.security.capabilities_required)
         return Grant(tuple(c for resolution in found for c in resolution.capabilities))
+
+    def named_writes(self, custom: Presets | None = None) -> frozenset[str]:
+        """The paths that the spec asks to write, each as it is named: also one that a wider path includes."""
+        out: set[str] = set()
+        for request in self.security.capabilities_required:
+            found = resolve(request.name, request.arguments, custom).capabilities
+            writes = [c for c in found if c.name == FILESYSTEM_WRITE]
+            out.update(path for c in writes for path in c.paths or ())
+            out.update(normal_path(path) for path in (request.arguments.get("paths", ()) if writes else ()))
+        return frozenset(out)
 
     def grant_notes(self, custom: Presets | None = None) -> tuple[GrantNote, ...]:
         """What to know about the requested capabilities: which grant nothing, which more than they seem to."""

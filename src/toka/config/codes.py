@@ -244,8 +244,8 @@ CODES: Final[Mapping[str, Code]] = {
     "TK4201": Code(
         "path that is not there",
         "A granted path does not exist in the workspace, so the agent would not see it. Create it, correct it, or "
-        "depend on an agent that may write it. A path that is a symbolic link, or leads through one, is left out, too; "
-        "that is a warning.",
+        "depend on an agent that may write it. Nor is it there for an agent if it is a symbolic link or leads through "
+        "one: where that leads could change while agents work. Grant what it leads to.",
     ),
     "TK4202": Code(
         "workspace that is a link",

@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from toka.errors import SandboxError
-from toka.orchestration.enforce import held, look, machine, why_not
+from toka.orchestration.enforce import held, machine, why_not
 from toka.orchestration.rights import Rights
+from toka.orchestration.unmet import look
 from toka.sandbox.keeper import Enforcement
 from toka.sandbox.landlock import EXECUTE, READ_DIR, READ_FILE, WRITE_FILE, abi
 from toka.sandbox.mounts import Granted, Opened
 from toka.sandbox.policy import PathRule, SandboxPolicy
 from toka.sandbox.profile import PROXY_PORT, Kind, find_program, profiles
-from toka.sandbox.protect import GIT, protect
+from toka.sandbox.protect import protect
 from toka.sandbox.seccomp import ABSENT, AUDIT, DENIED, numbers
+from toka.sandbox.trusted import GIT
 
 GROUPS: Final = {
     "ptrace": "other processes",

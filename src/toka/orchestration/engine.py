@@ -18,12 +18,13 @@ from toka.events.lifecycle import RunStatus
 from toka.journal.holder import this_holder
 from toka.journal.recorder import Recorder
 from toka.llm.gateway import LlmGateway
-from toka.orchestration.enforce import inside, spec_places, strict_refusal, unenforced
+from toka.orchestration.enforce import strict_refusal, unenforced
 from toka.orchestration.integration import RuntimeIntegration
 from toka.orchestration.plan import make_plan
 from toka.orchestration.request import RunRequest, check_groups
 from toka.orchestration.result import RunResult
 from toka.orchestration.session import RunSession
+from toka.orchestration.unmet import inside, spec_places
 from toka.runtime.context import RunContext, Runtime
 from toka.runtime.resource import ResourceManager
 from toka.version import __version__

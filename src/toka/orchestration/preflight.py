@@ -12,19 +12,10 @@ from toka.config.rules import Problem
 from toka.errors import ConfigError, MissingError, ModelUnavailable, UsageError
 from toka.llm.names import AUTO, SCRIPTED, check_name, split_name
 from toka.llm.script_file import read_script
-from toka.orchestration.enforce import (
-    best_effort,
-    inside,
-    limits_of,
-    machine,
-    place_findings,
-    spec_findings,
-    spec_places,
-    strict_refusal,
-    why_not,
-)
+from toka.orchestration.enforce import best_effort, limits_of, machine, strict_refusal, why_not
 from toka.orchestration.request import RunRequest
 from toka.orchestration.rights import Terms
+from toka.orchestration.unmet import inside, place_findings, spec_findings, spec_places
 from toka.runtime.context import Runtime
 from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.shield import Order

@@ -16,8 +16,9 @@ from toka.core.catalogue import resolve
 from toka.core.ids import AgentName
 from toka.core.limits import KINDS, Limits
 from toka.core.operator import CallRule, OperatorPolicy
+from toka.runtime.effective import Effective, compile_agent
 from toka.sandbox.environment import environment_of
-from toka.sandbox.policy import SandboxPolicy, compile_policy
+from toka.sandbox.policy import SandboxPolicy
 from toka.tools.builtin import Toolbox, needed_names
 from toka.tools.tool import Tool
 
@@ -51,23 +52,11 @@ class Terms:
     tools: Toolbox = field(default_factory=Toolbox)
 
 
-@dataclass(frozen=True, slots=True)
-class Effective:
-    """What an agent gets, in the three forms in which a run uses it."""
-
-    grant: Grant
-    limits: Limits
-    policy: SandboxPolicy
-
-
 def effective(config: AgentConfig, terms: Terms) -> Effective:
-    """The grant under the operator's rules, the limits under the settings', and the sandbox that both compile to."""
-    grant = terms.policy.bound(config.grant(terms.presets))
-    execution = terms.execution
-    limits = config.limits.tighten(Limits(wall_s=execution.agent_timeout_s, output_bytes=execution.output_bytes))
-    denied = terms.policy.denied
-    policy = compile_policy(grant, limits, denied=denied, protected=terms.protected, hidden=terms.hidden)
-    return Effective(grant, limits, policy)
+    """What an agent gets under these terms."""
+    return compile_agent(
+        config, terms.presets, terms.policy, terms.execution, protected=terms.protected, hidden=terms.hidden
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from toka.config.agent import AgentConfig
-from toka.config.settings import ExecutionConfig
+from toka.core.capability import Capability
 from toka.core.catalogue import ALIASES
-from toka.core.limits import Limits
+from toka.core.decision import Decision
 from toka.events.state import AgentState
 from toka.llm.prompts import system_prompt
 from toka.runtime.brief import brief
 from toka.runtime.capability import CapabilityValidator
 from toka.runtime.context import AgentContext, RunContext, StartSandbox
+from toka.runtime.effective import Effective, compile_agent
 from toka.runtime.hands import LazyHands
 from toka.runtime.step import Steps
-from toka.sandbox.policy import compile_policy
+from toka.sandbox.gitconfig import obeyed
+from toka.sandbox.trusted import decide, find_protected
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +35,6 @@ class PreparedAgent:
         await self.hands.close()
 
 
-def bounds(config: AgentConfig, execution: ExecutionConfig) -> Limits:
-    """What an agent may use in a run: of each kind the least that its spec and the settings say."""
-    return config.limits.tighten(Limits(wall_s=execution.agent_timeout_s, output_bytes=execution.output_bytes))
-
-
 def place_of_request(config: AgentConfig, name: str) -> str:
     """Where a spec asks for a capability, or would: `agents/a.yaml:12`; empty when its file is not known."""
     requests = config.security.capabilities_required
@@ -44,6 +42,17 @@ def place_of_request(config: AgentConfig, name: str) -> str:
     found = requests[index].position if index is not None else None
     place = found or config.position("security", "capabilities_required")
     return f"{place.file}:{place.line}" if place.line else ""
+
+
+def _validator(run: RunContext, config: AgentConfig, got: Effective) -> CapabilityValidator:
+    def origin(name: str) -> str:
+        return place_of_request(config, name)
+
+    def guard(need: Capability) -> Decision | None:
+        found = find_protected(got.policy, need, obeyed(run.workspace, Path.home()))
+        return None if found is None else decide(found, need, origin)
+
+    return CapabilityValidator(got.grant, run.runtime.policy, origin, guard)
 
 
 def _unsandboxed(start: StartSandbox) -> StartSandbox:
@@ -73,20 +82,20 @@ async def prepare(
     """
     recorder, runtime = run.recorder, run.runtime
     state = recorder.state.agents.get(config.name) or AgentState(config.name)
-    grant = runtime.policy.bound(config.grant(run.capabilities))
+    got = compile_agent(
+        config, run.capabilities, runtime.policy, run.execution, protected=run.protected, hidden=run.hidden
+    )
     needs_model = not ending and any(task.run is None for task in config.task_list(run.enabled))
     model = await runtime.resolve_model(run.model or config.model or runtime.model) if needs_model else None
-    tools = {t.name: t for t in runtime.tools.offered(grant)}
-    limits = bounds(config, run.execution)
-    policy = compile_policy(grant, limits, denied=runtime.policy.denied, protected=run.protected, hidden=run.hidden)
+    tools = {t.name: t for t in runtime.tools.offered(got.grant)}
     start = runtime.start_sandbox if config.security.sandbox else _unsandboxed(runtime.start_sandbox)
-    validator = CapabilityValidator(grant, runtime.policy, lambda name: place_of_request(config, name))
-    hands = LazyHands(config.name, run.workspace, policy, start, recorder, validator)
+    validator = _validator(run, config, got)
+    hands = LazyHands(config.name, run.workspace, got.policy, start, recorder, validator)
     run.resources.watch(config.name, hands.usage)
     history = recorder.history(config.name) if resumed else ()
     scope = run.resources.agent(
         config.name,
-        limits,
+        got.limits,
         used=state.usage,
         cost_usd=state.cost_usd,
         tool_calls=state.tool_calls + state.denied,
@@ -101,6 +110,6 @@ async def prepare(
         hands=hands,
         tools=tools,
         model=model,
-        system=system_prompt(brief(config, grant, tools.values())) if needs_model else "",
+        system=system_prompt(brief(config, got.grant, tools.values())) if needs_model else "",
     )
     return PreparedAgent(context, hands)

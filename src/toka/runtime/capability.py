@@ -16,6 +16,10 @@ def _nowhere(_: str) -> str:
     return ""
 
 
+def _nothing(_: Capability) -> Decision | None:
+    return None
+
+
 class CapabilityValidator:
     """Decides whether an agent may do what a tool call asks for.
 
@@ -24,7 +28,11 @@ class CapabilityValidator:
     """
 
     def __init__(
-        self, grant: Grant, policy: OperatorPolicy = NO_POLICY, origin: Callable[[str], str] = _nowhere
+        self,
+        grant: Grant,
+        policy: OperatorPolicy = NO_POLICY,
+        origin: Callable[[str], str] = _nowhere,
+        guard: Callable[[Capability], Decision | None] = _nothing,
     ) -> None:
         """Decides under rules that cannot change afterwards.
 
@@ -32,10 +40,12 @@ class CapabilityValidator:
             grant: what the spec asks for, as far as the operator allows it.
             policy: the operator's rules, for what they say about single calls.
             origin: where the spec asks for a capability, by its name: `agents/a.yaml:12`; empty when it is not known.
+            guard: what speaks against a need whatever is granted: it touches what is protected.
         """
         self.grant = grant
         self._policy = policy
         self._origin = origin
+        self._guard = guard
 
     def check(self, needs: Sequence[Capability], tool: str = "", text: str = "") -> Decision:
         """Allowed when no rule of the operator is against it and every need is covered; else what decided, and why.
@@ -49,6 +59,8 @@ class CapabilityValidator:
             return decision
         rules: list[str] = []
         for need in needs:
+            if (decision := self._guard(need)) is not None:
+                return decision
             rule = self.grant.covering(need)
             if rule is None:
                 return self._denied(need)

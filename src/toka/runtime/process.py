@@ -13,9 +13,10 @@ from toka.errors import ConfigError, JournalError, ModelUnavailable, NotFound, S
 from toka.events.event import AgentStateChanged, HoldLifted, HoldPlaced
 from toka.events.lifecycle import AGENT_ENDS, AgentStatus, TaskStatus, agent_may
 from toka.events.state import AgentState
-from toka.runtime.agent import PreparedAgent, bounds, prepare
+from toka.runtime.agent import PreparedAgent, prepare
 from toka.runtime.context import RunContext
 from toka.runtime.control import AgentControl, Closing
+from toka.runtime.effective import bounds
 from toka.runtime.executor import AgentExecutor, AgentOutcome
 
 RESTART_CAP_S: Final = 300.0

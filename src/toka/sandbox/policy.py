@@ -53,6 +53,7 @@ class SandboxPolicy:
         protected: files of the workspace that stay as they are, such as the agents' own specs; further ones, such as
             git hooks, always do (see `protect`).
         hidden: folders of the workspace that are shown empty: the state of Toka itself.
+        named: paths that are writable although they are protected within a wider grant, for a spec names them.
         memory_bytes: memory of all processes together; None = no bound here.
         cpu_cores: share of the processors, in cores; None = no bound here.
         processes: processes and threads at one time, all commands of the sandbox together.
@@ -73,6 +74,7 @@ class SandboxPolicy:
     git: bool = False
     protected: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
     memory_bytes: int | None = None
     cpu_cores: float | None = None
     processes: int = DEFAULT_PROCESSES
@@ -109,7 +111,7 @@ class SandboxPolicy:
         return SandboxPolicy(**known)
 
 
-_LISTS: Final = frozenset({"reads", "writes", "programs", "refused_programs", "protected", "hidden"})
+_LISTS: Final = frozenset({"reads", "writes", "programs", "refused_programs", "protected", "hidden", "named"})
 
 
 def compile_policy(
@@ -119,6 +121,7 @@ def compile_policy(
     denied: Sequence[Capability] = (),
     protected: Iterable[str] = (),
     hidden: Iterable[str] = (),
+    named: Iterable[str] = (),
 ) -> SandboxPolicy:
     """The sandbox that a grant and limits ask for, and nothing more.
 
@@ -131,6 +134,7 @@ def compile_policy(
             not there.
         protected: see SandboxPolicy.
         hidden: see SandboxPolicy.
+        named: paths that a spec asks to write by name; those among them that it does not get are left out.
     """
     writes = _paths(grant.named(FILESYSTEM_WRITE))
     reads = _paths((*grant.named(FILESYSTEM_READ), *grant.named(FILESYSTEM_WRITE)))
@@ -145,6 +149,7 @@ def compile_policy(
         git=bool(grant.named(GIT_ACCESS)),
         protected=tuple(sorted({*protected, *_items(denied, FILESYSTEM_WRITE)})),
         hidden=tuple(sorted({*hidden, *_items(denied, FILESYSTEM_READ)})),
+        named=tuple(sorted({p for p in named if writable.covers(Capability(FILESYSTEM_WRITE, paths=(p,)))})),
         memory_bytes=limits.memory_bytes,
         cpu_cores=limits.cpu_cores,
         processes=DEFAULT_PROCESSES if limits.processes is None else limits.processes,

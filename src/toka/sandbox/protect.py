@@ -1,9 +1,8 @@
-"""Paths of a workspace that stay as they are although the agent may write around them.
+"""Paths of a workspace that stay as they are although the agent may write around them; `trusted` says which.
 
-What is protected is run, read or trusted by somebody who is not in the sandbox: git hooks and settings, editor and
-shell settings, workflows, the settings and specs of agents. A read-only mount alone is not enough: whoever may rename
-the folder above it can put another one in its place. So every folder between a writable mount and a protected path
-is a mount of its own, which cannot be renamed; and what does not exist is created, empty, so that it can be mounted.
+A read-only mount alone is not enough: whoever may rename the folder above it can put another one in its place. So every
+folder between a writable mount and a protected path is a mount of its own, which cannot be renamed; and what does not
+exist is created, empty, so that it can be mounted.
 
 What was created carries a mark and is removed when the last sandbox that uses it has closed, unless it was filled
 meanwhile. A shared lock on it says who uses it, also over the end of a process by SIGKILL.
@@ -20,26 +19,13 @@ from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from toka.errors import SandboxError
 from toka.sandbox.gitconfig import obeyed
 from toka.sandbox.policy import PathRule, SandboxPolicy
+from toka.sandbox.trusted import ALWAYS, GIT, GIT_TRUSTED, TRUSTED, Kind, wanted, within
 
-Kind = Literal["folder", "file"]
-
-GIT: Final = ".git"
-GIT_TRUSTED: Final[dict[str, Kind]] = {
-    ".git/hooks": "folder", ".git/info": "folder", ".git/modules": "folder", ".git/config": "file",
-    ".git/commondir": "file", ".git/config.worktree": "file", ".git/worktrees": "folder",
-}  # fmt: skip
-"""Inside a writable .git: what git executes or takes its orders from."""
-TRUSTED: Final[dict[str, Kind]] = {
-    ".gitmodules": "file", ".github/workflows": "folder", ".envrc": "file", ".vscode": "folder", ".mcp.json": "file",
-    ".claude": "folder", ".codex": "folder", "toka.toml": "file",
-}  # fmt: skip
-"""Protected unless the spec grants that very path for writing. `toka.toml` always is."""
-ALWAYS: Final = frozenset({"toka.toml"})
 CONTENTS: Final = {"commondir": b"."}
 """What a placeholder holds that may not be empty, by name: git looks for settings and hooks where commondir says."""
 MARK: Final = "user.toka.placeholder"
@@ -80,9 +66,8 @@ def protect(root: int, policy: SandboxPolicy, stack: ExitStack) -> Protection:
     elif policy.git:
         notes.append("there is no .git here, so git-access grants nothing")
     writes = (*policy.writes, *rules)
-    wanted: dict[str, Kind] = {**_obeyed(root, policy), **_wanted(policy, repository=repository)}
-    for path, kind in wanted.items():
-        base = max((w for w in writes if _within(w, path)), key=_depth, default=None)
+    for path, kind in wanted(policy, git=repository, obeyed=_obeyed(root, policy)).items():
+        base = max((w for w in writes if within(w, path)), key=_depth, default=None)
         if base is None or (base == path and path not in ALWAYS):
             continue
         try:
@@ -97,7 +82,7 @@ def protect(root: int, policy: SandboxPolicy, stack: ExitStack) -> Protection:
             rules.setdefault(folder, PathRule(folder, "write"))
         rules[path] = PathRule(path, "read")
     for path in policy.hidden:
-        shown = max((r for r in policy.rules if _within(r.path, path)), key=lambda r: _depth(r.path), default=None)
+        shown = max((r for r in policy.rules if within(r.path, path)), key=lambda r: _depth(r.path), default=None)
         if shown is not None and _exists(root, path):
             for folder in _between(shown.path, path) if shown.access == "write" else ():
                 rules.setdefault(folder, PathRule(folder, "write"))
@@ -131,22 +116,11 @@ def _visit(root: int, path: str, stack: ExitStack) -> None:
         os.close(at)
 
 
-def _wanted(policy: SandboxPolicy, *, repository: bool) -> dict[str, Kind]:
-    """Every path to protect, with its kind if it must be created."""
-    git: dict[str, Kind] = GIT_TRUSTED if repository else {GIT: "folder"}
-    given: dict[str, Kind] = dict.fromkeys(policy.protected, "file")
-    return {**TRUSTED, **git, **given}
-
-
 def _obeyed(root: int, policy: SandboxPolicy) -> dict[str, Kind]:
     """Where git outside gets further settings and hooks from, if the agent may write anything at all."""
     if not (policy.writes or policy.git) or not _exists(root, GIT):
         return {}
     return obeyed(Path(os.readlink(f"/proc/self/fd/{root}")), Path(os.path.expanduser("~")))
-
-
-def _within(outer: str, path: str) -> bool:
-    return outer in (".", path) or path.startswith(outer + "/")
 
 
 def _depth(path: str) -> int:

@@ -69,6 +69,8 @@ def explain(path: str, error: OSError) -> Refused:
     code, text = ERRORS.get(error.errno or 0, ("failed", error.strerror or str(error)))
     if code == "not-found" and os.path.islink(path):
         code, text = "bad-link", "is a symbolic link to nothing in the workspace"
+    elif code == "read-only" and (real := os.path.relpath(os.path.realpath(path))) != os.path.normpath(path):
+        text = f"leads to {real}, which is not writable here"
     return Refused(code, f"{path} {text}")
 
 

@@ -15,7 +15,7 @@ from toka.core.capability import Capability, CapabilityError
 from toka.core.catalogue import FILESYSTEM_READ, FILESYSTEM_WRITE, GIT_ACCESS
 from toka.core.effect import Effect
 from toka.sandbox.command import CommandResult
-from toka.sandbox.protect import TRUSTED
+from toka.sandbox.trusted import TRUSTED
 from toka.tools.files import MOUNT, path_of
 from toka.tools.shell import ending
 from toka.tools.tool import Arguments, Hands, Probed, ToolContext, ToolResult, cut
