@@ -6,14 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from harness import Team, agent
 from toka.config.agent import AgentConfig
 from toka.config.settings import ExecutionConfig
 from toka.core.capability import Capability
 from toka.core.operator import OperatorPolicy, parse_rule
+from toka.core.taken import Taken
 from toka.events.event import SandboxReady, StepDone
-from toka.orchestration.rights import Rights, Taken, Terms, ToolRight, rights_of
+from toka.orchestration.rights import Rights, Terms, ToolRight, rights_of
 from toka.orchestration.unmet import inside, spec_places
+from toka.runtime.capability import CapabilityValidator
 from toka.tools.builtin import builtin_tools
 
 GRANT: list[Any] = [
@@ -169,6 +173,31 @@ def test_every_tool_is_allowed_or_denied_by_a_rule() -> None:
     assert {right.outcome for right in nothing.values()} == {"denied"}
     asked = table(rights(config, ask=("command-execution",)))
     assert (asked["run_command"].outcome, asked["run_command"].rule) == ("ask", "policy: ask command-execution")
+
+
+@pytest.mark.parametrize(
+    ("deny", "rules"),
+    [
+        ((), {}),
+        (("git-access",), {}),
+        ((), {"allow": ("filesystem-read",)}),
+        ((), {"allow": ("command-execution: ls",), "ask": ("command-execution: python3",)}),
+        ((), {"ask": ("git-access", "command-execution")}),
+        (("command-execution",), {"ask": ("command-execution: python3",)}),
+    ],
+)
+def test_a_plan_names_the_rule_that_decides_a_call(deny: tuple[str, ...], rules: dict[str, Any]) -> None:
+    config = agent("one", grant=["git-access", {"command-execution": {"programs": ["python3"]}}])
+    found = rights(config, *deny, **rules)
+    validator = CapabilityValidator(found.grant, policy(*deny, **rules), asked=config.grant())
+    for tool, need in (
+        ("git", Capability("git-access")),
+        ("run_command", Capability("command-execution", programs=("python3",))),
+        ("http_request", Capability("network-access", hosts=("example.org",))),
+    ):
+        decision = validator.check((need,), tool, "")
+        planned = table(found)[tool]
+        assert (decision.outcome, decision.rule) == (planned.outcome, planned.rule), tool
 
 
 def test_limits_are_the_least_of_spec_and_settings() -> None:

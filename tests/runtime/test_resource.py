@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 
 from toka.core.capability import Capability, Grant
-from toka.core.catalogue import COMMAND_EXECUTION, FILESYSTEM_READ, FILESYSTEM_WRITE
+from toka.core.catalogue import COMMAND_EXECUTION, FILESYSTEM_READ, FILESYSTEM_WRITE, GIT_ACCESS
 from toka.core.decision import Decision
 from toka.core.limits import Limits
 from toka.core.message import Usage
+from toka.core.operator import OperatorPolicy
 from toka.errors import LimitExceeded
 from toka.llm.model import Estimate
 from toka.runtime.capability import CapabilityValidator
@@ -137,3 +138,27 @@ def test_what_was_never_asked_for_is_denied_by_its_absence() -> None:
         patch="- command-execution: {programs: [make]}",
     )
     assert not CapabilityValidator(Grant(())).check((READS,)).allowed
+
+
+def test_what_the_operator_took_out_is_denied_by_their_rule() -> None:
+    policy = OperatorPolicy(allow=(Capability(FILESYSTEM_READ, paths=("docs",)),))
+    asked = Grant((READS, Capability(GIT_ACCESS)))
+    validator = CapabilityValidator(policy.bound(asked), policy, asked=asked)
+    decision = validator.check((Capability(GIT_ACCESS),))
+    assert decision == Decision(
+        "denied",
+        "policy: not among what is allowed",
+        "the operator's settings do not allow git-access",
+        "[policy] allow",
+        "- git-access",
+    )
+    decision = validator.check((Capability(FILESYSTEM_READ, paths=("src/a",)),))
+    assert decision.rule == "policy: allow only filesystem-read: docs"
+    assert validator.check((Capability(FILESYSTEM_READ, paths=("etc",)),)).rule == "filesystem-read: docs"
+
+
+def test_a_person_is_asked_about_what_is_granted_only() -> None:
+    policy = OperatorPolicy(ask=(Capability(FILESYSTEM_READ),))
+    validator = CapabilityValidator(Grant((READS,)), policy)
+    assert validator.check((Capability(FILESYSTEM_READ, paths=("docs/a",)),)).outcome == "ask"
+    assert validator.check((Capability(FILESYSTEM_READ, paths=("etc",)),)).outcome == "denied"

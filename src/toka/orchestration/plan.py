@@ -13,9 +13,10 @@ from toka.core.catalogue import without_key
 from toka.core.ids import AgentName
 from toka.core.limits import Limits
 from toka.core.message import ToolSpec
+from toka.core.taken import Taken, taken_json
 from toka.orchestration.dependency import DependencyResolver
 from toka.orchestration.enforce import best_effort, held, once_only, why_not
-from toka.orchestration.rights import Taken, Terms, limits_json, rights_of, taken_json
+from toka.orchestration.rights import Terms, limits_json, rights_of
 from toka.sandbox.cgroup_find import Hierarchies
 from toka.sandbox.keeper import Enforcement
 from toka.sandbox.policy import SandboxPolicy

@@ -5,17 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from toka.config.agent import AgentConfig, CapabilityRequest, Presets
 from toka.config.settings import ExecutionConfig
-from toka.core.capability import ARGUMENTS, Capability, Grant
+from toka.core.capability import Capability, Grant
 from toka.core.catalogue import resolve
 from toka.core.ids import AgentName
 from toka.core.limits import KINDS, Limits
 from toka.core.operator import CallRule, OperatorPolicy
+from toka.core.taken import Taken, taken_json, taken_out
 from toka.runtime.effective import Effective, compile_agent
 from toka.sandbox.environment import environment_of
 from toka.sandbox.policy import SandboxPolicy
@@ -57,19 +58,6 @@ def effective(config: AgentConfig, terms: Terms) -> Effective:
     return compile_agent(
         config, terms.presets, terms.policy, terms.execution, protected=terms.protected, hidden=terms.hidden
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """What the operator takes out of what a spec asks for, and the rule that does: `policy: deny git-access`."""
-
-    what: Capability
-    rule: str
-
-    @property
-    def text(self) -> str:
-        """`filesystem-write: secret (policy: deny filesystem-write: secret)`."""
-        return f"{self.what.text} ({self.rule})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +152,7 @@ def rights_of(config: AgentConfig, terms: Terms) -> Rights:
     """All that an agent gets under these terms."""
     got = effective(config, terms)
     requested = config.grant(terms.presets)
-    taken = tuple(_taken_out(requested, terms.policy))
+    taken = tuple(taken_out(requested, terms.policy))
     tools = terms.tools.offered(got.grant)
     offered = {tool.name: tool for tool in tools}
     return Rights(
@@ -185,11 +173,6 @@ def rights_of(config: AgentConfig, terms: Terms) -> Rights:
     )
 
 
-def taken_json(taken: Sequence[Taken]) -> list[dict[str, Any]]:
-    """What was taken out, as JSON."""
-    return [{**t.what.to_json(), "rule": t.rule} for t in taken]
-
-
 def limits_json(limits: Limits) -> dict[str, Any]:
     """The limits that are set, as JSON."""
     return {kind: value for kind in KINDS if (value := getattr(limits, kind)) is not None}
@@ -198,7 +181,7 @@ def limits_json(limits: Limits) -> dict[str, Any]:
 def _asked(request: CapabilityRequest, terms: Terms) -> Asked:
     found = resolve(request.name, request.arguments, terms.presets)
     whole = Grant(found.capabilities)
-    taken = tuple(_taken_out(whole, terms.policy))
+    taken = tuple(taken_out(whole, terms.policy))
     at = request.position
     items = [item for values in request.arguments.values() for item in values]
     return Asked(
@@ -208,31 +191,6 @@ def _asked(request: CapabilityRequest, terms: Terms) -> Asked:
         taken=taken,
         note=found.note,
     )
-
-
-def _taken_out(asked: Grant, policy: OperatorPolicy) -> Iterator[Taken]:
-    """What is asked for and not given, or given with an exception."""
-    for capability in asked.capabilities:
-        left = (capability,)
-        if policy.allow is not None:
-            left = Grant(left).intersect(Grant(policy.allow)).capabilities
-            yield from _beyond(capability, left)
-        for rule in policy.denied:
-            met = (part.intersect(rule) for part in left)
-            yield from (Taken(part, f"policy: deny {rule.text}") for part in met if part is not None)
-
-
-def _beyond(capability: Capability, allowed: Sequence[Capability]) -> Iterator[Taken]:
-    """What of a capability the operator's list of allowed ones does not include."""
-    if not allowed:
-        yield Taken(capability, "policy: not among what is allowed")
-    elif not any(each.covers(capability) for each in allowed):
-        argument = next((a for a in ARGUMENTS if getattr(capability, a) is not None), None)
-        items: tuple[str, ...] = getattr(capability, argument) if argument else ()
-        alone = {item: replace(capability, **{argument: (item,)}) for item in items} if argument else {}
-        lost = tuple(i for i, one in alone.items() if not any(each.covers(one) for each in allowed))
-        what = replace(capability, **{argument: lost}) if argument and lost else capability
-        yield Taken(what, f"policy: allow only {'; '.join(c.text for c in allowed)}")
 
 
 def _missing(needs: Sequence[str], taken: Sequence[Taken], grant: Grant) -> str:

@@ -52,7 +52,7 @@ def _validator(run: RunContext, config: AgentConfig, got: Effective) -> Capabili
         found = find_protected(got.policy, need, obeyed(run.workspace, Path.home()))
         return None if found is None else decide(found, need, origin)
 
-    return CapabilityValidator(got.grant, run.runtime.policy, origin, guard)
+    return CapabilityValidator(got.grant, run.runtime.policy, origin, guard, config.grant(run.capabilities))
 
 
 def _unsandboxed(start: StartSandbox) -> StartSandbox:

@@ -8,6 +8,7 @@ from typing import Final
 from toka.core.capability import Capability, Grant, request_line
 from toka.core.decision import Decision
 from toka.core.operator import OperatorPolicy
+from toka.core.taken import taken_out
 
 NO_POLICY: Final = OperatorPolicy()
 
@@ -33,6 +34,7 @@ class CapabilityValidator:
         policy: OperatorPolicy = NO_POLICY,
         origin: Callable[[str], str] = _nowhere,
         guard: Callable[[Capability], Decision | None] = _nothing,
+        asked: Grant | None = None,
     ) -> None:
         """Decides under rules that cannot change afterwards.
 
@@ -41,7 +43,9 @@ class CapabilityValidator:
             policy: the operator's rules, for what they say about single calls.
             origin: where the spec asks for a capability, by its name: `agents/a.yaml:12`; empty when it is not known.
             guard: what speaks against a need whatever is granted: it touches what is protected.
+            asked: what the spec asks for, before the operator's rules; None = what is granted.
         """
+        self._asked = asked or grant
         self.grant = grant
         self._policy = policy
         self._origin = origin
@@ -55,8 +59,9 @@ class CapabilityValidator:
             tool: its name.
             text: what it is about: the command, the path, the address.
         """
-        if (decision := self._policy.decide(needs, tool, text)) is not None:
-            return decision
+        decided = self._policy.decide(needs, tool, text)
+        if decided is not None and decided.outcome == "denied":
+            return decided
         rules: list[str] = []
         for need in needs:
             if (decision := self._guard(need)) is not None:
@@ -65,10 +70,17 @@ class CapabilityValidator:
             if rule is None:
                 return self._denied(need)
             rules.append(rule.text)
+        if decided is not None:  # a person is asked about what is granted, not about what is not
+            return decided
         return Decision("allowed", "; ".join(dict.fromkeys(rules)) or "needs nothing")
 
     def _denied(self, need: Capability) -> Decision:
         held = self.grant.named(need.name)
+        if (asked := self._asked.covering(need)) is not None:
+            taken = (t for t in taken_out(Grant((asked,)), self._policy) if t.what.intersect(need) is not None)
+            rules = "; ".join(dict.fromkeys(t.rule for t in taken)) or "policy"
+            reason = f"the operator's settings do not allow {need.text}"
+            return Decision("denied", rules, reason, "[policy] allow", f"- {need.text}")
         if not held:
             rule = f"no {need.name}"
             reason = f"this agent has no {need.name}; its spec would have to ask for {need.text}"
