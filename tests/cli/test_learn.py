@@ -13,6 +13,7 @@ import yaml
 
 from cli.records import Toka, write_run
 from toka.cli.learn import lesson_lines
+from toka.cli.render_change import change_lines
 from toka.core.capability import Capability
 from toka.core.ids import RunId
 from toka.events.event import NetworkAttempted, RunCreated, RunStateChanged, StepDenied, StepDone, StepIntent
@@ -192,8 +193,11 @@ def test_a_line_for_a_shell_needs_any_program() -> None:
 
 def test_hosts_are_taken_from_what_was_reached() -> None:
     lesson = learnt(
-        NetworkAttempted("api.example.org", 443, allowed=True, reason="network-access: *.example.org"),
-        NetworkAttempted("api.example.org", 8443, allowed=True, reason="r"),
+        NetworkAttempted(
+            "api.example.org", 443, allowed=True, reason="network-access: *.example.org", address="192.0.2.1"
+        ),
+        NetworkAttempted("api.example.org", 8443, allowed=True, reason="r", address="192.0.2.1"),
+        NetworkAttempted("gone.example.org", 443, allowed=True, reason="gone.example.org has no address"),
         NetworkAttempted("evil.example.net", 443, allowed=False, reason="not granted"),
     )
     assert [c.to_json() for c in lesson.capabilities] == [
@@ -201,6 +205,7 @@ def test_hosts_are_taken_from_what_was_reached() -> None:
         {"name": "network-access", "hosts": ["api.example.org"], "ports": ["8443"]},
     ]
     assert lesson.refused == (Refusal("evil.example.net:443", "not granted", ""),)
+    assert lesson.unreached == ("gone.example.org:443: gone.example.org has no address",)
     many = [NetworkAttempted(f"h{n}.example.org", 443, allowed=True, reason="r") for n in range(ATTEMPTS)]
     assert f"hosts after the first {ATTEMPTS} attempts" in learnt(*many).unseen
 
@@ -259,3 +264,18 @@ def test_whatever_is_printed_is_yaml_and_harmless(name: str) -> None:
     text = "\n".join(lesson_lines(RunId(RUN), {name: lesson}))
     assert yaml.safe_load(text) == {name: {"capabilities_required": [{"filesystem-read": {"paths": [name or "."]}}]}}
     assert "\x1b" not in text
+
+
+def test_a_request_that_nobody_answered_needs_nothing() -> None:
+    asked = intent(0, "http_request", url="https://gone.example.org/")
+    silent = StepDone("t/1/1/tool/0", {"text": "no reply: gone.example.org has no address"}, failed=True)
+    assert learnt(asked, silent).capabilities == ()
+    answered = StepDone("t/1/1/tool/0", {"text": "HTTP 404", "data": {"status": 404}}, failed=True)
+    assert [c.name for c in learnt(asked, answered).capabilities] == ["network-access"]
+
+
+def test_a_host_that_was_not_reached_is_not_shown_as_reached() -> None:
+    gone = NetworkAttempted("gone.example.org", 443, allowed=True, reason="gone.example.org has no address")
+    assert change_lines(gone) == ["not reached gone.example.org:443: gone.example.org has no address"]
+    there = NetworkAttempted("a.example.org", 443, allowed=True, reason="network-access", address="192.0.2.1")
+    assert change_lines(there) == ["reached a.example.org:443: network-access"]

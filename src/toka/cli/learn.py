@@ -70,6 +70,7 @@ def lessons_json(run: RunId, lessons: Mapping[str, Lesson]) -> dict[str, Any]:
                 "refused": [
                     {"what": r.what, "rule": r.rule, "patch": r.patch, "count": r.count} for r in lesson.refused
                 ],
+                "unreached": list(lesson.unreached),
                 "unseen": list(lesson.unseen),
             }
             for name, lesson in lessons.items()
@@ -95,6 +96,7 @@ def _agent(name: str, lesson: Lesson) -> Iterator[str]:
     for title, lines in (
         ("granted and not used", lesson.unused),
         ("asked for and refused", [_refusal(refusal) for refusal in lesson.refused]),
+        ("allowed, and not reached", lesson.unreached),
         ("not in the record", lesson.unseen),
     ):
         if lines:

@@ -83,8 +83,10 @@ def confinement(level: str) -> str:
 def network_lines(event: NetworkAttempted, paint: Paint = plain) -> list[str]:
     """An attempt to reach the network: what was asked for, what came of it, and what would allow it."""
     where = f"{line_of(event.host, 120)}:{event.port}" if event.port else line_of(event.host, 120) or "the network"
+    if event.allowed and event.address:
+        return [f"reached {where}: {line_of(event.reason, 200)}"]
     if event.allowed:
-        return [f"reached {where} by {line_of(event.reason, 200)}"]
+        return [f"{paint('not reached', 'warn')} {where}: {line_of(event.reason, 200)}"]
     fix = needed(event.place, event.patch)
     said = f"{paint('refused', 'warn')} {where}: {line_of(event.reason, 200)}"
     return [said, f"  {line_of(fix)}"] if fix else [said]

@@ -25,10 +25,12 @@ from toka.events.event import NetworkAttempted, RunCreated, SandboxReady, StepDe
 from toka.events.record import Record
 from toka.sandbox.policy import SandboxPolicy
 from toka.tools.builtin import builtin_tools
+from toka.tools.http import HttpRequest
 from toka.tools.shell import RunCommand
 from toka.tools.tool import Tool
 
 FILES: Final = (FILESYSTEM_READ, FILESYSTEM_WRITE)
+HTTP: Final = HttpRequest.name
 ATTEMPTS: Final = 200
 """Attempts to reach the network that are recorded of one agent: after as many there may have been more."""
 _GIT: Final = re.compile(r"(?:^|[\s;&|(/])git(?:\s|$)")
@@ -64,6 +66,7 @@ class Lesson:
         calls: how many acts this rests on.
         unused: what its sandbox let through and nobody used, in words.
         refused: what was asked for and refused; not part of the set.
+        unreached: hosts that it was let out to and that did not answer, with the reason; not part of the set.
         unseen: what the record cannot tell, one sentence each.
     """
 
@@ -71,6 +74,7 @@ class Lesson:
     calls: int = 0
     unused: tuple[str, ...] = ()
     refused: tuple[Refusal, ...] = ()
+    unreached: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
 
 
@@ -81,6 +85,7 @@ class _Seen:
     calls: dict[str, StepIntent] = field(default_factory=dict[str, StepIntent])
     vain: set[str] = field(default_factory=set[str])
     hosts: dict[tuple[str, int], None] = field(default_factory=dict[tuple[str, int], None])
+    unreached: dict[str, None] = field(default_factory=dict[str, None])
     attempts: int = 0
     refused: dict[tuple[str, str, str], int] = field(default_factory=dict[tuple[str, str, str], int])
     policy: SandboxPolicy | None = None
@@ -107,14 +112,18 @@ def _look(event: object, seen: _Seen, load: Callable[[str], Any]) -> None:
     match event:
         case StepIntent() if _kind(event.step) in ("tool", "run", "check"):
             seen.calls[event.step] = event
-        case StepDone() if event.failed and _kind(event.step) == "tool" and _in_vain(event.result, load):
+        case StepDone() if (
+            event.failed and _kind(event.step) == "tool" and _in_vain(seen.calls.get(event.step), event.result, load)
+        ):
             seen.vain.add(event.step)
         case StepDenied():
             key = (event.what, event.rule, event.patch)
             seen.refused[key] = seen.refused.get(key, 0) + 1
         case NetworkAttempted():
             seen.attempts += 1
-            if event.allowed:
+            if event.allowed and not event.address:
+                seen.unreached[f"{event.host}:{event.port}: {event.reason}"] = None
+            elif event.allowed:
                 seen.hosts[event.host, event.port] = None
             else:
                 key = (f"{event.host}:{event.port}" if event.port else event.host, event.reason, event.patch)
@@ -125,12 +134,13 @@ def _look(event: object, seen: _Seen, load: Callable[[str], Any]) -> None:
             pass
 
 
-def _in_vain(result: Any, load: Callable[[str], Any]) -> bool:
-    """Whether a call of a file tool got nothing: the file was not there, or was not what was expected."""
+def _in_vain(call: StepIntent | None, result: Any, load: Callable[[str], Any]) -> bool:
+    """Whether a call got nothing: the file was not there or not what was expected, the host did not answer."""
     value = _mapping(result)
     if isinstance(digest := value.get("blob"), str):
         value = _mapping(load(digest))
-    return "error" in _mapping(value.get("data"))
+    data = _mapping(value.get("data"))
+    return "error" in data or (call is not None and call.what == HTTP and "status" not in data)
 
 
 def _whole(arguments: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -211,6 +221,7 @@ def _lesson(seen: _Seen) -> Lesson:
         len(used),
         tuple(_unused(seen.policy, capabilities)) if seen.policy is not None else (),
         tuple(Refusal(*key, count) for key, count in seen.refused.items()),
+        tuple(seen.unreached),
         tuple(_unseen(seen, needs)),
     )
 
