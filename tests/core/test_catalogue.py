@@ -113,6 +113,17 @@ def test_network_without_hosts_is_noted() -> None:
     assert resolve("network-access", {"hosts": ["x.org"]}).note == ""
 
 
+def test_hosts_that_are_wider_or_less_than_they_seem_are_noted() -> None:
+    assert resolve("network-access", {"hosts": ["*.com"]}).note == "*.com means any host whose name ends in .com"
+    assert resolve("network-access", {"hosts": ["*.example.com"]}).note == ""
+    local = resolve("network-access", {"hosts": ["localhost"]})
+    assert local.capabilities == ()
+    assert local.note == "network-access: localhost is no public host, and no other can be reached"
+    both = resolve("network-access", {"hosts": ["localhost", "x.org"]})
+    assert [c.hosts for c in both.capabilities] == [("x.org",)]
+    assert both.note == "localhost is no public host, so it cannot be reached"
+
+
 def test_a_limited_network_with_hosts_is_granted() -> None:
     found = resolve("network-access-limited", {"hosts": ["x.org"]})
     assert found.capabilities == (Capability("network-access", hosts=("x.org",), ports=("443",)),)

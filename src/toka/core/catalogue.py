@@ -7,7 +7,7 @@ stands for primitives with arguments. Every other name grants nothing, and valid
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from toka.core.capability import Capability
@@ -123,14 +123,26 @@ def resolve(
             return Resolution((), f"the arguments of {name} leave nothing of it")
         if target == FILESYSTEM_WRITE:
             return Resolution((capability, Capability(FILESYSTEM_READ, paths=capability.paths)))
-        if target == NETWORK_ACCESS and capability.hosts is None:
-            ports = ", ".join(capability.ports or DEFAULT_PORTS)
-            return Resolution((capability,), f"{name} without hosts means any public host on port {ports}")
-        return Resolution((capability,))
+        return _network(name, capability) if target == NETWORK_ACCESS else Resolution((capability,))
     preset = PRESETS.get(name) or (custom or {}).get(name)
     if preset is None:
         return Resolution((), f"nobody defines {name}; it grants nothing")
     return _narrowed(name, preset, arguments)
+
+
+def _network(name: str, capability: Capability) -> Resolution:
+    """Hosts that can be reached, with a note where that is more or less than it seems."""
+    if capability.hosts is None:
+        ports = ", ".join(capability.ports or DEFAULT_PORTS)
+        return Resolution((capability,), f"{name} without hosts means any public host on port {ports}")
+    local = [host for host in capability.hosts if "." not in host]
+    public = tuple(host for host in capability.hosts if host not in local)
+    if not public:
+        return Resolution((), f"{name}: {', '.join(local)} is no public host, and no other can be reached")
+    wide = [host for host in public if host.startswith("*.") and host.count(".") == 1]
+    notes = [f"{host} means any host whose name ends in {host[1:]}" for host in wide]
+    notes += [f"{', '.join(local)} is no public host, so it cannot be reached"] if local else []
+    return Resolution((replace(capability, hosts=public),), "; ".join(notes))
 
 
 def _narrowed(name: str, preset: tuple[Capability, ...], arguments: Mapping[str, Sequence[str]]) -> Resolution:
