@@ -24,7 +24,7 @@ from toka.config.settings import Settings
 from toka.core.capability import Capability, CapabilityError, Grant
 from toka.core.catalogue import COMMAND_EXECUTION, FILESYSTEM_READ, FILESYSTEM_WRITE, known_names
 from toka.core.clock import SystemClock
-from toka.core.limits import Limits
+from toka.core.limits import LEAST_MEMORY, Limits
 from toka.core.operator import CallRule, parse_rule
 from toka.core.units import UnitError, format_bytes, parse_bytes, parse_count, parse_cpu, parse_duration, parse_rate
 from toka.errors import CapabilityDenied, LimitExceeded, SandboxError, UsageError
@@ -43,8 +43,6 @@ LIMITS: Final[dict[str, tuple[str, Any]]] = {
     "network": ("network_bps", parse_rate),
 }
 """Kinds of --limit: the field of Limits, and what reads the value."""
-LEAST_MEMORY: Final = 20 * 1024 * 1024
-"""Bytes under which no sandbox is started, as for agents."""
 GRACE_S: Final = 3.0
 """Seconds that a command gets to end after it was asked to; a second Ctrl-C within them kills it."""
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)

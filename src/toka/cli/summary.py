@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ from toka.cli.door import pages
 from toka.cli.render_change import confinement
 from toka.cli.rows import NAME_WIDTH, objectives_in_words
 from toka.cli.tally import is_scripted
-from toka.cli.text import clean, columns, money, some, span
+from toka.cli.text import clean, columns, money, needed, some, span
 from toka.cli.view import Denial, denials_of
 from toka.core.ids import RunId
 from toka.events.event import StepDenied, StepDone
@@ -136,13 +136,17 @@ def _denials(state: RunState, details: Details | None) -> list[str]:
     if details is None:
         return ["", f"denied: {some(total, 'tool call')}"]
     every = [(agent, d) for agent, denials in details.denied.items() for d in denials]
-    rows = [f"  {clean(agent, NAME_WIDTH)}  {_denial(d)}" for agent, d in every[:SHOWN]]
-    return ["", "denied", *rows, *_more(len(every) - len(rows), "kinds of denied calls")]
+    shown = every[:SHOWN]
+    rows = [row for agent, denial in shown for row in _denial(agent, denial)]
+    return ["", "denied", *rows, *_more(len(every) - len(shown), "kinds of denied calls")]
 
 
-def _denial(denial: Denial) -> str:
+def _denial(agent: str, denial: Denial) -> Iterator[str]:
     times = f", {denial.count} times" if denial.count > 1 else ""
-    return f"{clean(denial.tool, 60)}{times}: {clean(denial.reason, 160)}   rule: {clean(denial.rule, 100)}"
+    said = f"{clean(denial.tool, 60)}{times}: {clean(denial.reason, 160)}   rule: {clean(denial.rule, 100)}"
+    yield f"  {clean(agent, NAME_WIDTH)}  {said}"
+    if fix := needed(denial.place, denial.patch):
+        yield f"      {clean(fix, 200)}"
 
 
 def _use(state: RunState) -> str:

@@ -7,6 +7,7 @@ terminal of the person who reads it.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
@@ -42,6 +43,8 @@ def painter(coloured: bool) -> Paint:  # noqa: FBT001 - the one thing it depends
 
 def needed(place: str, patch: str) -> str:
     """What would allow what was refused: `agents/a.yaml:12 would need: - git-access`; empty when nothing is known."""
+    home = os.environ.get("HOME", "").rstrip("/") + "/"
+    place = f"~/{place.removeprefix(home)}" if home != "/" and place.startswith(home) else place
     if patch.startswith("-"):
         return f"{place or 'the spec'} would need: {patch}"
     return f"see {patch or place}" if patch or place else ""

@@ -281,7 +281,8 @@ CODES: Final[Mapping[str, Code]] = {
     ),
     "TK5003": Code(
         "limit that nothing can live with",
-        "The limit is so small that no process could start under it, or out of the range that can be enforced.",
+        "The limit is so small that no process could start under it, or out of the range that can be enforced. Memory "
+        "has to be 20MB or more: a sandbox's own processes and one small command take up to 16MB.",
     ),
     "TK6001": Code(
         "no such model",

@@ -13,6 +13,7 @@ from toka.config.diagnostics import did_you_mean, one_of, quoted
 from toka.core import units
 from toka.core.effect import Effect
 from toka.core.ids import NAME
+from toka.core.limits import LEAST_MEMORY
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -140,6 +141,12 @@ Duration = Annotated[
 ]
 """Seconds."""
 MemorySize = Annotated[
+    int,
+    BeforeValidator(_quantity(units.parse_bytes, LEAST_MEMORY, show=units.format_bytes)),
+    _text_or_number("A size of at least 20 MB: a sandbox and one small command take up to 16.", ["512MB", "1GB"]),
+]
+"""Bytes of memory."""
+ByteCount = Annotated[
     int,
     BeforeValidator(_quantity(units.parse_bytes, 1024**2, show=units.format_bytes)),
     _text_or_number("A size of at least 1 MB.", ["512MB", "1GB"]),

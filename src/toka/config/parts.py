@@ -10,6 +10,7 @@ from pydantic.json_schema import SkipJsonSchema
 from toka.config.diagnostics import Position
 from toka.config.fields import (
     MAX_ITEMS,
+    ByteCount,
     Count,
     CpuShare,
     Duration,
@@ -142,15 +143,15 @@ class ResourceLimits(Part):
     max_memory: MemorySize | None = Field(default=None, description="Memory of all its processes: 512MB.")
     max_cpu: CpuShare | None = Field(default=None, description="Processor time: 75% of one core, or cores.")
     timeout: Duration | None = Field(default=None, description="Wall time while it runs: 2h.")
-    max_disk_usage: MemorySize | None = Field(default=None, description="Bytes written: 1GB.")
+    max_disk_usage: ByteCount | None = Field(default=None, description="Bytes written: 1GB.")
     max_cost: Money | None = Field(default=None, description="US dollars for model calls: $2.50.")
     max_tokens: Count | None = Field(default=None, description="Input and output tokens together: 200k.")
     max_processes: ProcessCount | None = Field(default=None, description="Processes and threads at one time.")
     max_model_calls: Count | None = Field(default=None, description="Model calls.")
     max_tool_calls: Count | None = Field(default=None, description="Tool calls.")
     max_network_bandwidth: Rate | None = Field(default=None, description="Bandwidth of its network traffic: 100Mbps.")
-    max_network_usage: MemorySize | None = Field(default=None, description="Bytes sent and received: 500MB.")
-    max_output: MemorySize | None = Field(default=None, description="Output kept of one command: 1MB.")
+    max_network_usage: ByteCount | None = Field(default=None, description="Bytes sent and received: 500MB.")
+    max_output: ByteCount | None = Field(default=None, description="Output kept of one command: 1MB.")
 
     @property
     def limits(self) -> Limits:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 from toka.config.agent import AgentConfig, Presets
 from toka.config.diagnostics import Finding, Position, in_order, quoted
@@ -23,7 +23,6 @@ from toka.config.rules import REQUESTS, Problem
 from toka.core.capability import Capability, CapabilityError, Grant, normal_path
 from toka.core.catalogue import COMMAND_EXECUTION, FILESYSTEM_READ, FILESYSTEM_WRITE, GIT_ACCESS, resolve
 from toka.core.ids import AgentName
-from toka.core.units import format_bytes
 from toka.errors import SandboxError
 from toka.orchestration.rights import Terms, effective
 from toka.sandbox.policy import SandboxPolicy
@@ -31,10 +30,8 @@ from toka.sandbox.profile import SEARCHED, find_program
 from toka.sandbox.protect import protect
 from toka.sandbox.trusted import GIT, GIT_TRUSTED, TRUSTED
 
-LEAST_MEMORY: Final = 20 * 1024 * 1024
 """Bytes under which no sandbox is started. Measured: its own processes and one small command take 16 MiB where they are
 counted one by one; in a cgroup, which does not count what is in the file cache already, 5 MiB."""
-MEMORY: Final = ("security", "resource_limits", "max_memory")
 
 Found = Literal["there", "absent", "link"]
 
@@ -61,13 +58,13 @@ def inside(workspace: Path, paths: Iterable[Path]) -> tuple[str, ...]:
 
 
 def spec_findings(configs: Iterable[AgentConfig], presets: Presets) -> tuple[Finding, ...]:
-    """What specs ask for that no machine can give: limits too small for a sandbox, writing to a repository's insides.
+    """What specs ask for that no machine can give: writing to a repository's insides.
 
     Args:
         configs: specs, and drafts of those with errors.
         presets: capabilities that the settings define.
     """
-    return _reported(configs, lambda config: [*_least(config), *_repository(config, presets)])
+    return _reported(configs, lambda config: _repository(config, presets))
 
 
 def place_findings(
@@ -114,15 +111,6 @@ def place_findings(
 def _reported(configs: Iterable[AgentConfig], check: Callable[[AgentConfig], Iterable[Problem]]) -> tuple[Finding, ...]:
     found = ((config, [*check(config)]) for config in configs)
     return in_order(finding for config, problems in found if problems for finding in config.report(*problems))
-
-
-def _least(config: AgentConfig) -> Iterator[Problem]:
-    memory = config.limits.memory_bytes
-    if memory is not None and memory < LEAST_MEMORY:
-        least = format_bytes(LEAST_MEMORY)
-        message = f"max_memory {format_bytes(memory)} is too little for a sandbox"
-        hint = "its own processes and one small command take up to 16MB"
-        yield Problem("TK5003", message, MEMORY, f"at least {least}", help=hint)
 
 
 def _repository(config: AgentConfig, presets: Presets) -> Iterator[Problem]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from toka.config.agent import AgentConfig
 from toka.core.capability import Capability
@@ -49,7 +48,7 @@ def _validator(run: RunContext, config: AgentConfig, got: Effective) -> Capabili
         return place_of_request(config, name)
 
     def guard(need: Capability) -> Decision | None:
-        found = find_protected(got.policy, need, obeyed(run.workspace, Path.home()))
+        found = find_protected(got.policy, need, obeyed(run.workspace))
         return None if found is None else decide(found, need, origin)
 
     return CapabilityValidator(got.grant, run.runtime.policy, origin, guard, config.grant(run.capabilities))

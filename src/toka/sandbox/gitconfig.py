@@ -13,13 +13,14 @@ _SECTION: Final = re.compile(r"\[\s*([A-Za-z0-9.-]+)\s*(?:\"[^\"]*\")?\s*\]")
 _ENTRY: Final = re.compile(r"\s*([A-Za-z][A-Za-z0-9-]*)\s*=\s*(.*?)\s*\Z")
 
 
-def obeyed(workspace: Path, home: Path) -> dict[str, Literal["folder", "file"]]:
+def obeyed(workspace: Path, home: Path | None = None) -> dict[str, Literal["folder", "file"]]:
     """Paths below a workspace that hold hooks (`core.hooksPath`) or further settings (`include.path`) of its git.
 
     Args:
         workspace: the repository's folder.
-        home: of the user, whose own settings may name a folder for hooks in every repository.
+        home: of the user, whose own settings may name a folder for hooks in every repository; None = of whoever runs this.
     """
+    home = home or Path(os.path.expanduser("~"))
     found: dict[str, Literal["folder", "file"]] = {}
     own = workspace / ".git/config"
     for file in (own, home / ".gitconfig", home / ".config/git/config"):

@@ -95,7 +95,7 @@ def tidy(workspace: Path) -> None:
     with contextlib.suppress(OSError), ExitStack() as stack:
         root = os.open(workspace, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, root)
-        further = obeyed(workspace, Path(os.path.expanduser("~")))
+        further = obeyed(workspace)
         for path in (*TRUSTED, *GIT_TRUSTED, GIT, *further):
             with contextlib.suppress(OSError, SandboxError):
                 _visit(root, path, stack)
@@ -120,7 +120,7 @@ def _obeyed(root: int, policy: SandboxPolicy) -> dict[str, Kind]:
     """Where git outside gets further settings and hooks from, if the agent may write anything at all."""
     if not (policy.writes or policy.git) or not _exists(root, GIT):
         return {}
-    return obeyed(Path(os.readlink(f"/proc/self/fd/{root}")), Path(os.path.expanduser("~")))
+    return obeyed(Path(os.readlink(f"/proc/self/fd/{root}")))
 
 
 def _depth(path: str) -> int:
