@@ -18,9 +18,9 @@ def obeyed(workspace: Path, home: Path | None = None) -> dict[str, Literal["fold
 
     Args:
         workspace: the repository's folder.
-        home: of the user, whose own settings may name a folder for hooks in every repository; None = of whoever runs this.
+        home: of the user, whose own settings may name a folder for hooks in every repository; None = our own.
     """
-    home = home or Path(os.path.expanduser("~"))
+    home = home or Path(os.path.expanduser("~"))  # noqa: PTH111 - pathlib fails where nobody has a home
     found: dict[str, Literal["folder", "file"]] = {}
     own = workspace / ".git/config"
     for file in (own, home / ".gitconfig", home / ".config/git/config"):
