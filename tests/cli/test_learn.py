@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from toka.events.event import NetworkAttempted, RunCreated, RunStateChanged, Ste
 from toka.events.record import Record
 from toka.orchestration.learn import ATTEMPTS, Lesson, Refusal, grouped, lessons_of
 from toka.runtime.step import cut
+from toka.tools.files import ListDir
+from toka.tools.tool import Tool
 
 needs_bwrap = pytest.mark.skipif(not shutil.which("bwrap"), reason="no bwrap: agents cannot run here")
 RUN = "20261101-101010-abcdef"
@@ -176,9 +179,9 @@ def test_a_record_that_is_none_is_refused(toka: Toka, tmp_path: Path) -> None:
 # ---- single lessons
 
 
-def learnt(*events: Any) -> Lesson:
+def learnt(*events: Any, tools: Sequence[Tool] = ()) -> Lesson:
     records = [Record(n, RunId(RUN), "one", n, 1, 0.0, event) for n, event in enumerate(events, 1)]
-    return lessons_of(records, lambda _: None)["one"]
+    return lessons_of(records, lambda _: None, tools)["one"]
 
 
 def intent(number: int, tool: str, **arguments: Any) -> StepIntent:
@@ -279,3 +282,17 @@ def test_a_host_that_was_not_reached_is_not_shown_as_reached() -> None:
     assert change_lines(gone) == ["not reached gone.example.org:443: gone.example.org has no address"]
     there = NetworkAttempted("a.example.org", 443, allowed=True, reason="network-access", address="192.0.2.1")
     assert change_lines(there) == ["reached a.example.org:443: network-access"]
+
+
+def test_a_tool_of_others_is_learnt_from_where_it_is_known() -> None:
+    class Fetch(ListDir):
+        name = "fetch"
+
+        def needs(self, args: dict[str, Any]) -> tuple[Capability, ...]:
+            return (Capability("network-access", hosts=(args["path"],)),)
+
+    call = intent(0, "fetch", path="api.example.org")
+    assert learnt(call).unseen == ("what the tool fetch needs",)
+    lesson = learnt(call, tools=[Fetch()])
+    assert [c.text for c in lesson.capabilities] == ["network-access: api.example.org"]
+    assert lesson.unseen == ()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from toka.cli.door import open_run, state_option, unreadable
+from toka.cli.door import open_run, read_settings, state_option, unreadable
 from toka.cli.ids import match_name
 from toka.cli.output import emit
 from toka.cli.render_change import MALFORMED
@@ -20,6 +20,8 @@ from toka.core.ids import RunId
 from toka.errors import TokaError
 from toka.journal.sqlite import SqliteReader
 from toka.orchestration.learn import Lesson, Refusal, lessons_of
+from toka.tools.plugins import toolbox
+from toka.tools.tool import Tool
 
 WIDTH: Final = 200
 _PLAIN: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_./+-]*|\.|\.[a-z_][A-Za-z0-9_./+-]*")
@@ -40,7 +42,7 @@ def learn(run_id: str, agent: str | None, state: Path | None, as_json: bool) -> 
     """
     with open_run(state, run_id) as (reader, run):
         try:
-            lessons = lessons_of(reader.read(run), lambda digest: _loaded(reader, digest))
+            lessons = lessons_of(reader.read(run), lambda digest: _loaded(reader, digest), _tools(state))
         except MALFORMED as e:
             raise unreadable(run, e) from e
     if agent is not None:
@@ -48,6 +50,14 @@ def learn(run_id: str, agent: str | None, state: Path | None, as_json: bool) -> 
         lessons = {name: lessons[name]}
     emit(json_line(lessons_json(run, lessons)) if as_json else "\n".join(lesson_lines(run, lessons)))
     return 0
+
+
+def _tools(state: Path | None) -> Iterable[Tool]:
+    """All that the settings allow now; only the built-in ones where these are at fault, which is no matter here."""
+    try:
+        return toolbox(read_settings(state))
+    except TokaError:
+        return ()
 
 
 def _loaded(reader: SqliteReader, digest: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
@@ -91,13 +91,15 @@ class _Seen:
     policy: SandboxPolicy | None = None
 
 
-def lessons_of(records: Iterable[Record], load: Callable[[str], Any]) -> dict[str, Lesson]:
+def lessons_of(records: Iterable[Record], load: Callable[[str], Any], tools: Iterable[Tool] = ()) -> dict[str, Lesson]:
     """What is learnt about each agent of a run.
 
     Args:
         records: of the run, in order.
         load: a large result by its digest; None when it cannot be had.
+        tools: beyond the built-in ones; what a call of any other needed cannot be told.
     """
+    known = {tool.name: tool for tool in (*builtin_tools(), *tools, _SHELL)}
     seen: dict[str, _Seen] = {}
     for record in records:
         if isinstance(record.event, RunCreated):
@@ -105,7 +107,7 @@ def lessons_of(records: Iterable[Record], load: Callable[[str], Any]) -> dict[st
                 seen.setdefault(name, _Seen())
         if record.stream:
             _look(record.event, seen.setdefault(record.stream, _Seen()), load)
-    return {agent: _lesson(each) for agent, each in seen.items()}
+    return {agent: _lesson(each, known) for agent, each in seen.items()}
 
 
 def _look(event: object, seen: _Seen, load: Callable[[str], Any]) -> None:
@@ -182,8 +184,7 @@ class _Needs:
     unknown: dict[str, None] = field(default_factory=dict[str, None])
 
 
-def _needs(calls: Iterable[StepIntent]) -> _Needs:
-    tools: dict[str, Tool] = {tool.name: tool for tool in (*builtin_tools(), _SHELL)}
+def _needs(calls: Iterable[StepIntent], tools: Mapping[str, Tool]) -> _Needs:
     out = _Needs()
     for call in calls:
         if _kind(call.step) != "tool":
@@ -210,9 +211,9 @@ def _needs(calls: Iterable[StepIntent]) -> _Needs:
     return out
 
 
-def _lesson(seen: _Seen) -> Lesson:
+def _lesson(seen: _Seen, tools: Mapping[str, Tool]) -> Lesson:
     used = [call for step, call in seen.calls.items() if step not in seen.vain]
-    needs = _needs(used)
+    needs = _needs(used, tools)
     git = seen.policy is not None and seen.policy.git and any(_GIT.search(line) for line in needs.lines)
     further = [Capability(GIT_ACCESS)] if git else []
     capabilities = tuple(_least((*needs.found, *_network(seen.hosts), *further)))
