@@ -111,7 +111,11 @@ def kinds(run: Run, kind: str) -> list[dict[str, Any]]:
 
 def levels(run: Run) -> tuple[str, list[str]]:
     """What `show --json` says of the run, and the recorded self-tests of its agents."""
-    return run("show", "@last", "--json").json["sandbox"], [e["test"]["level"] for e in kinds(run, "sandbox_ready")]
+    level = run("show", "@last", "--json").json["sandbox"]
+    assert run("ps", "--json").json_lines()[0]["sandbox"] == level
+    shown = {"reduced": "reduced sandbox", "none": "NO SANDBOX"}.get(level)
+    assert shown is None or f"\n  {shown}" in run("ps").out
+    return level, [e["test"]["level"] for e in kinds(run, "sandbox_ready")]
 
 
 # ---- full

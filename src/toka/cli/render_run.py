@@ -76,7 +76,10 @@ def list_lines(runs: Sequence[RunLine], now: float, paint: Paint = plain, option
         out.append(text)
         if line.status is None:
             out.append(f"  {line_of(line.reason)}")
-        elif (what := hint(line, options)) is not None:
+            continue
+        if level := confinement(line.level):
+            out.append(f"  {paint(level, 'warn')}")
+        if (what := hint(line, options)) is not None:
             out.append(paint(f"  {what}", "dim"))
     return out
 
@@ -290,6 +293,7 @@ def list_json(line: RunLine, now: float, options: str = "") -> dict[str, Any]:
         "workspace": line.workspace,
         "models": list(line.models),
         "scripted": line.scripted,
+        "sandbox": line.level,
         "executor": {"pid": line.executor[0], "host": line.executor[1]} if line.executor else None,
         "hint": hint(line, options),
     }

@@ -12,8 +12,9 @@ from typing import Any
 from toka.cli.door import standing, wrong_in_record
 from toka.core.ids import RunId
 from toka.errors import JournalError
-from toka.events.event import AgentStateChanged, RunCreated, RunStateChanged
+from toka.events.event import AgentStateChanged, ExecutorAttached, RunCreated, RunStateChanged, SandboxReady
 from toka.events.lifecycle import AGENT_ENDS, RUN_ENDS, RunStatus
+from toka.events.state import LEVELS, weaker
 from toka.journal.database import connect, failure
 from toka.journal.journal import LeaseView
 from toka.journal.sqlite import SqliteReader
@@ -31,6 +32,11 @@ SELECT coalesce(sum(u0), 0) + coalesce(sum(u1), 0), coalesce(sum(cost), 0.0), su
          json_extract(e.body, '$.data.lost[5]')
   FROM streams s JOIN events e ON e.stream = s.id
   WHERE s.run = ?1 AND e.kind = 'step_intent' AND instr(e.body, '"lost":[') AND u0 IS NOT NULL)
+"""
+_LEVELS = """
+SELECT DISTINCT CASE e.kind WHEN ?2 THEN json_extract(e.body, '$.data.sandbox')
+                            ELSE json_extract(e.body, '$.data.test.level') END
+FROM streams s JOIN events e ON e.stream = s.id WHERE s.run = ?1 AND e.kind IN (?2, ?3)
 """
 _MODEL = """
 SELECT json_extract(body, '$.data.what') FROM events
@@ -54,6 +60,7 @@ class RunLine:
         tokens, cost_usd: as `AgentState` has them, over all agents.
         workspace: the directory.
         models: model strings, as asked for and as used.
+        level: the weakest confinement that an agent of it had; see LEVELS.
         executor: (pid, host) of the living process that executes it.
     """
 
@@ -69,6 +76,7 @@ class RunLine:
     cost_usd: float | None = 0.0
     workspace: str = ""
     models: tuple[str, ...] = ()
+    level: str = LEVELS[0]
     executor: tuple[int, str] | None = None
 
     @property
@@ -121,6 +129,7 @@ def _read(reader: SqliteReader, db: sqlite3.Connection, run: RunId) -> RunLine:
     recorded = RunStatus(stood.state) if stood else RunStatus.CREATED
     streams = db.execute("SELECT id, name, head_seq FROM streams WHERE run=? ORDER BY id", (run,)).fetchall()
     names = [name for _, name, _ in streams if name]
+    levels = db.execute(_LEVELS, (run, ExecutorAttached.KIND, SandboxReady.KIND)).fetchall()
     tokens, cost, unpriced = db.execute(_SUMS, (run,)).fetchone()
     return RunLine(
         run=run,
@@ -135,6 +144,7 @@ def _read(reader: SqliteReader, db: sqlite3.Connection, run: RunId) -> RunLine:
         cost_usd=None if unpriced else float(cost),
         workspace=str(created.workspace) if created else "",
         models=_models(db, created.model if created else None, [id_ for id_, name, _ in streams if name]),
+        level=weaker(LEVELS[0], *(str(level) for (level,) in levels if level)),
         executor=None if recorded in RUN_ENDS else _executor(lease),
     )
 
