@@ -17,6 +17,7 @@ from toka.config.dialect import canonical
 from toka.config.draft import standing, unreliable, without
 from toka.config.faults import place_of, report
 from toka.config.fields import Part, Priority, Prose
+from toka.config.flow import Flow
 from toka.config.load import is_directory, read_source, spec_files
 from toka.config.nodes import MapNode
 from toka.config.origin import Origin, data_of
@@ -120,6 +121,7 @@ class AgentConfig(Part):
     dependencies: Dependencies = Field(default=Dependencies(), description="Which agents must be done before.")
     reporting: Reporting = Field(default=Reporting(), description="How and where it reports.")
     security: Security = Field(default=Security(), description="What it may touch and use.")
+    flow: Flow | None = Field(default=None, description="What passes between this agent and others.")
     behavioral_directives: Texts = Field(default={}, description="Instructions for the agent, by topic.")
     risk_mitigation: RiskMitigation = Field(
         default=RiskMitigation(), description="What may go wrong; the agent reads it."

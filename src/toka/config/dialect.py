@@ -21,7 +21,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from toka.config import parts, tasks
+from toka.config import flow, parts, tasks
 from toka.config.codes import Severity
 from toka.config.diagnostics import closest, quoted
 from toka.config.nodes import ListNode, MapNode, Node, ScalarNode, value_of
@@ -29,7 +29,7 @@ from toka.config.source import Source
 
 CAPABILITY_LIST: Final = "capabilities_required"
 SECTIONS: Final = (
-    "metadata", "spec", "model", "capabilities", "objectives", "tasks", "dependencies", "reporting", "security",
+    "metadata", "spec", "model", "capabilities", "objectives", "tasks", "dependencies", "reporting", "security", "flow",
     "behavioral_directives", "risk_mitigation", "success_criteria",
 )  # fmt: skip
 """The sections that Toka knows. Every other one is an extension."""
@@ -84,6 +84,7 @@ class _Writer:
             "dependencies": self._dependencies,
             "reporting": self._reporting,
             "security": self._security,
+            "flow": self._flow,
             "behavioral_directives": lambda n: self._lists(self._grouped(n, "general")),
             "success_criteria": lambda n: self._lists(self._grouped(n, "criteria")),
             "risk_mitigation": self._risks,
@@ -213,6 +214,12 @@ class _Writer:
             return out
         out.put(ScalarNode("arguments", arguments.line, arguments.column), self._lists(arguments))
         return out
+
+    def _flow(self, node: Node) -> Node:
+        node = self._checked(node, flow.Flow)
+        node = self._inside(node, "outputs", lambda n: self._named(n, lambda o: self._checked(o, flow.Output)))
+        node = self._inside(node, "when", _as_list)
+        return self._inside(node, "approve", lambda n: self._checked(_as_map(n, "question"), flow.Approval))
 
     def _risks(self, node: Node) -> Node:
         node = self._checked(node, parts.RiskMitigation)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from toka.config.diagnostics import Position
 from toka.config.dialect import CAPABILITY_LIST
 from toka.config.faults import place_of
 from toka.config.nodes import MapNode, plain
 from toka.config.source import Source
+
+TYPED: Final = frozenset({"extensions", "flow"})
+"""Sections whose bare numbers are numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ def data_of(root: MapNode, file: str) -> dict[str, Any]:
     Numbers stay as written in known sections and become numbers in extensions. Each requested capability is told
     where it stands. `file` is the name of the spec in messages.
     """
-    data = {name: plain(node, numbers=name == "extensions") for name, node in root.entries.items()}
+    data = {name: plain(node, numbers=name in TYPED) for name, node in root.entries.items()}
     _mark_requests(data, root, file)
     return data
 
