@@ -53,6 +53,8 @@ class SandboxPolicy:
         protected: files of the workspace that stay as they are, such as the agents' own specs; further ones, such as
             git hooks, always do (see `protect`).
         hidden: folders of the workspace that are shown empty: the state of Toka itself.
+        toolchains: folders of this machine with a `bin` folder in them, shown read-only at their own paths; in the
+            order in which programs are looked for in them, before the system's.
         memory_bytes: memory of all processes together; None = no bound here.
         cpu_cores: share of the processors, in cores; None = no bound here.
         processes: processes and threads at one time, all commands of the sandbox together.
@@ -73,6 +75,7 @@ class SandboxPolicy:
     git: bool = False
     protected: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
+    toolchains: tuple[str, ...] = ()
     memory_bytes: int | None = None
     cpu_cores: float | None = None
     processes: int = DEFAULT_PROCESSES
@@ -109,7 +112,7 @@ class SandboxPolicy:
         return SandboxPolicy(**known)
 
 
-_LISTS: Final = frozenset({"reads", "writes", "programs", "refused_programs", "protected", "hidden"})
+_LISTS: Final = frozenset({"reads", "writes", "programs", "refused_programs", "protected", "hidden", "toolchains"})
 
 
 def compile_policy(
@@ -119,6 +122,7 @@ def compile_policy(
     denied: Sequence[Capability] = (),
     protected: Iterable[str] = (),
     hidden: Iterable[str] = (),
+    toolchains: Iterable[str] = (),
 ) -> SandboxPolicy:
     """The sandbox that a grant and limits ask for, and nothing more.
 
@@ -131,6 +135,7 @@ def compile_policy(
             not there.
         protected: see SandboxPolicy.
         hidden: see SandboxPolicy.
+        toolchains: see SandboxPolicy.
     """
     writes = _paths(grant.named(FILESYSTEM_WRITE))
     reads = _paths((*grant.named(FILESYSTEM_READ), *grant.named(FILESYSTEM_WRITE)))
@@ -145,6 +150,7 @@ def compile_policy(
         git=bool(grant.named(GIT_ACCESS)),
         protected=tuple(sorted({*protected, *_items(denied, FILESYSTEM_WRITE)})),
         hidden=tuple(sorted({*hidden, *_items(denied, FILESYSTEM_READ)})),
+        toolchains=tuple(dict.fromkeys(toolchains)),
         memory_bytes=limits.memory_bytes,
         cpu_cores=limits.cpu_cores,
         processes=DEFAULT_PROCESSES if limits.processes is None else limits.processes,

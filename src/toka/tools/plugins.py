@@ -24,7 +24,7 @@ from typing import Final
 
 from toka.config.diagnostics import Finding, Position
 from toka.config.settings import Settings
-from toka.config.settings_tables import Pin, ToolRules, normal_name
+from toka.config.settings_tools import Pin, ToolRules, normal_name
 from toka.errors import ConfigError
 from toka.tools.builtin import Toolbox
 from toka.tools.hosted import load_hosted
