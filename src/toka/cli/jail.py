@@ -28,6 +28,7 @@ from toka.core.limits import Limits
 from toka.core.operator import CallRule, parse_rule
 from toka.core.units import UnitError, format_bytes, parse_bytes, parse_count, parse_cpu, parse_duration, parse_rate
 from toka.errors import CapabilityDenied, LimitExceeded, SandboxError, UsageError
+from toka.orchestration.toolchains import check_toolchains
 from toka.sandbox.command import CommandResult
 from toka.sandbox.egress_link import Attempt
 from toka.sandbox.policy import SandboxPolicy, compile_policy
@@ -85,6 +86,7 @@ def jail(
         raise UsageError(f"the workspace {place} is not a directory", hint="make it, or name another: --workspace DIR")
     if place.is_symlink():
         raise UsageError(f"the workspace {place} is a symbolic link", hint=f"name the folder itself: {place.resolve()}")
+    check_toolchains(settings.tools.toolchains, place)
     policy = bound_policy(grant, bounds, settings, place)
     for path in (*policy.reads, *policy.writes):
         if (place / path).is_symlink() or not (place / path).exists():
@@ -160,7 +162,8 @@ def bound_policy(grant: Grant, limits: Limits, settings: Settings, workspace: Pa
     state = settings.state.absolute().parent.resolve() / settings.state.name
     real = workspace.resolve()
     hidden = [state.relative_to(real).as_posix()] if state != real and state.is_relative_to(real) else []
-    policy = compile_policy(settings.policy.bound(grant), limits, denied=settings.policy.denied, hidden=hidden)
+    place = {"hidden": hidden, "toolchains": [toolchain.path for toolchain in settings.tools.toolchains]}
+    policy = compile_policy(settings.policy.bound(grant), limits, denied=settings.policy.denied, **place)
     if policy.programs == ():
         raise CapabilityDenied(
             "the settings' [policy] lets no program run", rule="[policy]", hint="see [policy] in your config.toml"

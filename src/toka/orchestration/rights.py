@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 from toka.config.agent import AgentConfig, CapabilityRequest, Presets
 from toka.config.settings import ExecutionConfig
+from toka.config.settings_tools import Toolchain
 from toka.core.capability import ARGUMENTS, Capability, Grant
 from toka.core.catalogue import resolve
 from toka.core.ids import AgentName
@@ -41,6 +42,7 @@ class Terms:
         protected: files of the workspace that no agent changes: the specs.
         hidden: folders of the workspace that no agent sees: Toka's own state.
         tools: all there are.
+        toolchains: folders of programs that sandboxes show.
     """
 
     presets: Presets = field(default_factory=dict[str, tuple[Capability, ...]])
@@ -49,6 +51,7 @@ class Terms:
     protected: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
     tools: Toolbox = field(default_factory=Toolbox)
+    toolchains: tuple[Toolchain, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,9 @@ def effective(config: AgentConfig, terms: Terms) -> Effective:
     execution = terms.execution
     limits = config.limits.tighten(Limits(wall_s=execution.agent_timeout_s, output_bytes=execution.output_bytes))
     denied = terms.policy.denied
-    policy = compile_policy(grant, limits, denied=denied, protected=terms.protected, hidden=terms.hidden)
+    toolchains = [toolchain.path for toolchain in terms.toolchains]
+    place = {"protected": terms.protected, "hidden": terms.hidden, "toolchains": toolchains}
+    policy = compile_policy(grant, limits, denied=denied, **place)
     return Effective(grant, limits, policy)
 
 

@@ -78,7 +78,8 @@ async def prepare(
     model = await runtime.resolve_model(run.model or config.model or runtime.model) if needs_model else None
     tools = {t.name: t for t in runtime.tools.offered(grant)}
     limits = bounds(config, run.execution)
-    policy = compile_policy(grant, limits, denied=runtime.policy.denied, protected=run.protected, hidden=run.hidden)
+    place = {"protected": run.protected, "hidden": run.hidden, "toolchains": run.toolchains}
+    policy = compile_policy(grant, limits, denied=runtime.policy.denied, **place)
     start = runtime.start_sandbox if config.security.sandbox else _unsandboxed(runtime.start_sandbox)
     validator = CapabilityValidator(grant, runtime.policy, lambda name: place_of_request(config, name))
     hands = LazyHands(config.name, run.workspace, policy, start, recorder, validator)

@@ -124,8 +124,8 @@ def _profiles(plan: Plan, granted: Granted, stack: ExitStack) -> tuple[dict[Kind
         with held:
             refused = policy.refused_programs if kind == "agent" else ()
             toolchains = policy.toolchains if kind in ("person", "agent") else ()
-            system = system_rules(programs, refused, toolchains) | {plan.home: WRITE | more}
-            rules = ruleset({} if kind == "files" else system, opened)
+            home = {plan.home: WRITE | more}
+            rules = ruleset({} if kind == "files" else system_rules(programs, refused, toolchains) | home, opened)
         stack.callback(os.close, rules)
         calls = Syscalls((socket.AF_INET,) if port else (), memfd=programs is None, spawn=kind != "files")
         second = second_filter(machine, landlock.abi(), own_user=plan.own_user)
@@ -319,8 +319,7 @@ class ReducedSandbox(Sandbox):
                 raise SandboxUnavailable(error.message, hint=error.hint if tree is None else None) from None
             if isinstance(error, SandboxError) and "user id" in error.message and plan.own_user:
                 give = f"give it away: `chown -R {uid} {self._workspace}`; or run toka as an ordinary user"
-                hint = closed_hint(error.message, policy.toolchains) or give
-                raise SandboxError(error.message, hint=hint) from None
+                raise SandboxError(error.message, hint=closed_hint(error.message, policy.toolchains) or give) from None
             raise
         self._keeper.open(listener)
         return tree
@@ -345,13 +344,10 @@ class ReducedSandbox(Sandbox):
         shown = {str(self._workspace / o.rule.path): o.rule.access for o in self.granted.opened}
         own = [self._home, *(path for path, access in shown.items() if access != "hide")]
         read = [path for path in OUTSIDE if path not in own and not any(path.startswith(o + "/") for o in own)]
+        kept = [path for path, access in shown.items() if access != "write"]
         return {
             "network": bool(self._port),
-            "write": [
-                *READ_ONLY,
-                *self._policy.toolchains,
-                *(path for path, access in shown.items() if access != "write"),
-            ],
+            "write": [*READ_ONLY, *self._policy.toolchains, *kept],
             "read": [*read, *(path for path, access in shown.items() if access == "hide")],
         }
 
