@@ -148,10 +148,7 @@ def wider(job: Jailed, paint: Paint) -> list[str]:
     programs = anything if policy.programs is None else ", ".join(policy.programs)
     read = _listed([*reads, *writes, "/usr", *policy.toolchains])
     rows: list[Sequence[Cell]] = [
-        [
-            "read",
-            f"{_listed([*reads, *writes, '/usr', *policy.toolchains])}. Nothing else exists inside: no /root, /home, /run, /var",
-        ],
+        ["read", f"{read}. Nothing else exists inside: no /root, /home, /run, /var"],
         ["write", f"{_listed([*writes, '/tmp'])}"],
         ["programs", programs + "".join(f", not {p}" for p in policy.refused_programs)],
         ["network", "; ".join(c.text for c in policy.network) or "none"],

@@ -145,7 +145,8 @@ def toolbox(settings: Settings, more: tuple[Tool, ...] = (), installed: Installe
     own = Toolbox(more)
     place = settings.origins.get("tools.allow") or settings.origins.get("tools.host") or "settings"
     further = load_tools(settings.tools, {tool.name for tool in own}, installed, place)
-    return Toolbox((*more, *further), {host: key.port for host, key in settings.credentials.items()})
+    keyed = {host: key.port for host, key in settings.credentials.items()}
+    return Toolbox((*more, *further), keyed, tuple(toolchain.path for toolchain in settings.tools.toolchains))
 
 
 def load_tools(
