@@ -82,8 +82,11 @@ def _leave_mounts() -> None:
     mount("toka", _stage(), "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
 
 
+@cache
 def _stage() -> str:
-    return next(folder for folder in STAGES if Path(folder).is_dir())
+    """An empty one if there is one: what is in the others can be a workspace or a toolchain, and would be covered."""
+    there = [folder for folder in STAGES if Path(folder).is_dir()]
+    return next((folder for folder in there if not any(Path(folder).iterdir())), there[0])
 
 
 def spawn(workspace: Path, policy: SandboxPolicy) -> Spawned:
