@@ -93,7 +93,7 @@ def open_toolchains(paths: Iterable[str], workspace: Path, stack: ExitStack) -> 
     out: list[OpenedToolchain] = []
     for path in sorted(paths):
         if problem := why_unusable(path, workspace):
-            raise SandboxError(f"the toolchain {problem[0]}", hint=problem[1])
+            raise SandboxError(f"a toolchain cannot be shown: {problem[0]}", hint=problem[1])
         if path.startswith(SHOWN):
             continue
         fd = _open(path)
@@ -155,9 +155,10 @@ def find_in(name: str, toolchains: Sequence[str]) -> tuple[str, str] | None:
 
 
 def needed_by(programs: Iterable[str], toolchains: Sequence[str]) -> list[str]:
-    """Those that programs come from, also where the program's file is in another one."""
+    """Those that programs come from, and those that hold the files of such programs, where these are links."""
     found = [found for name in programs if (found := find_in(name, toolchains)) is not None]
-    return [t for t in toolchains if any(t == folder or below(file, t) for folder, file in found)]
+    holding = {max((t for t in toolchains if below(file, t)), key=len, default=folder) for folder, file in found}
+    return [t for t in toolchains if t in holding or any(t == folder for folder, _ in found)]
 
 
 def bin_folders(toolchains: Iterable[str]) -> list[str]:
