@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -87,21 +84,6 @@ async def test_a_toolchain_inside_another(start: Start, kit: Path) -> None:
     listed = await start(toolchains=(str(kit), str(inner)), programs=("inside", "sh"))
     assert await ran(listed, "inside") == (0, "inside\n")
     assert (await ran(listed, f"{kit}/bin/caller"))[0] == 126
-
-
-@pytest.mark.skipif(os.getuid() != 0, reason="makes a folder below /usr/local")
-async def test_a_toolchain_below_usr(start: Start) -> None:
-    folder = Path(tempfile.mkdtemp(prefix="toka-test-", dir="/usr/local"))
-    try:
-        folder.chmod(0o755)
-        make_toolchain(folder / "kit", local="echo local")
-        for programs in (None, ("local", "sh")):
-            sandbox = await start(toolchains=(f"{folder}/kit",), programs=programs)
-            assert await ran(sandbox, "local") == (0, "local\n")
-        hidden = await start(toolchains=(f"{folder}/kit",), programs=("sh", "ls"))
-        assert await ran(hidden, "ls", f"{folder}/kit") == (0, "")
-    finally:
-        shutil.rmtree(folder)
 
 
 async def test_nothing_in_it_can_be_changed(start: Start, kit: Path) -> None:
@@ -249,48 +231,6 @@ async def test_what_cannot_be_shown_keeps_the_sandbox_from_starting(start: Start
     for folder in (workspace / "src/kit", workspace, workspace.parent):
         with pytest.raises(SandboxError, match="meets the workspace"):
             await start(toolchains=(str(folder),))
-
-
-ALONE = """
-import asyncio, sys
-from pathlib import Path
-from toka.core.clock import SystemClock
-from toka.sandbox.host import Sandbox
-from toka.sandbox.keeper import Surroundings
-from toka.sandbox.policy import SandboxPolicy
-
-async def main(workspace, toolchain):
-    policy = SandboxPolicy(programs=None, toolchains=(toolchain,))
-    sandbox = await Sandbox.start(Path(workspace), policy, Surroundings(SystemClock()))
-    try:
-        for argv in (["hello"], ["closed"]):
-            result = await sandbox.run(argv, timeout_s=20)
-            print(result.exit_code, result.output.decode(), end="")
-    finally:
-        await sandbox.close()
-
-asyncio.run(main(*sys.argv[1:]))
-"""
-
-
-@pytest.mark.skipif(os.getuid() != 0, reason="mounts an overlay")
-def test_without_mapped_owners_what_is_open_to_all_works(toolchains: Path, workspace: Path) -> None:
-    """An overlay has none. What only its owner may use stays closed."""
-    kit = make_toolchain(toolchains / "lower/kit", hello="echo hello", closed="echo closed")
-    (kit / "bin/closed").chmod(0o700)
-    for name in ("upper", "work", "there"):
-        (toolchains / name).mkdir()
-    options = f"lowerdir={kit.parent},upperdir={toolchains}/upper,workdir={toolchains}/work"
-    mounted = subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, f"{toolchains}/there"], check=False)
-    if mounted.returncode:
-        pytest.skip("no overlay can be mounted here")
-    try:
-        argv = [sys.executable, "-c", ALONE, str(workspace), f"{toolchains}/there/kit"]
-        env = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
-        done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
-        assert done.stdout == "0 hello\n126 toka: closed: Permission denied\n", done.stderr
-    finally:
-        subprocess.run(["umount", f"{toolchains}/there"], check=True)
 
 
 def test_policies_differ_by_their_toolchains() -> None:

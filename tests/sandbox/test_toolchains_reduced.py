@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from sandbox.conftest import make_toolchain, names
-from sandbox.test_reduced import Start, own, said, uid
+from sandbox.test_reduced import Start, own, said
 from toka.core.clock import SystemClock
-from toka.errors import SandboxError
 from toka.sandbox.host import Sandbox, shell
 from toka.sandbox.keeper import Surroundings
 from toka.sandbox.level import Level
@@ -108,14 +107,6 @@ async def test_what_the_operator_denies(start: Start, kit: Path, programs: tuple
     for name in ("friend", f"{kit}/bin/friend", f"{kit}/hidden"):
         assert (await ran(sandbox, name))[0] == 126, name
     assert (await ran(sandbox, "caller"))[1].endswith("Permission denied\nthe end\n")
-
-
-@pytest.mark.skipif(not ROOT, reason="an ordinary user's agents are that user")
-async def test_one_that_is_closed_to_roots_agents_is_refused(start: Start, kit: Path) -> None:
-    kit.parent.chmod(0o700)
-    with pytest.raises(SandboxError, match=f"{kit}/bin is closed to user id {uid()}") as refused:
-        await start(toolchains=(str(kit),))
-    assert "use the full sandbox" in (refused.value.hint or "")
 
 
 async def test_without_a_sandbox_they_are_in_the_path(start: Start, kit: Path) -> None:

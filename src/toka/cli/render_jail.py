@@ -146,10 +146,10 @@ def wider(job: Jailed, paint: Paint) -> list[str]:
     writes = [_inside(p) for p in policy.writes]
     anything = "any of the system" + (" and the toolchains" if policy.toolchains else "")
     programs = anything if policy.programs is None else ", ".join(policy.programs)
-    more = " more of" if policy.toolchains else ""
+    beyond = " more of" if policy.toolchains else ""
     read = _listed([*reads, *writes, "/usr", *policy.toolchains])
     rows: list[Sequence[Cell]] = [
-        ["read", f"{read}. Nothing else exists inside: no{more} /root, /home, /run, /var"],
+        ["read", f"{read}. Nothing else exists inside: no{beyond} /root, /home, /run, /var"],
         ["write", f"{_listed([*writes, '/tmp'])}"],
         ["programs", programs + "".join(f", not {p}" for p in policy.refused_programs)],
         ["network", "; ".join(c.text for c in policy.network) or "none"],
