@@ -65,6 +65,10 @@ class Place:
             start_new_session=True,
         )  # fmt: skip
 
+    def toka_without(self) -> str:
+        (self.root / ".config/toka/config.toml").unlink()
+        return self.toka("doctor", "--json")[1]
+
     def toka(self, *arguments: str) -> tuple[int, str, str]:
         process = self.start(*arguments)
         out, err = process.communicate(timeout=60)
@@ -156,6 +160,20 @@ def test_what_cannot_be_used_is_told_at_its_line_before_anything_starts(
     if arguments[0] != "explain":  # which prints findings in one line each
         assert f'help: name the folder that it leads to: "{place.kit}"' in told
     assert not (place.root / "ws/said").exists()
+
+
+def test_doctor_looks_at_them(place: Place) -> None:
+    _, out, _ = place.toka("doctor", "--json")
+    rows = {row["layer"]: row for row in json.loads(out)["layers"]}
+    assert (rows["toolchains"]["ok"], rows["toolchains"]["got"]) == (True, str(place.kit))
+    place.settings(f"{place.kit}/gone")
+    code, out, _ = place.toka("doctor", "--json")
+    rows = {row["layer"]: row for row in json.loads(out)["layers"]}
+    assert (code, rows["toolchains"]["ok"], json.loads(out)["level"]) == (4, False, "full")
+    assert (
+        f"config.toml:3:3: error[TK4206]: tools.toolchains: there is no {place.kit}/gone" in rows["toolchains"]["got"]
+    )
+    assert "toolchains" not in {row["layer"] for row in json.loads(place.toka_without())["layers"]}
 
 
 def test_one_in_the_workspace_is_refused(place: Place) -> None:
