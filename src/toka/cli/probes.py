@@ -70,12 +70,14 @@ class Answer:
 def examine(settings: Settings, environment: Mapping[str, str]) -> list[Layer]:
     """Tries everything, in the order of the table. Blocks for a second, or more while servers do not answer."""
     sandbox = [*probe(), *deeper()]
-    sandbox += trials(sandbox, settings.sandbox)
+    toolchains = tuple(_toolchains(settings))
+    usable = tuple(t.path for t in settings.tools.toolchains) if all(check.ok for check in toolchains) else ()
+    sandbox += trials(sandbox, settings.sandbox, usable)
     return [
         *(Layer(check, needed(check.layer, settings.sandbox)) for check in sandbox),
         Layer(_state(settings.state)),
         Layer(_git(), needed=False),
-        *(Layer(check) for check in _toolchains(settings)),
+        *(Layer(check) for check in toolchains),
         Layer(_model(settings, environment), needed=False),
     ]
 
