@@ -207,6 +207,16 @@ def test_a_run_goes_on_with_those_that_it_was_made_with(place: Place) -> None:
     assert (place.root / "ws/said").read_text().startswith(f"hello from the kit\n{place.kit}/bin:/usr")
 
 
+def test_a_run_whose_toolchain_now_holds_the_record_does_not_go_on(place: Place) -> None:
+    interrupted(place)
+    (place.root / ".config/toka/config.toml").unlink()
+    (place.root / ".local/state/toka").rename(place.kit / "state")
+    code, _, err = place.toka("resume", "@last", "--state", f"{place.kit}/state")
+    assert code == 3
+    assert f'"{place.kit}" meets "{place.kit}/state", which Toka keeps from agents' in err
+    assert "the run's own toolchains" in err
+
+
 def test_a_run_whose_toolchain_is_gone_does_not_go_on(place: Place) -> None:
     interrupted(place)
     shutil.rmtree(place.kit)

@@ -168,7 +168,7 @@ def load_settings(cwd: Path, environment: Mapping[str, str], flags: Mapping[str,
     guarded = [state, *([personal / "toka"] if personal else []), *(Path(s.name) for s in secrets if s.kind == "file")]
     sources = (*reader.sources, *(file.source for file in files))
     found = (f for source in sources for f in source.findings)
-    findings = in_order((*found, *misplaced(tables.tools, home, guarded)))
+    findings = in_order((*found, *misplaced(tables.tools.toolchains, home, guarded)))
     if any(f.severity == "error" for f in findings):
         raise ConfigError(summary(findings), findings)
     return _settings(values, tables, reader.origins, findings, state)

@@ -170,19 +170,19 @@ def _place(source: Source, item: object) -> tuple[int, int, int]:
 # ---- where a toolchain may lie
 
 
-def misplaced(rules: ToolRules, home: str, guarded: Iterable[Path]) -> Iterator[Finding]:
+def misplaced(toolchains: Collection[Toolchain], home: str, guarded: Iterable[Path]) -> Iterator[Finding]:
     """Toolchains in places that no sandbox shows. Looks at no toolchain, only at where homes and links lead.
 
     Args:
-        rules: the settings.
+        toolchains: those of the settings, or of a run.
         home: the user's; may be empty.
         guarded: folders and files of Toka and of its keys.
     """
-    if not rules.toolchains:
+    if not toolchains:
         return
     homes = _homes(home)
     own = {form for path in guarded for form in (os.path.normpath(path), os.path.realpath(path))}
-    for toolchain in rules.toolchains:
+    for toolchain in toolchains:
         if said := _why_not(toolchain.path, homes, own):
             yield toolchain.finding("TK2011", *said)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from toka.config.agent import AgentConfig
 from toka.config.diagnostics import Finding, Position
 from toka.config.rules import Problem
-from toka.config.settings_tools import Toolchain
+from toka.config.settings_tools import Toolchain, misplaced
 from toka.errors import ConfigError, MissingError, ModelUnavailable, UsageError
 from toka.llm.names import AUTO, SCRIPTED, check_name, split_name
 from toka.llm.script_file import read_script
@@ -82,7 +82,9 @@ def _inputs(runtime: Runtime, request: RunRequest, started: Collection[str]) -> 
         hidden=inside(request.workspace, [runtime.state] if runtime.state else []),
         toolchains=_toolchains(runtime, request),
     )
+    guarded = [*([runtime.state] if runtime.state else []), *runtime.secret_files]
     found = [
+        *misplaced(terms.toolchains, "", guarded),  # those of a run may have been chosen under other settings
         *spec_findings(request.configs, runtime.capabilities),
         *place_findings(request.configs, terms, request.workspace, started),
     ]
