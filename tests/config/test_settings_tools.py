@@ -9,7 +9,7 @@ import pytest
 from toka.config.settings import Settings, load_settings
 from toka.errors import ConfigError
 
-HEAD = '[tools]\n# toolchains = ["{0}"]\ntoolchains = [\n  "/opt/first",\n  "{0}",\n]\n'
+HEAD = '[tools]\n# toolchains = ["{0}"]\ntoolchains = [\n  "/opt/first",  # not "{0}"\n  "{0}",\n]\n'
 
 
 def settings(folder: Path, personal: str = "", project: str = "", home: str = "/srv/people/ann") -> Settings:

@@ -159,11 +159,11 @@ def _place(source: Source, item: object) -> tuple[int, int, int]:
         if "#" in source.line(line)[: column - 1]:
             continue
         place = (line, column, len("toolchains"))
-        for quote in "\"'":
-            literal = f"{quote}{item}{quote}"
-            index = source.text.find(literal, found.end()) if isinstance(item, str) else -1
-            if index >= 0:
-                return (*source.place(index), len(literal))
+        for literal in (f'"{item}"', f"'{item}'") if isinstance(item, str) else ():
+            for at in re.finditer(re.escape(literal), source.text[found.end() :]):
+                line, column = source.place(found.end() + at.start())
+                if "#" not in source.line(line)[: column - 1]:
+                    return line, column, len(literal)
     return place
 
 
