@@ -15,7 +15,7 @@ from sandbox.conftest import Start, make_toolchain
 from sandbox.test_toolchains import ran
 from toka.core.clock import SystemClock
 from toka.errors import SandboxError
-from toka.sandbox.idmap import agent_uid
+from toka.sandbox.idmap import STAGES, agent_uid
 from toka.sandbox.keeper import Surroundings
 from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.reduced import ReducedSandbox
@@ -74,6 +74,21 @@ def test_without_mapped_owners_what_is_open_to_all_works(toolchains: Path, works
         assert done.stdout == "0 hello\n126 toka: closed: Permission denied\n", done.stderr
     finally:
         subprocess.run(["umount", f"{toolchains}/there"], check=True)
+
+
+def test_mounts_are_staged_where_nothing_is_covered(workspace: Path) -> None:
+    here, *others = (Path(folder) for folder in STAGES if Path(folder).is_dir())
+    if not any(not list(other.iterdir()) for other in others):
+        pytest.skip("no other folder to stage in is empty")
+    folder = Path(tempfile.mkdtemp(prefix="toka-test-", dir=here))
+    try:
+        kit = make_toolchain(folder / "kit", hello="echo hello", closed="echo not closed")
+        argv = [sys.executable, "-c", ALONE, str(workspace), str(kit)]
+        env = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+        assert done.stdout == "0 hello\n0 not closed\n", done.stderr
+    finally:
+        shutil.rmtree(folder)
 
 
 async def test_one_that_is_closed_to_roots_agents_is_refused_where_nothing_can_be_mounted(toolchains: Path) -> None:
