@@ -9,7 +9,15 @@ from typing import Any, Final
 
 from toka.config.agent import AgentConfig
 from toka.core.ids import AgentName
-from toka.errors import ConfigError, JournalError, ModelUnavailable, NotFound, SandboxUnavailable, UsageError
+from toka.errors import (
+    ConfigError,
+    JournalError,
+    LimitExceeded,
+    ModelUnavailable,
+    NotFound,
+    SandboxUnavailable,
+    UsageError,
+)
 from toka.events.event import AgentStateChanged, HoldLifted, HoldPlaced
 from toka.events.lifecycle import AGENT_ENDS, AgentStatus, TaskStatus, agent_may
 from toka.events.state import AgentState
@@ -263,9 +271,10 @@ class AgentProcessManager:
             async with self._run.runtime.clock.timeout(left):
                 outcome = await executor.run()
         except TimeoutError:
-            reason = f"timed out after {wall:g} s"
+            reason, most = f"timed out after {wall:g} s", wall or 0
             await prepared.close()
-            await executor.cancelled(TaskStatus.FAILED, reason)
+            over = LimitExceeded(f"time of agent {name}", most, most, "seconds")
+            await executor.cancelled(TaskStatus.FAILED, reason, over)
             return await self._end(name, AgentOutcome(AgentStatus.FAILED, reason, "limit"))
         except (asyncio.CancelledError, Closing):
             if execution.stopping is None or self._closing:
