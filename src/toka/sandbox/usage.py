@@ -28,10 +28,10 @@ class Usage:
         throttled_s: seconds that processes waited because the limit on processor time was used up.
         processes: processes and threads now, zombies included.
         oom_kills: processes killed because of the memory limit.
-        refused_forks: how often no process or thread could be started because of the limit on them.
         read_bytes: bytes fetched from storage; what the file cache holds already is not counted.
         written_bytes: bytes sent to storage. A cgroup v1 is not asked for either: it misses what is written back later,
             which is nearly all.
+        refused_forks: how often no process or thread could be started because of the limit on them.
     """
 
     memory_bytes: int | None = None
@@ -40,9 +40,9 @@ class Usage:
     throttled_s: float | None = None
     processes: int | None = None
     oom_kills: int | None = None
-    refused_forks: int | None = None
     read_bytes: int | None = None
     written_bytes: int | None = None
+    refused_forks: int | None = None
 
 
 _Figure = tuple[str, str, float]
