@@ -10,13 +10,15 @@ from typing import Any, Final, cast
 from toka.cli.text import Cell, clean, columns, line_of, some, span
 from toka.core.units import format_bytes
 from toka.errors import TokaError
-from toka.events.event import StepDone, StepFailed, StepIntent
+from toka.events.event import StepDone, StepFailed, StepIntent, StepLeft
 from toka.events.record import Record
 
 HEADER: Final = ("STEP", "WHAT", "WALL", "CPU", "THROTTLED", "PEAK", "READ", "WRITTEN", "UP", "DOWN", "LIMIT MET")
 TITLE: Final = 40
 """Characters of a command that are shown."""
 SUMMED: Final = ("wall_s", "cpu_s", "throttled_s", "read_bytes", "written_bytes", "network_up", "network_down")
+Ended = StepDone | StepFailed | StepLeft
+"""What says how a step ended, or was killed."""
 _UNITS: Final = ("B", "KB", "MB", "GB", "TB")
 
 
@@ -65,16 +67,16 @@ def uses_of(records: Iterable[Record], blob: Callable[[str], bytes]) -> tuple[Us
         if isinstance(event, StepIntent):
             command = _mapping(event.arguments).get("command", "")
             what[record.stream, event.step] = f"{event.what} {command}".strip()
-        elif isinstance(event, StepDone | StepFailed) and (found := _figures(event, blob)):
+        elif isinstance(event, Ended) and (found := _figures(event, blob)):
             title = what.get((record.stream, event.step), "")
             out.append(_use(record.stream, event, title, found))
     return tuple(out)
 
 
-def _figures(event: StepDone | StepFailed, blob: Callable[[str], bytes]) -> Mapping[str, Any]:
+def _figures(event: Ended, blob: Callable[[str], bytes]) -> Mapping[str, Any]:
     """The figures of a step; empty when it ran no command. Records of an earlier version have them in the result."""
-    if event.resources is not None or isinstance(event, StepFailed):
-        return event.resources or {}
+    if event.resources is not None or not isinstance(event, StepDone):
+        return _mapping(event.resources)
     value = _mapping(event.result)
     if isinstance(digest := value.get("blob"), str):
         try:
@@ -91,7 +93,7 @@ def _mapping(value: object) -> dict[str, Any]:
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
-def _use(agent: str, event: StepDone | StepFailed, what: str, found: Mapping[str, Any]) -> Use:
+def _use(agent: str, event: Ended, what: str, found: Mapping[str, Any]) -> Use:
     ended = event.limit if isinstance(event, StepFailed) else None
     return Use(
         agent=agent,

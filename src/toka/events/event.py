@@ -274,6 +274,20 @@ class StepFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class StepLeft:
+    """An act was killed because the process that did it was to end. The step has no end yet: see `StepIntent`.
+
+    Attributes:
+        wall_s, resources: see StepFailed.
+    """
+
+    KIND: ClassVar[str] = "step_left"
+    step: str
+    wall_s: float = 0.0
+    resources: JSON | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StepDenied:
     """A tool call was refused before it started; the model gets the reason as its answer.
 
@@ -363,6 +377,7 @@ Event = (
     | StepIntent
     | StepDone
     | StepFailed
+    | StepLeft
     | StepDenied
     | StepInDoubt
     | StepResolved
@@ -374,7 +389,7 @@ KINDS: Final[Mapping[str, type[Any]]] = {
     c.KIND: c
     for c in (
         RunCreated, ExecutorAttached, RunStateChanged, CommandApplied, AgentStateChanged, HoldPlaced, HoldLifted,
-        SandboxReady, NetworkAttempted, TaskStateChanged, StepIntent, StepDone, StepFailed, StepDenied, StepInDoubt,
-        StepResolved, ObjectiveChanged,
+        SandboxReady, NetworkAttempted, TaskStateChanged, StepIntent, StepDone, StepFailed, StepLeft, StepDenied,
+        StepInDoubt, StepResolved, ObjectiveChanged,
     )
 }  # fmt: skip

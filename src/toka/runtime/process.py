@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -278,6 +279,8 @@ class AgentProcessManager:
             return await self._end(name, AgentOutcome(AgentStatus.FAILED, reason, "limit"))
         except (asyncio.CancelledError, Closing):
             if execution.stopping is None or self._closing:
+                with contextlib.suppress(JournalError):  # then nobody may write any more
+                    await self._to_the_end(prepared.context.steps.leave())
                 raise
             return await self._stopped(execution, prepared, executor)
         except JournalError:

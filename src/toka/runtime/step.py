@@ -18,7 +18,15 @@ from toka.core.effect import Effect
 from toka.core.ids import AgentName, RunId, StepKey, TaskId, idempotency_key
 from toka.core.message import Usage
 from toka.errors import LimitExceeded
-from toka.events.event import StepDenied, StepDone, StepFailed, StepInDoubt, StepIntent, StepResolved
+from toka.events.event import (
+    StepDenied,
+    StepDone,
+    StepFailed,
+    StepInDoubt,
+    StepIntent,
+    StepLeft,
+    StepResolved,
+)
 from toka.events.record import Record
 from toka.journal.recorder import Recorder
 
@@ -296,6 +304,13 @@ class Steps:
             cost = (reserved[2] if len(reserved) > 2 else None) if reserved else None
             event = StepFailed(text, error, message, True, usage, cost, wall, met, flight.used())
             await self._recorder.record(self._agent, event)
+
+    async def leave(self) -> None:
+        """Records what the commands of steps used that were killed because this process is to end."""
+        for text, flight in tuple(self._open.items()):
+            if (used := flight.used()) is not None:
+                wall = round(self._clock.monotonic() - flight.began, 4)
+                await self._recorder.record(self._agent, StepLeft(text, wall, used))
 
     async def _open_gate(self) -> None:
         if self._gate is not None:
