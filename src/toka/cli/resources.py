@@ -158,7 +158,7 @@ def _by_agent(uses: Sequence[Use]) -> dict[str, list[Use]]:
 
 def _row(use: Use) -> list[Cell]:
     met = use.exceeded
-    sure = " ?" if met and met.get("best_effort") else ""
+    sure = " (probably)" if met and met.get("best_effort") else ""
     limit = f"{line_of(str(met['kind']), 20)} {_limit(met)}{sure}" if met else ""
     return [line_of(use.step, 80), clean(use.what, TITLE), *_cells(asdict(use)), limit]
 
