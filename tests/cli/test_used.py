@@ -281,9 +281,11 @@ def test_what_git_meets_is_a_limit_that_was_met(house: House) -> None:
     house.write([{"id": "a"}], {"a": [{"calls": calls}]}, ["filesystem-write", "git-access"], max_disk_usage="5MB")
     house.run()
     (step,) = house.used()
-    assert step["exceeded"] is None or step["exceeded"]["kind"] == "disk"
-    limits = [event["limit"]["scope"] for event in house.events("step_done") if "limit" in event]
-    assert limits == (["disk of agent one"] if step["exceeded"] else [])
+    assert (step["exceeded"]["kind"], step["exceeded"]["limit"]) == ("disk", 5 * MIB)
+    assert step["written_bytes"] >= 5 * MIB
+    (event,) = [event for event in house.events("step_done") if "limit" in event]
+    assert event["limit"]["scope"] == "disk of agent one"
+    assert "[disk limit of 5MB reached]" in event["result"]["text"]
 
 
 # ---- limits that end nothing by themselves

@@ -80,7 +80,7 @@ class Measure:
         keeper.wrote(report.get("written", 0))
         now = keeper.usage()
         result = _plain(report, self._clock.monotonic() - self._began)
-        spent = self._bounded(keeper.spent(self._before, now, self._network), result)
+        spent = self._bounded(keeper.spent(self._before, now, self._network), result, report.get("written"))
         if self.alone and result.ended != "exited":
             keeper.settle()
         exceeded = self._killed_for or keeper.met(self._before, now) or self._noted or self._short_of_memory(result)
@@ -92,7 +92,7 @@ class Measure:
             exceeded = Exceeded("time", limit, max(limit, result.wall_s), "seconds")
         return replace(result, cpu_s=spent.cpu_s or 0.0, exceeded=exceeded, spent=spent)
 
-    def _bounded(self, spent: Spent, result: CommandResult) -> Spent:
+    def _bounded(self, spent: Spent, result: CommandResult, written: int | None) -> Spent:
         """The best figures there are, and which of them are the least it can have been."""
         keeper, at_least = self._keeper, list[str]()
         by_itself = result.ended in ("exited", "refused")
@@ -100,13 +100,14 @@ class Measure:
             seen = spent.cpu_s if self.alone and spent.cpu_s is not None else 0.0
             spent = replace(spent, cpu_s=max(result.cpu_s, seen))
             at_least += [] if by_itself else ["cpu_s"]
-        if not keeper.counts(
-            "memory_peak_bytes"
-        ):  # samples may miss the highest point; the kernel saw it of one process
+        if written and not keeper.counts("written_bytes"):  # /proc hides it from an ordinary user; the inside tells
+            spent = replace(spent, written_bytes=max(spent.written_bytes or 0, written))
+        # Samples may miss the highest point; the kernel saw it of one process.
+        if result.ended != "refused" and not keeper.counts("memory_peak_bytes"):
             spent = replace(spent, memory_peak_bytes=max(spent.memory_peak_bytes or 0, result.max_rss_bytes))
             at_least.append("memory_peak_bytes")
-        if not by_itself and not keeper.counts("written_bytes") and spent.written_bytes is not None:
-            at_least += ["read_bytes", "written_bytes"]
+        if not by_itself and not keeper.counts("written_bytes"):
+            at_least += [n for n in ("read_bytes", "written_bytes") if getattr(spent, n) is not None]
         return replace(spent, at_least=tuple(at_least))
 
     def _short_of_memory(self, result: CommandResult) -> Exceeded | None:
