@@ -13,7 +13,7 @@ from toka.core.ids import StepKey
 from toka.core.message import Message, ToolCall
 from toka.errors import LimitExceeded, SandboxError
 from toka.llm.prompts import bad_arguments, tool_error, tool_result, unknown_tool
-from toka.runtime.command import limit_met
+from toka.runtime.command import limit_met, met
 from toka.runtime.context import AgentContext
 from toka.runtime.meter import Meter
 from toka.runtime.step import Act, Result, StepFailure
@@ -103,8 +103,12 @@ async def _run(
             result = ToolResult(f"the sandbox failed: {e}", failed=True)
         except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as e:
             result = ToolResult(f"{type(e).__name__}: {e}", failed=True)  # a custom tool's own defect: told, not raised
+        used = meter.used() or {}
+        over = met(used)
+        if over is not None and not over.of_command and over.text not in result.text:
+            result = replace(result, text=f"{result.text}\n[{over.text}]")
         value = agent.run.runtime.redact(_value(tool.name, result))
-        return Result(value, failed=result.failed, limit=limit_met(meter.used() or {}, agent.name))
+        return Result(value, failed=result.failed, limit=limit_met(used, agent.name))
 
     assumed = _value(tool.name, ToolResult("this call was made before a crash; a person says that it happened"))
     act = Act(key, tool.effect, tool.name, arguments, rule, assumed=assumed, used=meter.used)
