@@ -369,6 +369,34 @@ async def test_whoever_kills_a_command_its_figures_are_told(limited: Limited, he
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.getuid() != 0, reason="an ordinary user may not read what was written")
+@pytest.mark.parametrize("how", ["deadline", "cancelled"])
+async def test_what_a_killed_command_wrote_is_told_and_counts(
+    limited: Limited, held: str, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Nobody waits for what is killed with its pid 1, so the kernel forgets what it wrote."""
+    monkeypatch.setattr("toka.sandbox.keeper.WATCH_S", 60.0)
+    sandbox = await limited(disk_bytes=20 * MIB)
+    heard: list[CommandResult] = []
+    line = "head -c 12M /dev/zero > src/{} & wait; sleep {}"
+    running = asyncio.ensure_future(sandbox.run(shell(line.format(1, 9)), timeout_s=2, told=heard.append))
+    if how == "cancelled":
+        await asyncio.sleep(1.5)
+        running.cancel()
+    await asyncio.wait([running])
+    (killed,) = heard
+    assert killed.spent.written_bytes is not None
+    assert 12 * MIB <= killed.spent.written_bytes < 14 * MIB
+    assert "written_bytes" in killed.spent.at_least
+    assert killed.exceeded is None or killed.exceeded.kind == "time"
+    again = await sandbox.run(shell(line.format(2, 0)), timeout_s=9)
+    assert again.spent.written_bytes is not None
+    assert 12 * MIB <= again.spent.written_bytes < 14 * MIB
+    assert again.exceeded is not None, "together it is more than the limit"
+    assert again.exceeded.kind == "disk"
+
+
+@pytest.mark.slow
 async def test_of_commands_that_run_at_once_each_is_told_what_is_its_own(limited: Limited) -> None:
     """A group counts all of them together, so that its difference belongs to none of them."""
     sandbox = await limited()
