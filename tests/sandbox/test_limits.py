@@ -420,6 +420,21 @@ async def test_a_limit_of_processor_time_without_cgroups_is_held_as_is_said(limi
     assert ("seconds" in how) == (seconds != "unlimited")
 
 
+@pytest.mark.slow
+async def test_a_command_whose_seconds_of_processor_time_are_used_up_is_said_to_have_met_it(limited: Limited) -> None:
+    """Only without a group: with one it is slowed down, and goes on."""
+    sandbox = await limited(cpu_cores=0.5)
+    if sandbox.keeper.holds("cpu"):
+        pytest.skip("a group holds it")
+    for line in ("while :; do :; done", "sh -c 'while :; do :; done'; exit $?"):
+        result = await sandbox.run(shell(line), timeout_s=2)
+        assert result.exit_code in (-9, 137)
+        assert result.exceeded is not None
+        assert (result.exceeded.kind, result.exceeded.limit, result.exceeded.unit) == ("cpu", 1, "seconds")
+        assert result.exceeded.text == "cpu limit of 1 s probably reached"
+    assert (await sandbox.run(shell("kill -9 $$"), timeout_s=2)).exceeded is None
+
+
 # ---- files
 
 

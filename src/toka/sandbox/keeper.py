@@ -46,7 +46,7 @@ class Exceeded:
     """A limit that was met.
 
     Attributes:
-        kind: `memory`, `processes`, `disk`, `network`, of the agent; `output`, `time`, of one command.
+        kind: `memory`, `cpu`, `processes`, `disk`, `network`, of the agent; `output`, `time`, of one command.
         limit: in `unit`.
         used: in `unit`; at least the limit, unless `best_effort`.
         unit: `bytes`, `seconds` or `processes`.

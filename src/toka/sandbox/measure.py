@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -12,7 +13,9 @@ from toka.sandbox.command import FLOOD_BYTES, CommandResult, Ended, Lifeline, Ou
 from toka.sandbox.keeper import Exceeded, Keeper, Spent
 
 NEAR: Final = 0.9
-"""The part of its bound on memory from which a process that failed probably failed of it."""
+"""The part of its bound from which a process that failed probably failed of it."""
+OUT_OF_TIME: Final = (-signal.SIGKILL, -signal.SIGXCPU, 128 + signal.SIGKILL, 128 + signal.SIGXCPU)
+"""Exit codes of a command, and of a shell around it, whose seconds of processor time are used up."""
 LAST_LOOK_S: Final = 0.03
 """Seconds before a deadline at which figures are read that nobody can read after it."""
 LONGEST_S: Final = 1e6
@@ -83,7 +86,7 @@ class Measure:
         spent = self._bounded(keeper.spent(self._before, now, self._network), result, report.get("written"))
         if self.alone and result.ended != "exited":
             keeper.settle()
-        exceeded = self._killed_for or keeper.met(self._before, now) or self._noted or self._short_of_memory(result)
+        exceeded = self._killed_for or keeper.met(self._before, now) or self._noted or self._own_bound(result)
         if isinstance(output, Output) and output.flooded and result.ended == "killed":
             result = replace(result, ended="flood")
             exceeded = Exceeded("output", FLOOD_BYTES, output.size)
@@ -110,12 +113,17 @@ class Measure:
             at_least += [n for n in ("read_bytes", "written_bytes") if getattr(spent, n) is not None]
         return replace(spent, at_least=tuple(at_least))
 
-    def _short_of_memory(self, result: CommandResult) -> Exceeded | None:
-        """The bound on one process's memory, if it ended badly close to it: nothing tells that it asked for more."""
-        limit = self._request["rlimits"].get("DATA")
-        if limit is None or result.ended != "exited" or not result.exit_code or result.max_rss_bytes < NEAR * limit:
+    def _own_bound(self, result: CommandResult) -> Exceeded | None:
+        """A bound of each process, if the command ended badly close to it: nothing tells that it met it."""
+        bounds: Mapping[str, int] = self._request["rlimits"]
+        memory, seconds = bounds.get("DATA"), bounds.get("CPU")
+        if result.ended != "exited" or not result.exit_code:
             return None
-        return Exceeded("memory", limit, result.max_rss_bytes, best_effort=True)
+        if memory is not None and result.max_rss_bytes >= NEAR * memory:
+            return Exceeded("memory", memory, result.max_rss_bytes, best_effort=True)
+        if seconds is not None and result.exit_code in OUT_OF_TIME and result.cpu_s >= NEAR * seconds:
+            return Exceeded("cpu", seconds, round(result.cpu_s, 3), "seconds", best_effort=True)
+        return None
 
 
 def refused(reason: str, wall_s: float) -> CommandResult:
