@@ -121,10 +121,6 @@ class House:
     def events(self, kind: str) -> list[dict[str, Any]]:
         return self("events", "@last", "--kind", kind, "--json", "--state", "state").json_lines()
 
-    def answers(self) -> str:
-        """All that was recorded of the conversation."""
-        return self("logs", "@last", "one", "--state", "state").out
-
 
 @pytest.fixture(params=["root", "ordinary"])
 def house(request: pytest.FixtureRequest) -> Iterator[House]:
@@ -230,6 +226,7 @@ def test_a_step_that_ended_with_toka_itself_is_told_and_not_taken_for_done(house
     (left,) = house.events("step_left")
     assert left["step"] == step["step"] == "spin/1/1/run/0"
     assert "killed after" in house("events", "@last", "--kind", "step_left", "--state", "state").out
+    assert "killed after" in house("logs", "@last", "one", "--state", "state").out
     assert house("resume", "@last", "--state", "state", "--json").code == 7, "whether it happened is in doubt as before"
 
 
@@ -318,6 +315,7 @@ def test_memory_of_a_process_that_got_no_more_is_typed_as_far_as_it_is_known(hou
     (step,) = house.used()
     assert (step["exceeded"]["kind"], step["exceeded"]["limit"]) == ("memory", 128 * MIB)
     assert step["exceeded"]["used"] > 115 * MIB
+    assert "limit met: memory of agent one" in house("logs", "@last", "one", "--state", "state").out
     if house.held:
         assert "best_effort" not in step["exceeded"]
     elif step["exceeded"].get("best_effort"):  # the watchdog may have been quicker
