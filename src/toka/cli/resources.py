@@ -19,6 +19,8 @@ TITLE: Final = 40
 SUMMED: Final = ("wall_s", "cpu_s", "throttled_s", "read_bytes", "written_bytes", "network_up", "network_down")
 Ended = StepDone | StepFailed | StepLeft
 """What says how a step ended, or was killed."""
+FIGURES: Final = (*SUMMED[:3], "memory_peak_bytes", *SUMMED[3:])
+"""What is told of a step, in the order of the columns."""
 _UNITS: Final = ("B", "KB", "MB", "GB", "TB")
 
 
@@ -108,7 +110,7 @@ def _use(agent: str, event: Ended, what: str, found: Mapping[str, Any]) -> Use:
         network_up=found.get("network_up"),
         network_down=found.get("network_down"),
         exceeded=found.get("exceeded") or (ended and {"kind": str(ended["scope"]).partition(" ")[0], **_limits(ended)}),
-        at_least=tuple(found.get("at_least", ())),
+        at_least=tuple(name for name in FIGURES if name in str(found.get("at_least", ""))),
     )
 
 
@@ -164,9 +166,7 @@ def _row(use: Use) -> list[Cell]:
 
 
 def _cells(figures: Mapping[str, Any]) -> list[Cell]:
-    sizes = ("memory_peak_bytes", "read_bytes", "written_bytes", "network_up", "network_down")
-    cells = {name: _time(figures[name]) for name in ("wall_s", "cpu_s", "throttled_s")}
-    cells |= {name: _size(figures[name]) for name in sizes}
+    cells = {name: (_time if name.endswith("_s") else _size)(figures[name]) for name in FIGURES}
     return [f"{text}+" if name in figures["at_least"] and text != "-" else text for name, text in cells.items()]
 
 

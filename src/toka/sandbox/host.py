@@ -237,7 +237,7 @@ class Sandbox:
     async def _measured(
         self, request: dict[str, Any], lifeline: Lifeline, output: Output | Streams, started: float, told: Told
     ) -> CommandResult:
-        measure = Measure(self._keeper, self._clock, request, lifeline)
+        measure = Measure(self._keeper, self._clock, request, lifeline, started)
         report: dict[str, Any] = {}
         try:
             with self._keeper.watching(measure.kill, measure.note):

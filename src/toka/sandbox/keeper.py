@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from toka.core.clock import Clock
 from toka.core.units import format_bytes
@@ -172,6 +172,12 @@ def _end_orphans(found: Hierarchies) -> None:
             cgroup.end()
 
 
+class Running(Protocol):
+    """A command that runs."""
+
+    alone: bool
+
+
 class Keeper:
     """Limits and figures of one agent.
 
@@ -190,7 +196,7 @@ class Keeper:
         self._past = Usage(cpu_s=0.0, read_bytes=0, written_bytes=0)
         self._told = 0
         self._counted: frozenset[str] = frozenset()
-        self.running: set[Any] = set()
+        self.running: set[Running] = set()
         self._egress: Egress | None = None
         if policy.network:
             rules = EgressRules(policy.network, policy.refused)

@@ -37,12 +37,14 @@ class Measure:
     kernel keeps no figures, so they are read a moment before the kill; the result says which are the least.
     """
 
-    def __init__(self, keeper: Keeper, clock: Clock, request: Mapping[str, Any], lifeline: Lifeline) -> None:
+    def __init__(
+        self, keeper: Keeper, clock: Clock, request: Mapping[str, Any], lifeline: Lifeline, began: float
+    ) -> None:
         self._keeper = keeper
         self._clock = clock
         self._request = request
         self._lifeline = lifeline
-        self._began = clock.monotonic()
+        self._began = began
         self._before, self._network = keeper.usage(), keeper.network
         self._killed_for: Exceeded | None = None
         self._noted: Exceeded | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,8 +182,8 @@ class Sampler:
         self._peak = 0
         self._ticks = 0
         self._io: tuple[int, int] = (0, 0)
-        self._gone_ticks = 0
-        self._gone_io: tuple[int, int] = (0, 0)
+        self._gone: tuple[int, int, int] = (0, 0, 0)
+        """Ticks, bytes read and written of processes that nobody waited for: see `settle`."""
         self._exact = 0
         self._exact_due = 0.0
 
@@ -205,6 +205,7 @@ class Sampler:
             written are None when one process does not let us read them. Zero processes when the first one has ended;
             all None when this kernel does not list children.
         """
+        ticks, *io = self._gone  # as of now: a tree seen before `settle` is not to be added to what it keeps
         try:
             tree = dict(self._walk())
         except NotImplementedError:
@@ -213,8 +214,8 @@ class Sampler:
         if memory >= exact_from:
             memory = min(memory, self._exact_memory(tree))
         self._peak = max(self._peak, memory)
-        self._ticks = max(self._ticks, self._gone_ticks + sum(stat.cpu_ticks for stat in tree.values()))
-        read, written = self._count_io(tree)
+        self._ticks = max(self._ticks, ticks + sum(stat.cpu_ticks for stat in tree.values()))
+        read, written = self._count_io(tree, io)
         return Usage(
             memory_bytes=memory,
             memory_peak_bytes=self._peak,
@@ -237,10 +238,11 @@ class Sampler:
             return
         if not tree:
             return
-        self._gone_ticks = max(0, self._ticks - sum(stat.cpu_ticks for stat in tree.values()))
-        known, (read, written) = self._io, self._read_io(tree)
-        if read is not None and written is not None:
-            self._gone_io = (max(0, known[0] - read), max(0, known[1] - written))
+        read, written = self._read_io(tree)
+        ticks = sum(stat.cpu_ticks for stat in tree.values())
+        known = (self._ticks, *self._io)
+        gone = [max(0, k - now) for k, now in zip(known, (ticks, read or 0, written or 0), strict=True)]
+        self._gone = (gone[0], gone[1], gone[2])
 
     def _walk(self) -> Iterator[tuple[int, ProcessStat]]:
         """Every process of the tree once; nothing when the first is gone or its number belongs to another by now."""
@@ -272,11 +274,11 @@ class Sampler:
         _, found, rest = (text or "").partition("\nPss:")
         return int(rest.split(None, 1)[0]) * 1024 if found else stat.rss_bytes
 
-    def _count_io(self, tree: dict[int, ProcessStat]) -> tuple[int | None, int | None]:
+    def _count_io(self, tree: dict[int, ProcessStat], gone: Sequence[int]) -> tuple[int | None, int | None]:
         read, written = self._read_io(tree)
         if read is None or written is None:
             return None, None
-        self._io = (max(self._io[0], self._gone_io[0] + read), max(self._io[1], self._gone_io[1] + written))
+        self._io = (max(self._io[0], gone[0] + read), max(self._io[1], gone[1] + written))
         return self._io
 
     def _read_io(self, tree: dict[int, ProcessStat]) -> tuple[int | None, int | None]:
