@@ -369,7 +369,7 @@ async def test_whoever_kills_a_command_its_figures_are_told(limited: Limited, he
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.getuid() != 0, reason="an ordinary user may not read what was written")
+@pytest.mark.xfail(os.getuid() != 0, strict=True, reason="a hole: an ordinary user may not read what was written")
 @pytest.mark.parametrize("how", ["deadline", "cancelled"])
 async def test_what_a_killed_command_wrote_is_told_and_counts(
     limited: Limited, held: str, monkeypatch: pytest.MonkeyPatch, how: str
@@ -421,18 +421,21 @@ async def test_a_limit_of_processor_time_without_cgroups_is_held_as_is_said(limi
 
 
 @pytest.mark.slow
-async def test_a_command_whose_seconds_of_processor_time_are_used_up_is_said_to_have_met_it(limited: Limited) -> None:
-    """Only without a group: with one it is slowed down, and goes on."""
-    sandbox = await limited(cpu_cores=0.5)
-    if sandbox.keeper.holds("cpu"):
-        pytest.skip("a group holds it")
+async def test_a_command_whose_seconds_of_processor_time_are_used_up_is_said_to_have_met_it(
+    limited: Limited, held: str
+) -> None:
+    """With a group it is only slowed down, and goes on."""
+    sandbox = await limited(cpu_cores=0.1)
     for line in ("while :; do :; done", "sh -c 'while :; do :; done'; exit $?"):
-        result = await sandbox.run(shell(line), timeout_s=2)
+        result = await sandbox.run(shell(line), timeout_s=1 if held == "cgroup" else 10)
+        if held == "cgroup":
+            assert (result.ended, result.exceeded and result.exceeded.kind) == ("timeout", "time")
+            continue
         assert result.exit_code in (-9, 137)
         assert result.exceeded is not None
         assert (result.exceeded.kind, result.exceeded.limit, result.exceeded.unit) == ("cpu", 1, "seconds")
         assert result.exceeded.text == "cpu limit of 1 s probably reached"
-    assert (await sandbox.run(shell("kill -9 $$"), timeout_s=2)).exceeded is None
+    assert (await sandbox.run(shell("kill -9 $$"), timeout_s=10)).exceeded is None
 
 
 # ---- files
