@@ -14,6 +14,8 @@ from toka.sandbox.keeper import Exceeded, Keeper, Spent
 
 NEAR: Final = 0.9
 """The part of its bound from which a process that failed probably failed of it."""
+ROUGHLY: Final = 0.75
+"""The same for seconds of processor time, which the kernel bounds by its ticks and tells as it measured them."""
 OUT_OF_TIME: Final = (-signal.SIGKILL, -signal.SIGXCPU, 128 + signal.SIGKILL, 128 + signal.SIGXCPU)
 """Exit codes of a command, and of a shell around it, whose seconds of processor time are used up."""
 LAST_LOOK_S: Final = 0.03
@@ -123,7 +125,7 @@ class Measure:
             return None
         if memory is not None and result.max_rss_bytes >= NEAR * memory:
             return Exceeded("memory", memory, result.max_rss_bytes, best_effort=True)
-        if seconds is not None and result.exit_code in OUT_OF_TIME and result.cpu_s >= NEAR * seconds:
+        if seconds is not None and result.exit_code in OUT_OF_TIME and result.cpu_s >= ROUGHLY * seconds:
             return Exceeded("cpu", seconds, round(result.cpu_s, 3), "seconds", best_effort=True)
         return None
 
