@@ -423,12 +423,12 @@ _MOUNTS: Final = (
 )
 
 _BOUNDS: Final = (
-    _one("RLIMIT_NPROC is not set", (LIMITS,), "request.py", '"NPROC": policy.processes, '),
+    _one("RLIMIT_NPROC is not set", (LIMITS,), "request.py", '"NPROC": processes, '),
     Mutation(
         "nothing bounds processes",
         (f"{LIMITS}::test_commands_share_the_limit_of_processes",),
         (
-            Change("request.py", '"NPROC": policy.processes, '),
+            Change("request.py", '"NPROC": processes, '),
             Change("keeper.py", "self._policy.processes + OWN_PROCESSES", "None"),
         ),
     ),
@@ -497,6 +497,22 @@ _BOUNDS: Final = (
         '        return Exceeded("memory", limit, max(limit, now.memory_peak_bytes or 0))',
         "        return None",
         "cgroup",
+    ),
+    _one(
+        "a process that was refused is not told",
+        (f"{LIMITS}::test_the_limit_of_processes_is_told_and_kills_nobody",),
+        "keeper.py",
+        "        return self._crowd(self._policy.processes)",
+        "        return over",
+        "cgroup",
+    ),
+    _one(
+        "what a killed command wrote is forgotten",
+        (f"{LIMITS}::test_what_a_killed_command_wrote_is_told_and_counts",),
+        "measure.py",
+        "lifeline.before_cut = keeper.look",
+        "pass",
+        "root",
     ),
     _one(
         "the control group stays",

@@ -228,6 +228,7 @@ class TreeKeeper(Keeper):
     """
 
     past_proxy = False
+    counted_alone = False
 
     @property
     def enforced(self) -> tuple[Enforcement, ...]:

@@ -171,13 +171,15 @@ def told(result: CommandResult, ctx: ToolContext) -> ToolResult:
 
 def ending(result: CommandResult, timeout_s: float) -> str:
     """How a command ended; empty when it ended well."""
-    if result.exceeded is not None and not result.exceeded.of_command:
-        killed = result.ended == "killed" or result.exceeded.kind == "memory"
-        return f"killed: {result.exceeded.text}" if killed else result.exceeded.text
+    over = result.exceeded if result.exceeded is not None and not result.exceeded.of_command else None
+    if over is not None and (over.kind == "processes" or over.best_effort) and result.ended == "exited":
+        return "; ".join(filter(None, (over.text, _exit(result.exit_code or 0))))
+    if over is not None:
+        killed = result.ended == "killed" or over.kind == "memory"
+        return f"killed: {over.text}" if killed else over.text
     match result.ended:
         case "exited":
-            code = result.exit_code or 0
-            return "" if not code else f"exit code {code}" if code > 0 else f"ended by signal {-code}"
+            return _exit(result.exit_code or 0)
         case "timeout":
             return f"killed after {timeout_s:g} seconds"
         case "flood":
@@ -188,3 +190,7 @@ def ending(result: CommandResult, timeout_s: float) -> str:
             return "the sandbox died; the command may have done anything or nothing"
         case "refused":
             return f"not run: {result.reason}"
+
+
+def _exit(code: int) -> str:
+    return "" if not code else f"exit code {code}" if code > 0 else f"ended by signal {-code}"
