@@ -146,6 +146,7 @@ async def open_runtime(
             tools=toolbox(settings, parts.tools),
             redact=Redactor((w for key in credentials.values() for w in key.words()), shapes=False).value,
             secret_files=tuple(Path(k.value.name) for k in settings.credentials.values() if k.value.kind == "file"),
+            toolchains=settings.tools.toolchains,
             execution=settings.execution,
             capabilities=settings.capabilities,
             policy=settings.policy,

@@ -14,7 +14,7 @@ from cli.records import Recorded, Toka, write_run
 from toka.cli.resources import Use, resource_lines, total_of, uses_of
 from toka.core.ids import RunId
 from toka.errors import NotFound
-from toka.events.event import RunCreated, RunStateChanged, StepDone, StepIntent
+from toka.events.event import RunCreated, RunStateChanged, StepDone, StepFailed, StepIntent, StepLeft
 from toka.events.record import Record
 from toka.sandbox.cgroup_find import Hierarchies
 
@@ -124,7 +124,7 @@ def test_an_ended_team_is_shown_agent_by_agent(toka: Toka, recorded: Recorded) -
 
 
 @needs_bwrap
-def test_large_results_are_looked_up_and_a_lost_one_is_left_out(toka: Toka, hungry: Path, tmp_path: Path) -> None:
+def test_the_figures_outlive_a_large_result_that_is_lost(toka: Toka, hungry: Path, tmp_path: Path) -> None:
     state = tmp_path / "copy"
     shutil.copytree(started(toka, hungry), state)
     with sqlite3.connect(state / "journal.db") as db:
@@ -133,7 +133,8 @@ def test_large_results_are_looked_up_and_a_lost_one_is_left_out(toka: Toka, hung
     db.close()
     assert kept > 1, "200 kB of output are kept beside the record"
     steps = toka("show", "@last", "--resources", "--json", "--state", state).json["agents"]["one"]["steps"]
-    assert [s["step"].partition("/")[0] for s in steps] == ["spin", "write", "hog"]
+    assert [s["step"].partition("/")[0] for s in steps] == ["spin", "hold", "write", "hog"]
+    assert steps[1]["memory_peak_bytes"] > 40 * MIB
 
 
 # ---- single records
@@ -171,21 +172,38 @@ def test_results_in_blobs_are_read_and_what_is_none_is_left_out() -> None:
     assert used(StepDone("t/1/1/tool/0", "text"), StepDone("t/1/1/tool/1", None)) == ()
 
 
+def test_figures_of_a_step_stand_with_its_end_and_go_before_those_in_its_result() -> None:
+    forged = {"text": "x", "data": {"cpu_s": 99.0}}
+    (use,) = used(StepDone("t/1/1/tool/0", forged, wall_s=1.0, resources=FIGURES))
+    assert use.cpu_s == 1.5
+    time = {"scope": "time of task t", "limit": 1.0, "used": 1.0, "unit": "seconds"}
+    killed = {**FIGURES, "at_least": ["cpu_s", "written_bytes"]}
+    (use,) = used(StepFailed("t/1/1/tool/0", "timeout", "timed out", wall_s=1.0, limit=time, resources=killed))
+    assert (use.wall_s, use.exceeded) == (1.0, {"kind": "time", "limit": 1.0, "used": 1.0, "unit": "seconds"})
+    line = resource_lines(RUN, [use])[4].split()
+    assert line[-11:] == ["1.0s", "1.5s+", "0.5s", "3.0MB", "1B", "2.0KB+", "700B", "5.0MB", "time", "1", "seconds"]
+    assert used(StepFailed("t/1/1/model/0", "timeout", "timed out", wall_s=1.0, limit=time)) == ()
+    assert used(StepLeft("t/1/1/run/0", 2.0, FIGURES))[0].cpu_s == 1.5
+
+
 def test_where_nothing_counts_the_whole_sandbox_the_largest_process_stands_in() -> None:
     (use,) = used(StepDone("t/1/1/run/0", {"cpu_s": 0.1, "max_rss_bytes": 7}))
     assert (use.memory_peak_bytes, use.throttled_s) == (7, None)
 
 
 def test_together_is_a_sum_and_for_memory_the_highest() -> None:
-    one = Use("a", "s", "w", 1.0, 0.5, None, 10, read_bytes=3)
+    one = Use("a", "s", "w", 1.0, 0.5, None, 10, read_bytes=3, at_least=("cpu_s",))
     two = Use(
         "a", "s", "w", 2.0, None, None, 30, exceeded={"kind": "time", "limit": 2.5, "used": 2.5, "unit": "seconds"}
     )
     assert total_of([one, two]) == {
         "wall_s": 3.0, "cpu_s": 0.5, "throttled_s": None, "read_bytes": 3, "written_bytes": None, "network_up": None,
         "network_down": None, "memory_peak_bytes": 30, "limits_met": 1,
+        "at_least": ("cpu_s",),
     }  # fmt: skip
     assert resource_lines(RUN, [two])[4].endswith("time 2.5 seconds")
+    crowd = Use("a", "s", "w", 2.0, exceeded={"kind": "processes", "limit": 30, "used": 30, "unit": "processes"})
+    assert resource_lines(RUN, [crowd])[4].endswith("  processes 30")
     old = Use("a", "s", "w", 2.0, exceeded={"kind": "memory", "limit": 64 * MIB, "used": 64 * MIB})
     assert resource_lines(RUN, [old])[4].endswith("memory 64MB")
 

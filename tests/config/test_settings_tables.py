@@ -8,7 +8,8 @@ import pytest
 
 from toka.config.secret import Secret
 from toka.config.settings import Settings, load_settings
-from toka.config.settings_tables import HostKey, Pin
+from toka.config.settings_tables import HostKey
+from toka.config.settings_tools import Pin
 from toka.errors import ConfigError
 
 KEY = "ghx0123456789abcdef"

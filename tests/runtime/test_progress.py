@@ -48,7 +48,7 @@ OK = ["task_started", "task_succeeded"]
         (
             {"*": [{"say": "hm", "delay": "100s"}]},
             {"tasks": [{"description": "a", "timeout": "30s"}, "b"]},
-            ["task_started", "task_failed", "task_skipped", "agent_failed"],
+            ["task_started", "limit_exceeded", "task_failed", "task_skipped", "agent_failed"],
         ),
     ],
     ids=["success", "retry", "failure", "denial", "claim", "repair", "repairs run out", "timeout"],

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +43,24 @@ async def start(workspace: Path) -> AsyncIterator[Start]:
     yield make
     for sandbox in started:
         await sandbox.close()
+
+
+@pytest.fixture
+def toolchains() -> Iterator[Path]:
+    """A folder that only its owner may enter, where toolchains may lie: sandboxes have a /tmp of their own."""
+    usual = "/opt" if os.getuid() == 0 else str(Path.home())
+    folder = Path(tempfile.mkdtemp(prefix="toka-toolchains-", dir=os.environ.get("TOOLCHAINS_IN", usual)))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_toolchain(folder: Path, **programs: str) -> Path:
+    """A toolchain of shell scripts, by name."""
+    (folder / "bin").mkdir(parents=True)
+    for name, text in programs.items():
+        (folder / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / "bin" / name).chmod(0o755)
+    return folder
 
 
 def living(marker: str) -> list[int]:

@@ -27,6 +27,8 @@ REDUCED: Final = (
 )
 SELFTEST: Final = "test_selftest.py"
 TRUSTED: Final = "test_trusted.py"
+TOOLCHAINS: Final = "test_toolchains.py"
+TOOLCHAINS_REDUCED: Final = "test_toolchains_reduced.py"
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ _FILTER: Final = (
         "pairs of datagram sockets",
         (ESCAPES,),
         "seccomp.py",
-        "*_accept_if(socket.SOCK_STREAM), _refuse(errno.EAFNOSUPPORT),",
+        "*_accept_if(socket.SOCK_STREAM), *_accept_if(socket.SOCK_SEQPACKET),",
         "_accept(),",
     ),
     _one(
@@ -360,8 +362,8 @@ _MOUNTS: Final = (
         "a spec opens a protected path that it was not granted",
         (TRUSTED,),
         "policy.py",
-        "for p in named if writable.covers(Capability(FILESYSTEM_WRITE, paths=(p,)))",
-        "for p in named",
+        "for p in place.named if writable.covers(Capability(FILESYSTEM_WRITE, paths=(p,)))",
+        "for p in place.named",
     ),
     _one("a spec opens toka.toml", (TRUSTED,), "trusted.py", "in TRUSTED and path not in ALWAYS", "in TRUSTED"),
     _one("calls are not told of protection", (TRUSTED,), "trusted.py", "if at is None or (", "if at or ("),
@@ -421,12 +423,12 @@ _MOUNTS: Final = (
 )
 
 _BOUNDS: Final = (
-    _one("RLIMIT_NPROC is not set", (LIMITS,), "request.py", '"NPROC": policy.processes, '),
+    _one("RLIMIT_NPROC is not set", (LIMITS,), "request.py", '"NPROC": processes, '),
     Mutation(
         "nothing bounds processes",
         (f"{LIMITS}::test_commands_share_the_limit_of_processes",),
         (
-            Change("request.py", '"NPROC": policy.processes, '),
+            Change("request.py", '"NPROC": processes, '),
             Change("keeper.py", "self._policy.processes + OWN_PROCESSES", "None"),
         ),
     ),
@@ -495,6 +497,22 @@ _BOUNDS: Final = (
         '        return Exceeded("memory", limit, max(limit, now.memory_peak_bytes or 0))',
         "        return None",
         "cgroup",
+    ),
+    _one(
+        "a process that was refused is not told",
+        (f"{LIMITS}::test_the_limit_of_processes_is_told_and_kills_nobody",),
+        "keeper.py",
+        "        return self._crowd(self._policy.processes)",
+        "        return over",
+        "cgroup",
+    ),
+    _one(
+        "what a killed command wrote is forgotten",
+        (f"{LIMITS}::test_what_a_killed_command_wrote_is_told_and_counts",),
+        "measure.py",
+        "lifeline.before_cut = keeper.look",
+        "pass",
+        "root",
     ),
     _one(
         "the control group stays",
@@ -598,4 +616,38 @@ _WAYS_OUT: Final = (
     ),
 )
 
-MUTATIONS: Final = (*_FILTER, *_LOCKS, *_MOUNTS, *_BOUNDS, *_WAYS_OUT)
+_TOOLCHAINS: Final = (
+    _one("toolchains can be written", (TOOLCHAINS,), "toolchain.py", '("--ro-bind", source, toolchain.path)',
+         '("--bind", source, toolchain.path)'),
+    _one("folders above a toolchain can be listed", (TOOLCHAINS,), "toolchain.py", '"0111"', '"0755"'),
+    Mutation("a toolchain is reached through links", (TOOLCHAINS,), (
+        Change("toolchain.py", "    if real != path:\n", "    if False:\n"),
+        Change("toolchain.py", "os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY", "os.O_PATH | os.O_DIRECTORY"),
+    )),
+    _one("a toolchain may lie in the workspace", (TOOLCHAINS,), "toolchain.py",
+         "    if below(path, place) or below(place, path):\n", "    if False:\n"),
+    _one("programs behind links out of a toolchain count as its own", (TOOLCHAINS,), "toolchain.py",
+         "            if real.startswith(SHOWN) or any(below(real, other) for other in toolchains):\n",
+         "            if True:\n"),
+    _one("toolchains that no listed program needs are shown", (TOOLCHAINS,), "profile.py", "(*HIDDEN, *others)",
+         "HIDDEN"),
+    Mutation("a list of programs opens every toolchain", (TOOLCHAINS,), (
+        Change("profile.py", "policy.toolchains if programs is None else needed_by(programs, policy.toolchains)",
+               "policy.toolchains"),
+    )),
+    _one("programs that are refused start from toolchains", (TOOLCHAINS,), "profile.py",
+         "(*SEARCHED.split(\":\"), *bin_folders(policy.toolchains))", "SEARCHED.split(\":\")"),
+    _one("git is looked for in toolchains", (TOOLCHAINS,), "profile.py",
+         "    rules = system_rules(folders=_system_folders(), execute=[*execute, *LOADERS], programs_only=True)\n",
+         "    rules = system_rules(folders=_system_folders(), execute=[*execute, *LOADERS, *policy.toolchains],"
+         " programs_only=True)\n"),
+    _one("reduced: a list of programs opens every toolchain", (TOOLCHAINS_REDUCED,), "level.py",
+         "_beside(needed_by(named, toolchains), ", "_beside(toolchains, "),
+    _one("reduced: programs that are refused start from toolchains", (TOOLCHAINS_REDUCED,), "level.py",
+         "(*SEARCHED.split(\":\"), *bin_folders(toolchains))", "SEARCHED.split(\":\")"),
+    _one("reduced: toolchains can be written", (TOOLCHAINS_REDUCED,), "level.py",
+         "_beside([*folders, *toolchains], _files_of(refused, toolchains), READ | EXECUTE)",
+         "_beside(folders, _files_of(refused, toolchains), READ | EXECUTE) | dict.fromkeys(toolchains, 0x7FFF)"),
+)  # fmt: skip
+
+MUTATIONS: Final = (*_FILTER, *_LOCKS, *_MOUNTS, *_BOUNDS, *_WAYS_OUT, *_TOOLCHAINS)

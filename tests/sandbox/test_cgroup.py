@@ -432,10 +432,11 @@ def test_v2_usage_is_read(kernel: FakeKernel) -> None:
             "memory.events": "low 0\noom 5\noom_kill 2\noom_group_kill 0\n",
             "cpu.stat": "usage_usec 2500000\nthrottled_usec 500000\n",
             "pids.current": "4\n",
+            "pids.events": "max 3\n",
             "io.stat": "8:0 rbytes=1 wbytes=2 rios=1\n",
         },
     )
-    assert group.usage() == Usage(7, 9, 2.5, 0.5, 4, 2, 1, 2)
+    assert group.usage() == Usage(7, 9, 2.5, 0.5, 4, 2, 1, 2, 3)
     (directory / "memory.peak").unlink()
     (directory / "cpu.stat").write_text("usage_usec 1\n")
     assert (group.usage().memory_peak_bytes, group.usage().throttled_s) == (None, None)

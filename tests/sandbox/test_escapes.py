@@ -329,22 +329,30 @@ async def test_only_stream_sockets_of_the_internet_can_be_made_and_only_with_net
 
 @pytest.mark.parametrize("network", [False, True], ids=["no network", "network"])
 async def test_no_pair_of_sockets_can_be_turned_to_another(start: Start, workspace: Path, network: bool) -> None:
-    """A datagram pair could be connected anew to any socket with a name; a stream pair cannot."""
+    """A datagram pair could be connected anew to any socket with a name; one of streams or packets cannot."""
     with closing(daemon(workspace / "src/daemon")) as server:
         sandbox = await start(**NETWORK if network else {})
         found = await inside(
             sandbox,
             """
-            for kind in (2, 3, 5):
+            for kind in (2, 3):
                 found[f'pair {kind}'] = tried(socket.socketpair, socket.AF_UNIX, kind)
             found['pair inet'] = tried(socket.socketpair, socket.AF_INET, 1)
-            one, two = socket.socketpair()
-            found['connect'] = tried(one.connect, '/workspace/src/daemon')
-            found['sendto'] = tried(one.sendto, b'x', '/workspace/src/daemon')
-            found['listen'] = tried(one.listen)
-            two.close()
-            found['connect when alone'] = tried(one.connect, '/workspace/src/daemon')
-            one.close()
+
+            def forget(fd):
+                if libc.connect(fd, bytes(16), 16):
+                    raise OSError(ctypes.get_errno(), '')
+
+            for kind in (1, 5):
+                one, two = socket.socketpair(socket.AF_UNIX, kind)
+                found[f'connect {kind}'] = tried(one.connect, '/workspace/src/daemon')
+                found[f'forget {kind}'] = tried(forget, one.fileno())
+                if kind == 1:  # of packets the address is not looked at
+                    found['sendto'] = tried(one.sendto, b'x', '/workspace/src/daemon')
+                found[f'listen {kind}'] = tried(one.listen)
+                two.close()
+                found[f'connect when alone {kind}'] = tried(one.connect, '/workspace/src/daemon')
+                one.close()
             """,
         )
         assert not did(found)

@@ -26,6 +26,7 @@ from toka.core.clock import SystemClock
 from toka.errors import SandboxError, SandboxUnavailable
 from toka.sandbox import landlock, level, reduced, spawn
 from toka.sandbox.cgroup_find import Hierarchies
+from toka.sandbox.command import CommandResult
 from toka.sandbox.host import Sandbox, shell
 from toka.sandbox.idmap import agent_uid
 from toka.sandbox.keeper import Surroundings
@@ -61,6 +62,17 @@ def uid() -> int:
 def own(path: Path) -> None:
     if ROOT:
         subprocess.run(["chown", "-R", str(uid()), str(path)], check=True)
+
+
+CROWD = """
+import subprocess, time
+try:
+    for _ in range(60):
+        subprocess.Popen(['sleep', '9'])
+except BlockingIOError:
+    pass
+time.sleep(0.5)
+"""
 
 
 @pytest.fixture
@@ -646,6 +658,34 @@ print(n)
     assert any(0 < n < 60 for n in made), made
     held = {e.limit: e for e in sandbox.keeper.enforced}
     assert (held["processes"].strict, "other processes" in held["processes"].how) == (False, True)
+
+
+async def test_the_limit_of_processes_is_told_as_far_as_it_is_seen(start: Start) -> None:
+    around = Surroundings(SystemClock(), hierarchies=Hierarchies.find(mountinfo="", own=""))
+    sandbox = await start(around=around, processes=20)
+    few = await sandbox.run(shell("for i in $(seq 8); do sleep 0.5 & done; wait"), timeout_s=20)
+    assert few.exceeded is None
+    many = [
+        await sandbox.run(shell("for i in $(seq 30); do sleep 0.5 & done; wait"), timeout_s=20),
+        await sandbox.run(["python3", "-c", CROWD], timeout_s=20),
+    ]
+    for over in (result.exceeded for result in many):  # other tests have processes of this user, too
+        assert over is None or (over.kind, over.limit, over.unit) == ("processes", 20, "processes")
+        assert over is None or over.used >= 20
+
+
+async def test_what_a_killed_command_used_is_told_whole(start: Start, any_level: Level) -> None:
+    """Here somebody waits for all that is killed."""
+    around = Surroundings(SystemClock(), hierarchies=Hierarchies.find(mountinfo="", own=""))
+    sandbox = await start(any_level, around=around)
+    heard: list[CommandResult] = []
+    line = "(while :; do :; done) & (while :; do :; done) & wait"
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1.5):
+            await sandbox.run(shell(line), timeout_s=20, told=heard.append)
+    await sandbox.run(shell(line), timeout_s=1.5, told=heard.append)
+    assert [result.ended for result in heard] == ["killed", "timeout"]
+    assert all(result.cpu_s > 0.4 for result in heard), heard
 
 
 async def test_nothing_is_left_when_it_has_closed(start: Start) -> None:

@@ -98,6 +98,8 @@ def test_what_the_filter_answers(machine: str) -> None:
     for family in (1, 2, 10, 16, 40):
         assert call("socket", family, socket.SOCK_STREAM) == ERRNO | EAFNOSUPPORT
     assert call("socketpair", 1, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) == ALLOW
+    assert call("socketpair", 1, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) == ALLOW
+    assert call("socketpair", 1, socket.SOCK_RAW) == ERRNO | EAFNOSUPPORT
     assert call("socketpair", 1, socket.SOCK_DGRAM) == ERRNO | EAFNOSUPPORT
     assert call("socketpair", 2, socket.SOCK_STREAM) == ERRNO | EAFNOSUPPORT
     assert call("execve") == call("memfd_create") == ALLOW

@@ -10,7 +10,7 @@ from sandbox.conftest import Start
 from toka.core.capability import Capability, Grant
 from toka.core.catalogue import FILESYSTEM_READ, FILESYSTEM_WRITE, GIT_ACCESS
 from toka.core.limits import Limits
-from toka.sandbox.policy import SandboxPolicy, compile_policy
+from toka.sandbox.policy import Place, SandboxPolicy, compile_policy
 from toka.sandbox.trusted import Kind, decide, find_protected, named_trusted
 
 WHOLE = SandboxPolicy(writes=(".",))
@@ -96,12 +96,12 @@ def test_a_patch_is_only_given_where_it_helps() -> None:
             assert path == "toka.toml"
             continue
         named = named_trusted(found.asks.paths or ())
-        mended = compile_policy(Grant((granted, found.asks)), Limits(), named=named)
+        mended = compile_policy(Grant((granted, found.asks)), Limits(), place=Place(named=named))
         assert find_protected(mended, write(path), {}) is None
 
 
 def test_a_name_that_is_not_granted_opens_nothing() -> None:
-    policy = compile_policy(Grant((write("src"),)), Limits(), named=(".vscode",))
+    policy = compile_policy(Grant((write("src"),)), Limits(), place=Place(named=(".vscode",)))
     assert policy.named == ()
     assert named_trusted((".vscode", "toka.toml", "src", ".git/hooks")) == (".vscode",)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,26 @@ time.sleep(100)
 """
     with running(code) as process:
         assert Sampler(process.pid).sample().processes == 3
+
+
+def test_what_was_killed_and_waited_for_by_nobody_stays_in_the_sum(tmp_path: Path) -> None:
+    ticks = os.sysconf("SC_CLK_TCK")
+    io = "read_bytes: 10\nwrite_bytes: 100\n"
+    fake(tmp_path, 5, children="6", io=io)
+    fake(tmp_path, 6, io=io)
+    sampler = Sampler(5, proc=tmp_path)
+    before = sampler.sample()
+    assert (before.cpu_s, before.written_bytes) == (2 * 127 / ticks, 200)
+    shutil.rmtree(tmp_path / "6")
+    sampler.settle()
+    sampler.settle()
+    assert sampler.sample().cpu_s == before.cpu_s
+    fake(tmp_path, 6, io=io)  # a new one
+    after = sampler.sample()
+    assert (after.cpu_s, after.read_bytes, after.written_bytes) == (3 * 127 / ticks, 30, 300)
+    shutil.rmtree(tmp_path / "5")
+    sampler.settle()
+    assert sampler.sample().cpu_s == after.cpu_s, "the first one has ended"
 
 
 @needs_children

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from toka.config.settings import Settings
-from toka.config.settings_tables import Pin, ToolRules
+from toka.config.settings_tools import Pin, ToolRules
 from toka.core.capability import Capability, CapabilityError, Grant
 from toka.core.effect import Effect
 from toka.errors import ConfigError, SandboxError, UsageError

@@ -159,6 +159,7 @@ def terms_of(settings: Settings, configs: Sequence[AgentConfig], workspace: Path
         protected=inside(workspace, spec_places(sources)),
         hidden=inside(workspace, [settings.state]),
         tools=toolbox(settings),
+        toolchains=settings.tools.toolchains,
     )
 
 

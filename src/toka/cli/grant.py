@@ -24,6 +24,7 @@ from toka.orchestration.rights import GIVEN, Asked, Rights, rights_of
 from toka.orchestration.unmet import place_findings
 from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.profile import PROXY_PORT
+from toka.sandbox.toolchain import needed_by
 
 WIDTH: Final = 200
 
@@ -53,7 +54,7 @@ def grant(agent: str, paths: Sequence[Path], workspace: Path | None, json_: bool
     folder = folder_of(workspace)
     terms = terms_of(settings, configs, folder)
     file = config.position().file
-    own = [f for f in place_findings(configs, terms, folder) if f.file == file or f.code == "TK4202"]
+    own = [f for f in place_findings(configs, terms, folder) if f.file == file or f.code in ("TK4202", "TK4206")]
     found = in_order((*(f for f in findings if f.file == file), *own))
     compiled = compile_here(rights_of(config, terms), folder)
     if json_:
@@ -78,6 +79,7 @@ def grant_lines(compiled: Compiled, findings: Sequence[Finding] = (), paint: Pai
         "workspace": columns([[m.rule.path, m.rule.access, m.why] for m in compiled.mounts]) or ["empty"],
         "beside it": [
             "read-only: /usr, certificates and loader files of /etc",
+            *(f"read-only: {path}, a toolchain" for path in policy.toolchains),
             f"writable: /tmp ({format_bytes(policy.tmp_bytes)} in memory), /dev/shm; nothing else of this machine",
         ],
         "programs": _programs(policy, compiled.absent),
@@ -124,14 +126,22 @@ def _tools(rights: Rights, paint: Paint) -> list[str]:
 
 def _programs(policy: SandboxPolicy, absent: Sequence[str]) -> list[str]:
     if policy.programs == ():
-        return ["none; `run:` and `check:`, which you wrote, may start any under /usr"]
-    listed = "any under /usr, through a shell" if policy.programs is None else ", ".join(policy.programs)
-    out = [listed]
+        return ["none; `run:` and `check:`, which you wrote, may start any under /usr" + _and_toolchains(policy)]
+    out = [", ".join(policy.programs or ())]
+    if policy.programs is None:
+        out = [f"any under /usr{_and_toolchains(policy)}, through a shell"]
+    elif policy.toolchains:
+        used = needed_by(policy.programs, policy.toolchains)
+        out.append(f"with all that they find in {', '.join(used)}" if used else "none of a toolchain")
     if policy.refused_programs:
         out.append(f"but not: {', '.join(policy.refused_programs)}")
     if absent:
         out.append(f"not installed: {', '.join(absent)}")
     return out
+
+
+def _and_toolchains(policy: SandboxPolicy) -> str:
+    return " and in the toolchains" if policy.toolchains else ""
 
 
 def _rules(rules: Mapping[str, Mapping[str, Sequence[str]]]) -> list[str]:

@@ -21,18 +21,20 @@ from toka.cli.render_jail import Jailed, before, ending, layers, wider
 from toka.cli.text import line_of, painter
 from toka.config.diagnostics import closest
 from toka.config.settings import Settings
-from toka.core.capability import Capability, CapabilityError, Grant
-from toka.core.catalogue import COMMAND_EXECUTION, FILESYSTEM_READ, FILESYSTEM_WRITE, known_names
+from toka.core.capability import Capability, CapabilityError, Grant, normal_path
+from toka.core.catalogue import ALIASES, COMMAND_EXECUTION, FILESYSTEM_READ, FILESYSTEM_WRITE, known_names
 from toka.core.clock import SystemClock
 from toka.core.limits import LEAST_MEMORY, Limits
 from toka.core.operator import CallRule, parse_rule
 from toka.core.units import UnitError, format_bytes, parse_bytes, parse_count, parse_cpu, parse_duration, parse_rate
 from toka.errors import CapabilityDenied, LimitExceeded, SandboxError, UsageError
+from toka.orchestration.toolchains import check_toolchains
 from toka.sandbox.command import CommandResult
 from toka.sandbox.egress_link import Attempt
-from toka.sandbox.policy import SandboxPolicy, compile_policy
+from toka.sandbox.policy import Place, SandboxPolicy, compile_policy
 from toka.sandbox.shield import Order, Shield
 from toka.sandbox.terminal import Streams
+from toka.sandbox.trusted import named_trusted
 
 LIMITS: Final[dict[str, tuple[str, Any]]] = {
     "memory": ("memory_bytes", parse_bytes),
@@ -83,7 +85,9 @@ def jail(
         raise UsageError(f"the workspace {place} is not a directory", hint="make it, or name another: --workspace DIR")
     if place.is_symlink():
         raise UsageError(f"the workspace {place} is a symbolic link", hint=f"name the folder itself: {place.resolve()}")
-    policy = bound_policy(grant, bounds, settings, place)
+    check_toolchains(settings.tools.toolchains, place)
+    named = [path for text in grants for path in _paths_to_write(text)]
+    policy = bound_policy(grant, bounds, settings, place, named)
     for path in (*policy.reads, *policy.writes):
         if (place / path).is_symlink() or not (place / path).exists():
             raise UsageError(f"--grant: {path} is not there, or is a link", hint=f"grants are paths below {place}")
@@ -119,6 +123,14 @@ def read_grant(texts: Iterable[str], settings: Settings) -> Grant:
     return Grant((*found, *(Capability(name) for name in sorted(defaults))))
 
 
+def _paths_to_write(text: str) -> list[str]:
+    """The paths that a grant names for writing, also those that another one of them includes."""
+    name, _, items = text.partition(":")
+    if ALIASES.get(name.strip(), name.strip()) != FILESYSTEM_WRITE:
+        return []
+    return [normal_path(item.strip()) for item in items.split(",") if item.strip()]
+
+
 def read_limits(texts: Iterable[str]) -> Limits:
     """What the command may use.
 
@@ -149,16 +161,20 @@ def read_limits(texts: Iterable[str]) -> Limits:
     return limits
 
 
-def bound_policy(grant: Grant, limits: Limits, settings: Settings, workspace: Path) -> SandboxPolicy:
-    """The sandbox, as far as the operator's rules allow it.
+def bound_policy(
+    grant: Grant, limits: Limits, settings: Settings, workspace: Path, named: Iterable[str] = ()
+) -> SandboxPolicy:
+    """The sandbox, as far as the operator's rules allow it. `named`: paths of which writing was granted by name.
 
     Raises:
         CapabilityDenied: they let no program run.
     """
     state = settings.state.absolute().parent.resolve() / settings.state.name
     real = workspace.resolve()
-    hidden = [state.relative_to(real).as_posix()] if state != real and state.is_relative_to(real) else []
-    policy = compile_policy(settings.policy.bound(grant), limits, denied=settings.policy.denied, hidden=hidden)
+    hidden = (state.relative_to(real).as_posix(),) if state != real and state.is_relative_to(real) else ()
+    toolchains = tuple(toolchain.path for toolchain in settings.tools.toolchains)
+    around = Place((), hidden, toolchains, named_trusted(named))
+    policy = compile_policy(settings.policy.bound(grant), limits, denied=settings.policy.denied, place=around)
     if policy.programs == ():
         raise CapabilityDenied(
             "the settings' [policy] lets no program run", rule="[policy]", hint="see [policy] in your config.toml"

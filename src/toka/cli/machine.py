@@ -20,7 +20,7 @@ from toka.sandbox.level import Level
 
 SHOWN = 60
 """Characters of what was found that fit into the table."""
-BESIDE = ("state", "git", "model", "egress")
+BESIDE = ("state", "git", "model", "egress", "toolchains")
 """Layers that say nothing of how strongly agents can be confined."""
 
 

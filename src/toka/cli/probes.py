@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from toka.core.clock import SystemClock
 from toka.errors import MissingError, ModelUnavailable, TokaError, UsageError
 from toka.journal.database import FILE
 from toka.journal.sqlite import SqliteReader
+from toka.orchestration.toolchains import toolchain_findings
 from toka.sandbox.doctor import Check, deeper, needed, probe, trials
 
 LISTED: Final = 5
@@ -69,11 +70,14 @@ class Answer:
 def examine(settings: Settings, environment: Mapping[str, str]) -> list[Layer]:
     """Tries everything, in the order of the table. Blocks for a second, or more while servers do not answer."""
     sandbox = [*probe(), *deeper()]
-    sandbox += trials(sandbox, settings.sandbox)
+    toolchains = tuple(_toolchains(settings))
+    usable = tuple(t.path for t in settings.tools.toolchains) if all(check.ok for check in toolchains) else ()
+    sandbox += trials(sandbox, settings.sandbox, usable)
     return [
         *(Layer(check, needed(check.layer, settings.sandbox)) for check in sandbox),
         Layer(_state(settings.state)),
         Layer(_git(), needed=False),
+        *(Layer(check) for check in toolchains),
         Layer(_model(settings, environment), needed=False),
     ]
 
@@ -105,6 +109,20 @@ def _git() -> Check:
             [path, "--version"], capture_output=True, check=False, timeout=10, text=True
         ).stdout.strip()
     return Check("git", wanted, said or path, ok=True, why=why)
+
+
+def _toolchains(settings: Settings) -> Iterator[Check]:
+    """Whether those of the settings can be shown; nothing when there are none."""
+    if not settings.tools.toolchains:
+        return
+    wanted, why = "folders with programs", "what sandboxes show beside /usr"
+    with tempfile.TemporaryDirectory(prefix="toka-doctor-") as folder:
+        found = toolchain_findings(settings.tools.toolchains, Path(folder))
+    if found:
+        got, fixes = "; ".join(f.text for f in found), dict.fromkeys(f.help or "" for f in found)
+        yield Check("toolchains", wanted, got, ok=False, why=why, fix="; ".join(fixes))
+    else:
+        yield Check("toolchains", wanted, ", ".join(t.path for t in settings.tools.toolchains), ok=True, why=why)
 
 
 def _model(settings: Settings, environment: Mapping[str, str]) -> Check:

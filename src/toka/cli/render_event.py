@@ -6,7 +6,7 @@ from typing import Final
 
 from toka.cli.render_change import MALFORMED, change_lines
 from toka.cli.text import clock, compact, line_of, needed, span
-from toka.events.event import Event, StepDenied, StepDone, StepFailed, StepIntent
+from toka.events.event import Event, StepDenied, StepDone, StepFailed, StepIntent, StepLeft
 from toka.events.record import Record, payload
 
 TEXT: Final = 160
@@ -36,6 +36,8 @@ def event_text(event: Event) -> str:
             return f"{line_of(event.step, 60)}: {word} in {span(event.wall_s)}{tokens}"
         case StepFailed():
             return f"{line_of(event.step, 60)}: {line_of(event.error, 40)}: {line_of(event.message, TEXT)}"
+        case StepLeft():
+            return f"{line_of(event.step, 60)}: killed after {span(event.wall_s)}, as Toka was to end"
         case StepDenied():
             said = f"{line_of(event.step, 60)}: {line_of(event.what, 60)} denied: {line_of(event.reason, TEXT)}"
             fix = line_of(needed(event.place, event.patch), TEXT)

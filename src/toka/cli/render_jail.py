@@ -117,7 +117,7 @@ def layers(job: Jailed, sandbox: Sandbox, test: SelfTest | None) -> list[str]:
     shown = {access: [o.target for o in sandbox.granted.opened if o.rule.access == access]
              for access in ("read", "write", "hide")}  # fmt: skip
     rows: list[Sequence[Cell]] = [
-        ["mounts", f"read-only: {_listed([*shown['read'], '/usr', 'parts of /etc'])}"],
+        ["mounts", f"read-only: {_listed([*shown['read'], '/usr', *policy.toolchains, 'parts of /etc'])}"],
         ["", f"writable: {_listed([*shown['write'], f'/tmp ({format_bytes(policy.tmp_bytes)}, gone at the end)'])}"],
     ]
     if shown["hide"]:
@@ -144,9 +144,12 @@ def wider(job: Jailed, paint: Paint) -> list[str]:
     policy = job.policy
     reads = [_inside(p) for p in policy.reads]
     writes = [_inside(p) for p in policy.writes]
-    programs = "any of the system" if policy.programs is None else ", ".join(policy.programs)
+    anything = "any of the system" + (" and the toolchains" if policy.toolchains else "")
+    programs = anything if policy.programs is None else ", ".join(policy.programs)
+    beyond = " more of" if policy.toolchains else ""
+    read = _listed([*reads, *writes, "/usr", *policy.toolchains])
     rows: list[Sequence[Cell]] = [
-        ["read", f"{_listed([*reads, *writes, '/usr'])}. Nothing else exists inside: no /root, /home, /run, /var"],
+        ["read", f"{read}. Nothing else exists inside: no{beyond} /root, /home, /run, /var"],
         ["write", f"{_listed([*writes, '/tmp'])}"],
         ["programs", programs + "".join(f", not {p}" for p in policy.refused_programs)],
         ["network", "; ".join(c.text for c in policy.network) or "none"],

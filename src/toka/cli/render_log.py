@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 from toka.cli.render_change import MALFORMED, change_lines
 from toka.cli.text import LINE, Paint, clock, compact, line_of, lines_of, money, needed, plain, some, span
 from toka.errors import TokaError
-from toka.events.event import StepDenied, StepDone, StepFailed, StepIntent
+from toka.events.event import StepDenied, StepDone, StepFailed, StepIntent, StepLeft
 from toka.events.record import Record
 
 ASKED_LINES: Final = 12
@@ -61,6 +61,8 @@ class Transcript:
                 return self._done(record, event)
             case StepFailed() as event:
                 return self._failed(event)
+            case StepLeft() as event:
+                return [self._paint(f"killed after {span(event.wall_s)}, as Toka was to end", "warn")]
             case StepDenied() as event:
                 return self._denied(event)
             case event:
@@ -137,7 +139,8 @@ class Transcript:
         output = self._block(str(result.get("output", "")), RESULT_LINES)
         exit_ = f"exited with {result.get('exit')}" if result.get("ended") == "exited" else result.get("ended", "?")
         dropped = f", {result['dropped']} bytes of output not kept" if result.get("dropped") else ""
-        return [*output, self._paint(f"{line_of(str(exit_), 60)} in {span(event.wall_s)}{dropped}", "dim")]
+        met = f", limit met: {line_of(str(event.limit['scope']), 120)}" if event.limit else ""
+        return [*output, self._paint(f"{line_of(str(exit_), 60)} in {span(event.wall_s)}{dropped}{met}", "dim")]
 
     def _failed(self, event: StepFailed) -> list[str]:
         first, *rest = lines_of(event.message, 10) or [""]

@@ -107,6 +107,8 @@ def _compiled(compiled: Compiled) -> Iterator[tuple[str, str]]:
     kept = [m for m in compiled.mounts if m.why in ("protected", "hidden")]
     more = [f"{len(kept)} below them protected or hidden"] if kept else []
     yield "mounts", "; ".join((", ".join(_first(shown)) or "nothing of the workspace", *more))
+    if policy.toolchains:
+        yield "toolchain", f"{', '.join(_first(policy.toolchains))} (read-only)"
     hosts = [host for c in policy.network for host in c.hosts or ("any public host",)]
     yield "network", f"{', '.join(_first(hosts))} through its proxy" if hosts else "none"
     landlock = f"Landlock {compiled.landlock}" if compiled.landlock else "no Landlock here"

@@ -10,13 +10,17 @@ from typing import Any, Final, cast
 from toka.cli.text import Cell, clean, columns, line_of, some, span
 from toka.core.units import format_bytes
 from toka.errors import TokaError
-from toka.events.event import StepDone, StepIntent
+from toka.events.event import StepDone, StepFailed, StepIntent, StepLeft
 from toka.events.record import Record
 
 HEADER: Final = ("STEP", "WHAT", "WALL", "CPU", "THROTTLED", "PEAK", "READ", "WRITTEN", "UP", "DOWN", "LIMIT MET")
 TITLE: Final = 40
 """Characters of a command that are shown."""
 SUMMED: Final = ("wall_s", "cpu_s", "throttled_s", "read_bytes", "written_bytes", "network_up", "network_down")
+Ended = StepDone | StepFailed | StepLeft
+"""What says how a step ended, or was killed."""
+FIGURES: Final = (*SUMMED[:3], "memory_peak_bytes", *SUMMED[3:])
+"""What is told of a step, in the order of the columns."""
 _UNITS: Final = ("B", "KB", "MB", "GB", "TB")
 
 
@@ -32,7 +36,8 @@ class Use:
             largest process of this step.
         read_bytes, written_bytes: of storage.
         network_up, network_down: bytes through the proxy.
-        exceeded: the limit for which something was killed: {"kind", "limit", "used", "unit"}.
+        exceeded: the limit that was met: {"kind", "limit", "used", "unit"}, and "best_effort" when that is inferred.
+        at_least: the names of those figures that are the least it can have been.
     """
 
     agent: str
@@ -47,6 +52,7 @@ class Use:
     network_up: int | None = None
     network_down: int | None = None
     exceeded: Mapping[str, Any] | None = None
+    at_least: Sequence[str] = ()
 
 
 def uses_of(records: Iterable[Record], blob: Callable[[str], bytes]) -> tuple[Use, ...]:
@@ -63,15 +69,17 @@ def uses_of(records: Iterable[Record], blob: Callable[[str], bytes]) -> tuple[Us
         if isinstance(event, StepIntent):
             command = _mapping(event.arguments).get("command", "")
             what[record.stream, event.step] = f"{event.what} {command}".strip()
-        elif isinstance(event, StepDone) and (found := _figures(event.result, blob)):
+        elif isinstance(event, Ended) and (found := _figures(event, blob)):
             title = what.get((record.stream, event.step), "")
             out.append(_use(record.stream, event, title, found))
     return tuple(out)
 
 
-def _figures(result: Any, blob: Callable[[str], bytes]) -> Mapping[str, Any]:
-    """The figures in a step's result; empty when it was no command."""
-    value = _mapping(result)
+def _figures(event: Ended, blob: Callable[[str], bytes]) -> Mapping[str, Any]:
+    """The figures of a step; empty when it ran no command. Records of an earlier version have them in the result."""
+    if event.resources is not None or not isinstance(event, StepDone):
+        return _mapping(event.resources)
+    value = _mapping(event.result)
     if isinstance(digest := value.get("blob"), str):
         try:
             value = _mapping(json.loads(blob(digest)))
@@ -87,7 +95,8 @@ def _mapping(value: object) -> dict[str, Any]:
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
-def _use(agent: str, event: StepDone, what: str, found: Mapping[str, Any]) -> Use:
+def _use(agent: str, event: Ended, what: str, found: Mapping[str, Any]) -> Use:
+    ended = event.limit if isinstance(event, StepFailed) else None
     return Use(
         agent=agent,
         step=event.step,
@@ -100,8 +109,13 @@ def _use(agent: str, event: StepDone, what: str, found: Mapping[str, Any]) -> Us
         written_bytes=found.get("written_bytes"),
         network_up=found.get("network_up"),
         network_down=found.get("network_down"),
-        exceeded=found.get("exceeded"),
+        exceeded=found.get("exceeded") or (ended and {"kind": str(ended["scope"]).partition(" ")[0], **_limits(ended)}),
+        at_least=tuple(name for name in FIGURES if name in str(found.get("at_least", ""))),
     )
+
+
+def _limits(met: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: met[name] for name in ("limit", "used", "unit")}
 
 
 def total_of(uses: Sequence[Use]) -> dict[str, Any]:
@@ -113,6 +127,7 @@ def total_of(uses: Sequence[Use]) -> dict[str, Any]:
     peaks = [use.memory_peak_bytes for use in uses if use.memory_peak_bytes is not None]
     out["memory_peak_bytes"] = max(peaks, default=None)
     out["limits_met"] = sum(1 for use in uses if use.exceeded)
+    out["at_least"] = tuple(dict.fromkeys(name for use in uses for name in use.at_least))
     return out
 
 
@@ -145,19 +160,21 @@ def _by_agent(uses: Sequence[Use]) -> dict[str, list[Use]]:
 
 def _row(use: Use) -> list[Cell]:
     met = use.exceeded
-    limit = f"{line_of(str(met['kind']), 20)} {_limit(met)}" if met else ""
+    sure = " (probably)" if met and met.get("best_effort") else ""
+    limit = f"{line_of(str(met['kind']), 20)} {_limit(met)}{sure}" if met else ""
     return [line_of(use.step, 80), clean(use.what, TITLE), *_cells(asdict(use)), limit]
 
 
 def _cells(figures: Mapping[str, Any]) -> list[Cell]:
-    times = [_time(figures[name]) for name in ("wall_s", "cpu_s", "throttled_s")]
-    sizes = ("memory_peak_bytes", "read_bytes", "written_bytes", "network_up", "network_down")
-    return [*times, *(_size(figures[name]) for name in sizes)]
+    cells = {name: (_time if name.endswith("_s") else _size)(figures[name]) for name in FIGURES}
+    return [f"{text}+" if name in figures["at_least"] and text != "-" else text for name, text in cells.items()]
 
 
 def _limit(met: Mapping[str, Any]) -> str:
     """The figure of a limit in its unit; a record of an earlier version names none, and means bytes."""
     unit = str(met.get("unit", "bytes"))
+    if unit == met["kind"]:
+        return f"{met['limit']:g}"
     return format_bytes(int(met["limit"])) if unit == "bytes" else f"{met['limit']:g} {line_of(unit, 20)}"
 
 

@@ -220,7 +220,7 @@ async def _check_rest(session: RunSession) -> None:
     run, states = session.context, session.context.recorder.state.agents
     rest = [config for name, config in session.plan.graph.configs.items() if not states[name].ended]
     started = {name for name, state in states.items() if state.started_at is not None}
-    request = RunRequest(rest, run.workspace, run.enabled, run.model)
+    request = RunRequest(rest, run.workspace, run.enabled, run.model, toolchains=run.toolchains)
     for warning in await preflight(run.runtime, request, started):
         say(f"toka: {warning}")
     leave_libraries_alone()

@@ -269,6 +269,11 @@ CODES: Final[Mapping[str, Code]] = {
         "Paths in `.git` may not be granted for writing: git executes its hooks and takes orders from its settings, "
         "outside the sandbox. Ask for `git-access`, which opens the rest of the repository.",
     ),
+    "TK4206": Code(
+        "toolchain that cannot be used",
+        "A folder under `toolchains` in your settings' [tools] is not there, holds no `bin` folder, is reached through "
+        "a symbolic link, or meets the workspace. Install it, write the folder that the link leads to, or take it out.",
+    ),
     "TK5001": Code(
         "malformed quantity",
         "Sizes, times, rates, money and CPU shares are written in one fixed form each, shown in the message. Units "

@@ -186,6 +186,7 @@ TABLES: Final[dict[str, str]] = {
     "channels": "[channels.NAME]: where reports to a channel also go: file or webhook.",
     "policy": "[policy]: deny, ask and allow: lists of rules over what specs ask, deny first.",
     "credentials": '[credentials."HOST"]: value (a reference), header, prefix: a key added outside the sandbox.',
-    "tools": "[tools]: allow and host: distributions whose tools agents get, in the sandbox and, pinned, outside it.",
+    "tools": "[tools]: allow and host: distributions whose tools agents get, in the sandbox and, pinned, outside it; "
+    "toolchains: folders of programs that sandboxes show.",
 }
 """The tables of toka.toml and what they hold."""

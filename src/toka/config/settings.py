@@ -16,7 +16,8 @@ from toka.config.diagnostics import Finding, closest, in_order, summary
 from toka.config.load import label_of
 from toka.config.options import OPTIONS, Option, is_local
 from toka.config.secret import Secret
-from toka.config.settings_tables import ChannelSink, HostKey, ModelPrice, Tables, ToolRules, read_tables
+from toka.config.settings_tables import ChannelSink, HostKey, ModelPrice, Tables, read_tables
+from toka.config.settings_tools import ToolRules, misplaced
 from toka.config.source import Source
 from toka.config.toml import TomlFile, read_toml
 from toka.core.capability import Capability
@@ -87,7 +88,7 @@ class Settings:
         channels: where reports to a channel also go.
         policy: the operator's rules over what specs ask.
         credentials: keys that proxies add outside the sandbox, by host.
-        tools: whose tools agents get beyond the built-in ones.
+        tools: whose tools agents get beyond the built-in ones, and folders of programs that their sandboxes show.
         origins: for each key that is set, where its value comes from: `flag`, `TOKA_MODEL`, or a file. A key that is
             not in it has its default.
         findings: warnings and notes.
@@ -127,6 +128,7 @@ class Settings:
             "tools": {
                 "allow": ", ".join(self.tools.allow),
                 "host": ", ".join(f"{n}=={pin.version} sha256:{pin.sha256}" for n, pin in self.tools.host.items()),
+                "toolchains": ", ".join(toolchain.path for toolchain in self.tools.toolchains),
             },
         }
         for table, entries in tables.items():
@@ -159,11 +161,17 @@ def load_settings(cwd: Path, environment: Mapping[str, str], flags: Mapping[str,
     reader = _Reader(environment, flags or {}, files)
     values = {option.field: reader.value(option) for option in OPTIONS}
     reader.unknown_variables()
-    tables = read_tables(files, reader.origins)
-    findings = in_order(f for source in (*reader.sources, *(file.source for file in files)) for f in source.findings)
+    home = environment.get("HOME", "")
+    tables = read_tables(files, reader.origins, home)
+    state = _state(values["state"], cwd, environment)
+    secrets = (*tables.keys.values(), *(key.value for key in tables.credentials.values()))
+    guarded = [state, *([personal / "toka"] if personal else []), *(Path(s.name) for s in secrets if s.kind == "file")]
+    sources = (*reader.sources, *(file.source for file in files))
+    found = (f for source in sources for f in source.findings)
+    findings = in_order((*found, *misplaced(tables.tools.toolchains, home, guarded)))
     if any(f.severity == "error" for f in findings):
         raise ConfigError(summary(findings), findings)
-    return _settings(values, tables, reader.origins, findings, _state(values["state"], cwd, environment))
+    return _settings(values, tables, reader.origins, findings, state)
 
 
 class _Reader:

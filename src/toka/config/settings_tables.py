@@ -17,6 +17,7 @@ from toka.config.dialect import keys_of
 from toka.config.options import OPTIONS, TABLES, as_written
 from toka.config.parts import ResourceLimits
 from toka.config.secret import Secret, parse_secret
+from toka.config.settings_tools import ToolRules, read_tools
 from toka.config.toml import TomlFile
 from toka.core.capability import HOST, NUMERIC, Capability, CapabilityError
 from toka.core.catalogue import known_names, resolve
@@ -34,10 +35,6 @@ PERSONAL: Final = frozenset({"keys", "credentials", "tools"})
 MAX_PREFIX: Final = 100
 """Characters before a key."""
 _FIELD: Final = re.compile(r"[A-Za-z0-9-]{1,100}")
-_DISTRIBUTION: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
-_PIN: Final = re.compile(
-    rf"(?P<name>{_DISTRIBUTION.pattern}) *== *(?P<version>[A-Za-z0-9._+!-]{{1,100}}) +sha256:(?P<sha256>[0-9a-f]{{64}})"
-)
 PRICES: Final = ("input", "output", "cache_read", "cache_write")
 
 
@@ -81,27 +78,6 @@ class HostKey:
     port: int = 443
 
 
-@dataclass(frozen=True, slots=True)
-class Pin:
-    """A distribution in exactly one form: `sha256`, in hex, is that of its RECORD, which holds those of its files."""
-
-    version: str
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class ToolRules:
-    """Whose tools agents get, beyond those that come with Toka. Distributions by their normalised names.
-
-    Attributes:
-        allow: their tools run inside the sandbox.
-        host: their tools run in the process of Toka itself, if they are these and no others.
-    """
-
-    allow: tuple[str, ...] = ()
-    host: Mapping[str, Pin] = field(default_factory=dict[str, Pin])
-
-
 @dataclass(slots=True)
 class Tables:
     """What was read, the file of higher precedence first for each name."""
@@ -129,12 +105,13 @@ class _Wrong(Exception):
         self.also: tuple[_Wrong, ...] = ()
 
 
-def read_tables(files: list[TomlFile], origins: dict[str, str]) -> Tables:
+def read_tables(files: list[TomlFile], origins: dict[str, str], home: str = "") -> Tables:
     """Reads the tables of all files, the first file going before the next, and reports what nobody knows.
 
     Args:
         files: in order of precedence; what is wrong becomes findings of their sources.
         origins: gets the file of each name that is set.
+        home: what `~` stands for; empty = nothing.
     """
     out = Tables()
     limits: dict[str, Limits] = {}
@@ -146,7 +123,7 @@ def read_tables(files: list[TomlFile], origins: dict[str, str]) -> Tables:
         _each(file, "channels", _channel, out.channels, origins)
         _each(file, "credentials", _credential, out.credentials, origins)
         out.policy = out.policy.tighten(_policy(file, out.capabilities))
-        out.tools = _tools(file, origins) or out.tools
+        out.tools = read_tools(file, _entries(file, "tools"), origins, home) or out.tools
         _left_over(file)
     out.run_limits = limits.get("run", Limits())
     out.day_limits = limits.get("day", Limits())
@@ -247,33 +224,6 @@ def _credential(name: str, value: object) -> HostKey:
     if not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 65536:
         raise _Wrong("port is a TCP port", "leave it out for 443")
     return HostKey(secret, header, prefix, port)
-
-
-def _tools(file: TomlFile, origins: dict[str, str]) -> ToolRules | None:
-    """`[tools]`: names under `allow`, pins under `host`; None when the file says nothing of it."""
-    allow: list[str] = []
-    host: dict[str, Pin] = {}
-    entries = _entries(file, "tools")
-    for name, value in entries.items():
-        if name not in (known := ("allow", "host")):
-            file.source.add("TK2010", f"unknown setting {quoted('tools.' + name)}", help=did_you_mean(name, known))
-            continue
-        origins[f"tools.{name}"] = file.source.file
-        for item in cast("list[object]", value) if isinstance(value, list) else [value]:
-            pattern, form = (_DISTRIBUTION, '"NAME"') if name == "allow" else (_PIN, '"NAME==VERSION sha256:HEX"')
-            found = pattern.fullmatch(item) if isinstance(item, str) else None
-            if found is None:
-                file.source.add("TK2011", f"tools.{name}: {as_written(item)} is no distribution", help=f"write {form}")
-            elif name == "allow":
-                allow.append(normal_name(found[0]))
-            else:
-                host[normal_name(found["name"])] = Pin(found["version"], found["sha256"])
-    return ToolRules(tuple(dict.fromkeys(allow)), host) if entries else None
-
-
-def normal_name(distribution: str) -> str:
-    """A distribution's name in its one spelling, as Python's packaging compares them."""
-    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def _limits(name: str, value: object) -> Limits:

@@ -232,6 +232,7 @@ class StepDone:
         wall_s: how long the act took.
         failed: the act ended, and its answer is an error (a tool's, a command's).
         limit: what was met while it ran: {"scope", "limit", "used", "unit"}; None = nothing.
+        resources: what its commands used of the machine; None = it ran none.
     """
 
     KIND: ClassVar[str] = "step_done"
@@ -243,6 +244,7 @@ class StepDone:
     wall_s: float = 0.0
     failed: bool = False
     limit: JSON | None = None
+    resources: JSON | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +256,9 @@ class StepFailed:
         message: for people.
         retryable: whether trying again may help.
         usage, cost_usd: what was charged all the same.
+        wall_s: how long it took until then.
+        limit: for what it was ended: {"scope", "limit", "used", "unit"}; None = for nothing that is a limit.
+        resources: what its commands used of the machine, those that were killed with it included; None = it ran none.
     """
 
     KIND: ClassVar[str] = "step_failed"
@@ -263,6 +268,23 @@ class StepFailed:
     retryable: bool = True
     usage: list[int] | None = None
     cost_usd: float | None = None
+    wall_s: float = 0.0
+    limit: JSON | None = None
+    resources: JSON | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepLeft:
+    """An act was killed because the process that did it was to end. The step has no end yet: see `StepIntent`.
+
+    Attributes:
+        wall_s, resources: see StepFailed.
+    """
+
+    KIND: ClassVar[str] = "step_left"
+    step: str
+    wall_s: float = 0.0
+    resources: JSON | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,6 +377,7 @@ Event = (
     | StepIntent
     | StepDone
     | StepFailed
+    | StepLeft
     | StepDenied
     | StepInDoubt
     | StepResolved
@@ -366,7 +389,7 @@ KINDS: Final[Mapping[str, type[Any]]] = {
     c.KIND: c
     for c in (
         RunCreated, ExecutorAttached, RunStateChanged, CommandApplied, AgentStateChanged, HoldPlaced, HoldLifted,
-        SandboxReady, NetworkAttempted, TaskStateChanged, StepIntent, StepDone, StepFailed, StepDenied, StepInDoubt,
-        StepResolved, ObjectiveChanged,
+        SandboxReady, NetworkAttempted, TaskStateChanged, StepIntent, StepDone, StepFailed, StepLeft, StepDenied,
+        StepInDoubt, StepResolved, ObjectiveChanged,
     )
 }  # fmt: skip

@@ -106,7 +106,7 @@ def compile_here(rights: Rights, workspace: Path) -> Compiled:
         abi() if linux else 0,
         dict(_landlock(policy, mounts)) if linux else {},
         refused_calls(os.uname().machine) if linux else {},
-        tuple(p for p in policy.programs or () if find_program(p) is None) if linux else (),
+        tuple(p for p in policy.programs or () if find_program(p, policy.toolchains) is None) if linux else (),
         tuple((each, why_not(each, hierarchies)) for each in held(policy, hierarchies)),
     )
 

@@ -79,7 +79,7 @@ class OrchestrationEngine:
             workspace=str(request.workspace.resolve()),
             enabled=list(request.enabled),
             model=request.model,
-            options={**request.options, "execution": asdict(runtime.execution), **_recorded(runtime.capabilities)},
+            options={**request.options, "execution": asdict(runtime.execution), **_recorded(runtime)},
             toka=__version__,
         )
         me = this_holder()
@@ -157,6 +157,7 @@ class OrchestrationEngine:
             model=created.model,
             capabilities=_capabilities(created),
             gateway=gateway or self._runtime.gateway,
+            toolchains=tuple(created.options.get("toolchains") or ()),
             protected=inside(workspace, spec_places(sources)),
             hidden=inside(workspace, [self._runtime.state] if self._runtime.state else []),
         )
@@ -193,8 +194,11 @@ def _execution(recorded: dict[str, Any] | None) -> ExecutionConfig:
     return ExecutionConfig(**{k: v for k, v in (recorded or {}).items() if k in known})
 
 
-def _recorded(presets: Mapping[str, tuple[Capability, ...]]) -> dict[str, Any]:
-    return {"capabilities": {name: [c.to_json() for c in each] for name, each in presets.items()}} if presets else {}
+def _recorded(runtime: Runtime) -> dict[str, Any]:
+    """What of the settings a resume takes from the record, so that a later change grants nothing."""
+    presets = {name: [c.to_json() for c in each] for name, each in runtime.capabilities.items()}
+    toolchains = [toolchain.path for toolchain in runtime.toolchains]
+    return {k: v for k, v in (("capabilities", presets), ("toolchains", toolchains)) if v}
 
 
 def _capabilities(created: RunCreated) -> dict[str, tuple[Capability, ...]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from toka.config.agent import AgentConfig
 from toka.config.diagnostics import Finding, Position
 from toka.config.rules import Problem
+from toka.config.settings_tools import Toolchain, misplaced
 from toka.errors import ConfigError, MissingError, ModelUnavailable, UsageError
 from toka.llm.names import AUTO, SCRIPTED, check_name, split_name
 from toka.llm.script_file import read_script
@@ -54,7 +55,8 @@ async def preflight(runtime: Runtime, request: RunRequest, started: Collection[s
     warnings = _inputs(runtime, request, started)
     working = [config for config in request.configs if _has_hands(runtime, config, request.enabled)]
     for asks in {config.security.sandbox for config in working}:
-        order = Order(request.workspace, SandboxPolicy(), test=False, unsandboxed=not asks)
+        policy = SandboxPolicy(toolchains=tuple(toolchain.path for toolchain in _toolchains(runtime, request)))
+        order = Order(request.workspace, policy, test=False, unsandboxed=not asks)
         trial, _ = await runtime.start_sandbox(order)
         await trial.close()
     await _strict(runtime, request)
@@ -69,8 +71,11 @@ def _inputs(runtime: Runtime, request: RunRequest, started: Collection[str]) -> 
         runtime.policy,
         protected=inside(request.workspace, spec_places(sources)),
         hidden=inside(request.workspace, [runtime.state] if runtime.state else []),
+        toolchains=_toolchains(runtime, request),
     )
+    guarded = [*([runtime.state] if runtime.state else []), *runtime.secret_files]
     found = [
+        *misplaced(terms.toolchains, "", guarded),  # those of a run may have been chosen under other settings
         *spec_findings(request.configs, runtime.capabilities),
         *place_findings(request.configs, terms, request.workspace, started),
     ]
@@ -79,6 +84,14 @@ def _inputs(runtime: Runtime, request: RunRequest, started: Collection[str]) -> 
         count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
         raise ConfigError(f"{count}; nothing was started", [f for f in found if f.severity != "note"])
     return [f.text for f in found if f.severity == "warning"]
+
+
+def _toolchains(runtime: Runtime, request: RunRequest) -> tuple[Toolchain, ...]:
+    """Those of the settings, or of the run as it was made, then at the lines where the settings still have them."""
+    if request.toolchains is None:
+        return runtime.toolchains
+    written = {toolchain.path: toolchain for toolchain in runtime.toolchains}
+    return tuple(written.get(path, Toolchain(path)) for path in request.toolchains)
 
 
 async def _strict(runtime: Runtime, request: RunRequest) -> None:

@@ -21,6 +21,7 @@ class RunRequest:
         enabled: conditional task groups that are switched on.
         model: overrides the specs' models; None does not.
         options: further JSON that a resume needs, such as the base URL.
+        toolchains: those with which a run was made that goes on; None = the runtime's.
     """
 
     configs: Sequence[AgentConfig]
@@ -28,6 +29,7 @@ class RunRequest:
     enabled: tuple[str, ...] = ()
     model: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    toolchains: tuple[str, ...] | None = None
 
 
 def check_groups(configs: Sequence[AgentConfig], enabled: Collection[str]) -> None:

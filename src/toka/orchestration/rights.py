@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 from toka.config.agent import AgentConfig, CapabilityRequest, Presets
 from toka.config.settings import ExecutionConfig
+from toka.config.settings_tools import Toolchain
 from toka.core.capability import Capability, Grant
 from toka.core.catalogue import resolve
 from toka.core.ids import AgentName
@@ -19,7 +20,7 @@ from toka.core.operator import CallRule, OperatorPolicy
 from toka.core.taken import Taken, taken_json, taken_out
 from toka.runtime.effective import Effective, compile_agent
 from toka.sandbox.environment import environment_of
-from toka.sandbox.policy import SandboxPolicy
+from toka.sandbox.policy import Place, SandboxPolicy
 from toka.tools.builtin import Toolbox, needed_names
 from toka.tools.tool import Tool
 
@@ -43,6 +44,7 @@ class Terms:
         protected: files of the workspace that no agent changes: the specs.
         hidden: folders of the workspace that no agent sees: Toka's own state.
         tools: all there are.
+        toolchains: folders of programs that sandboxes show.
     """
 
     presets: Presets = field(default_factory=dict[str, tuple[Capability, ...]])
@@ -51,13 +53,13 @@ class Terms:
     protected: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
     tools: Toolbox = field(default_factory=Toolbox)
+    toolchains: tuple[Toolchain, ...] = ()
 
 
 def effective(config: AgentConfig, terms: Terms) -> Effective:
     """What an agent gets under these terms."""
-    return compile_agent(
-        config, terms.presets, terms.policy, terms.execution, protected=terms.protected, hidden=terms.hidden
-    )
+    place = Place(terms.protected, terms.hidden, tuple(toolchain.path for toolchain in terms.toolchains))
+    return compile_agent(config, terms.presets, terms.policy, terms.execution, place)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,9 +25,11 @@ from toka.core.catalogue import COMMAND_EXECUTION, FILESYSTEM_READ, FILESYSTEM_W
 from toka.core.ids import AgentName
 from toka.errors import SandboxError
 from toka.orchestration.rights import Terms, effective
+from toka.orchestration.toolchains import toolchain_findings
 from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.profile import SEARCHED, find_program
 from toka.sandbox.protect import protect
+from toka.sandbox.toolchain import bin_folders
 from toka.sandbox.trusted import GIT, GIT_TRUSTED, TRUSTED
 
 """Bytes under which no sandbox is started. Measured: its own processes and one small command take 16 MiB where they are
@@ -89,13 +91,15 @@ def place_findings(
         out.append(Finding("TK4202", f"the workspace {shown} is a symbolic link", Position(shown), help=hint))
     if not sys.platform.startswith("linux"):
         return tuple(out)
+    out += toolchain_findings(terms.toolchains, workspace)
+    toolchains = [toolchain.path for toolchain in terms.toolchains]
     policies = {config.name: effective(config, terms).policy for config in configs}
     to_come = _to_come(configs, policies, started)
     found: dict[str, bool] = {}
 
     def installed(program: str) -> bool:
         if program not in found:
-            found[program] = find_program(program) is not None
+            found[program] = find_program(program, toolchains) is not None
         return found[program]
 
     def problems(config: AgentConfig) -> Iterator[Problem]:
@@ -278,7 +282,8 @@ def _missing_programs(config: AgentConfig, terms: Terms, installed: Callable[[st
         named = [program for program in absent if program in request.arguments.get("programs", ())]
         for program in named:
             message = f"the program {quoted(program)} is not installed"
-            hint = f"install it, or take it out; sandboxes look in {SEARCHED.replace(':', ', ')}"
+            looked = [*bin_folders(t.path for t in terms.toolchains), *SEARCHED.split(":")]
+            hint = f"install it, or take it out; sandboxes look in {', '.join(looked)}"
             yield Problem("TK4204", message, _place(config, index, "programs", program), help=hint)
         there = {_stem(program) for program in programs.difference(absent)}
         rest = [program for program in absent if program not in named and _stem(program) not in there]

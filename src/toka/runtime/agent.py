@@ -18,6 +18,7 @@ from toka.runtime.effective import Effective, compile_agent
 from toka.runtime.hands import LazyHands
 from toka.runtime.step import Steps
 from toka.sandbox.gitconfig import obeyed
+from toka.sandbox.policy import Place
 from toka.sandbox.trusted import decide, find_protected
 
 
@@ -81,9 +82,8 @@ async def prepare(
     """
     recorder, runtime = run.recorder, run.runtime
     state = recorder.state.agents.get(config.name) or AgentState(config.name)
-    got = compile_agent(
-        config, run.capabilities, runtime.policy, run.execution, protected=run.protected, hidden=run.hidden
-    )
+    place = Place(run.protected, run.hidden, run.toolchains)
+    got = compile_agent(config, run.capabilities, runtime.policy, run.execution, place)
     needs_model = not ending and any(task.run is None for task in config.task_list(run.enabled))
     model = await runtime.resolve_model(run.model or config.model or runtime.model) if needs_model else None
     tools = {t.name: t for t in runtime.tools.offered(got.grant)}

@@ -9,6 +9,7 @@ from toka.core.effect import Effect
 from toka.core.ids import StepKey
 from toka.errors import LimitExceeded
 from toka.runtime.context import AgentContext
+from toka.runtime.meter import Meter
 from toka.runtime.step import Act, Result
 from toka.sandbox.command import FLOOD_BYTES
 from toka.sandbox.host import CommandResult, shell
@@ -36,15 +37,18 @@ async def run_line(agent: AgentContext, key: StepKey, line: str, effect: Effect,
         SandboxUnavailable, SandboxError: the sandbox cannot be had.
     """
 
+    meter = Meter(agent.hands.sandbox)
+
     async def do() -> Result:
-        sandbox = await agent.hands.sandbox()
+        sandbox = await meter.hands()
         environment = {"TOKA_IDEMPOTENCY_KEY": agent.steps.key(key), "TOKA_AGENT": agent.name, "TOKA_RUN": agent.run.id}
         ended = await sandbox.run(shell(line), env=environment, timeout_s=timeout_s or UNBOUNDED_S, chosen_by="person")
         value = agent.run.runtime.redact(described(ended))
         return Result(value, failed=ended.failed, limit=limit_met(value, agent.name))
 
     assumed = {"exit": 0, "ended": "exited", "output": BY_WORD, "dropped": 0}
-    return await agent.steps.run(Act(key, effect, line, rule="written by a person", assumed=assumed), do)
+    act = Act(key, effect, line, rule="written by a person", assumed=assumed, used=meter.used)
+    return await agent.steps.run(act, do)
 
 
 def described(ended: CommandResult) -> dict[str, Any]:
@@ -68,7 +72,8 @@ def verdict(value: dict[str, Any], line: str, timeout_s: float | None) -> str:
     flat = " ".join(line.split())
     line = flat if len(flat) <= SHOWN_CHARACTERS else flat[: SHOWN_CHARACTERS - 1] + "…"
     if (over := met(value)) is not None and not over.of_command:
-        how = "was killed" if value["ended"] == "killed" or over.kind == "memory" else f"exited with {value['exit']}"
+        killed = value["ended"] == "killed" or (over.kind == "memory" and not over.best_effort)
+        how = "was killed" if killed else f"exited with {value['exit']}"
         return f"`{line}` {how}: {over.text}"
     match value["ended"]:
         case "exited":
@@ -92,7 +97,8 @@ def limit_met(value: Mapping[str, Any], agent: str) -> LimitExceeded | None:
     over = met(value)
     if over is None:
         return None
-    scope = f"{over.kind} of {'a command of ' if over.of_command else ''}agent {agent}"
+    sure = " (best effort)" if over.best_effort else ""
+    scope = f"{over.kind} of {'a command of ' if over.of_command else ''}agent {agent}{sure}"
     return LimitExceeded(scope, over.limit, over.used, over.unit)
 
 

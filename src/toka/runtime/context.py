@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from toka.config.agent import AgentConfig
 from toka.config.settings import ExecutionConfig
 from toka.config.settings_tables import ChannelSink
+from toka.config.settings_tools import Toolchain
 from toka.core.capability import Capability
 from toka.core.clock import Clock
 from toka.core.ids import AgentName, RunId
@@ -73,6 +74,7 @@ class Runtime:
         level: how strongly `start_sandbox` confines, for the record.
         redact: takes the operator's keys for hosts out of a JSON value: what comes from a sandbox goes through it.
         secret_files: files that hold such keys.
+        toolchains: folders of programs that the settings have sandboxes show.
     """
 
     state: Path | None
@@ -94,6 +96,7 @@ class Runtime:
     level: Level = "full"
     redact: Callable[[Any], Any] = _as_it_is
     secret_files: tuple[Path, ...] = ()
+    toolchains: tuple[Toolchain, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,7 @@ class RunContext:
         gateway: the runtime's, or the caller's own.
         protected: files of the workspace that no agent changes: the specs of this run.
         hidden: folders of the workspace that no agent sees: Toka's own state.
+        toolchains: those of the settings when the run was made.
     """
 
     id: RunId
@@ -127,6 +131,7 @@ class RunContext:
     gateway: LlmGateway
     protected: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
+    toolchains: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

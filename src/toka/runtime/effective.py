@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from toka.config.agent import AgentConfig, Presets
 from toka.config.settings import ExecutionConfig
 from toka.core.capability import Grant
 from toka.core.limits import Limits
 from toka.core.operator import OperatorPolicy
-from toka.sandbox.policy import SandboxPolicy, compile_policy
+from toka.sandbox.policy import NOWHERE, Place, SandboxPolicy, compile_policy
 from toka.sandbox.trusted import named_trusted
 
 
@@ -33,9 +32,7 @@ def compile_agent(
     presets: Presets,
     operator: OperatorPolicy,
     execution: ExecutionConfig,
-    *,
-    protected: Iterable[str] = (),
-    hidden: Iterable[str] = (),
+    place: Place = NOWHERE,
 ) -> Effective:
     """The grant under the operator's rules, the limits under the settings', and the sandbox that both compile to.
 
@@ -44,16 +41,10 @@ def compile_agent(
         presets: capabilities that the settings define.
         operator: the operator's rules.
         execution: for the limits that it sets for every agent.
-        protected, hidden: see SandboxPolicy.
+        place: what the place of the run adds.
     """
     grant = operator.bound(config.grant(presets))
     limits = bounds(config, execution)
-    policy = compile_policy(
-        grant,
-        limits,
-        denied=operator.denied,
-        protected=protected,
-        hidden=hidden,
-        named=named_trusted(config.named_writes(presets)),
-    )
+    place = replace(place, named=named_trusted(config.named_writes(presets)))
+    policy = compile_policy(grant, limits, denied=operator.denied, place=place)
     return Effective(grant, limits, policy)

@@ -9,6 +9,7 @@ from typing import Any
 
 from toka.config.agent import TaskSpec
 from toka.core.ids import TaskId
+from toka.errors import LimitExceeded
 from toka.events.lifecycle import AgentStatus, TaskStatus
 from toka.llm.prompts import task_prompt
 from toka.runtime.context import AgentContext
@@ -63,9 +64,15 @@ class AgentExecutor:
             return AgentOutcome(AgentStatus.COMPLETED)
         return _ended(outcome)
 
-    async def cancelled(self, status: TaskStatus, reason: str) -> None:
-        """Records the end of an execution that was cancelled: what ran has `status`, what did not is skipped."""
-        await self._tasks.cancel_open(status, reason)
+    async def cancelled(self, status: TaskStatus, reason: str, limit: LimitExceeded | None = None) -> None:
+        """Records the end of an execution that was cancelled: what ran has `status`, what did not is skipped.
+
+        Args:
+            status: FAILED or CANCELLED.
+            reason: for people.
+            limit: for which it was cancelled, if it was for one.
+        """
+        await self._tasks.cancel_open(status, reason, limit)
         for task in self._list:
             await self._tasks.skip(task, reason)
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from toka.config.agent import AgentConfig
 from toka.core.ids import AgentName
-from toka.errors import ConfigError, JournalError, ModelUnavailable, NotFound, SandboxUnavailable, UsageError
+from toka.errors import (
+    ConfigError,
+    JournalError,
+    LimitExceeded,
+    ModelUnavailable,
+    NotFound,
+    SandboxUnavailable,
+    UsageError,
+)
 from toka.events.event import AgentStateChanged, HoldLifted, HoldPlaced
 from toka.events.lifecycle import AGENT_ENDS, AgentStatus, TaskStatus, agent_may
 from toka.events.state import AgentState
@@ -264,12 +273,15 @@ class AgentProcessManager:
             async with self._run.runtime.clock.timeout(left):
                 outcome = await executor.run()
         except TimeoutError:
-            reason = f"timed out after {wall:g} s"
+            reason, most = f"timed out after {wall:g} s", wall or 0
             await prepared.close()
-            await executor.cancelled(TaskStatus.FAILED, reason)
+            over = LimitExceeded(f"time of agent {name}", most, most, "seconds")
+            await executor.cancelled(TaskStatus.FAILED, reason, over)
             return await self._end(name, AgentOutcome(AgentStatus.FAILED, reason, "limit"))
         except (asyncio.CancelledError, Closing):
             if execution.stopping is None or self._closing:
+                with contextlib.suppress(JournalError):  # then nobody may write any more
+                    await self._to_the_end(prepared.context.steps.leave())
                 raise
             return await self._stopped(execution, prepared, executor)
         except JournalError:

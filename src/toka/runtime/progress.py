@@ -24,6 +24,7 @@ from toka.events.event import (
     RunStateChanged,
     StepDenied,
     StepDone,
+    StepFailed,
     StepInDoubt,
     StepResolved,
     TaskStateChanged,
@@ -221,7 +222,7 @@ def progress_event(record: Record) -> ProgressEvent | None:
         return ProgressEvent(kind, agent, "", text, at) if kind else None
     if isinstance(event, StepDenied):
         return ProgressEvent("tool_denied", agent, _task_id(event.step), f"{event.what} denied: {event.reason}", at)
-    if isinstance(event, StepDone) and event.limit is not None:
+    if isinstance(event, StepDone | StepFailed) and event.limit is not None:
         over = LimitExceeded(**event.limit)
         return ProgressEvent("limit_exceeded", agent, _task_id(event.step), f"limit met: {over.message}", at)
     if isinstance(event, StepInDoubt):

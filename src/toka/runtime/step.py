@@ -18,7 +18,15 @@ from toka.core.effect import Effect
 from toka.core.ids import AgentName, RunId, StepKey, TaskId, idempotency_key
 from toka.core.message import Usage
 from toka.errors import LimitExceeded
-from toka.events.event import StepDenied, StepDone, StepFailed, StepInDoubt, StepIntent, StepResolved
+from toka.events.event import (
+    StepDenied,
+    StepDone,
+    StepFailed,
+    StepInDoubt,
+    StepIntent,
+    StepLeft,
+    StepResolved,
+)
 from toka.events.record import Record
 from toka.journal.recorder import Recorder
 
@@ -65,6 +73,10 @@ class InDoubt(Exception):
         self.question = question
 
 
+def _nothing() -> None:
+    """Of an act that runs no command."""
+
+
 @dataclass(frozen=True, slots=True)
 class Act:
     """What is about to be done.
@@ -80,6 +92,7 @@ class Act:
         lost: what the start before is charged with, when its answer was lost: usage and cost.
         assumed: the result to go on with when a person says that it happened and its own result is lost.
         evidence: what `probe` will need.
+        used: what its commands used of the machine until now, as JSON; None when it ran none.
         probe: of a checkable act: did it happen? Called with the evidence of the recorded intent.
     """
 
@@ -92,6 +105,7 @@ class Act:
     reserved: list[float] | None = None
     lost: tuple[Usage, float | None] | None = None
     assumed: Any = None
+    used: Callable[[], dict[str, Any] | None] = _nothing
     evidence: Callable[[], Awaitable[dict[str, Any]]] | None = None
     probe: Callable[[dict[str, Any]], Awaitable[tuple[Literal["happened", "not-happened", "unknown"], Any]]] | None = (
         None
@@ -115,6 +129,15 @@ class Result:
     cost_usd: float | None = None
     model: str = ""
     limit: LimitExceeded | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """An act that was begun and has not ended."""
+
+    intent: StepIntent
+    began: float
+    used: Callable[[], dict[str, Any] | None]
 
 
 class Steps:
@@ -141,7 +164,7 @@ class Steps:
         self._intents: dict[str, StepIntent] = {}
         self._ends: dict[str, StepDone | StepFailed | StepDenied] = {}
         self._started: dict[str, int] = {}
-        self._open: dict[str, StepIntent] = {}
+        self._open: dict[str, _Flight] = {}
         self._turns: dict[tuple[str, int], int] = {}
         self._doubts: dict[str, str] = {}
         self._answers: dict[str, str] = {}
@@ -223,24 +246,24 @@ class Steps:
             started,
             [*act.lost[0].to_json(), act.lost[1]] if act.lost else None,
         )
-        self._open[text] = intent  # before the wait: whoever is cancelled in it leaves an intent that is durable
+        # Before the wait: whoever is cancelled in it leaves an intent that is durable.
+        self._open[text] = _Flight(intent, self._clock.monotonic(), act.used)
         await self._recorder.record(self._agent, intent)
         self._count(act.key)
         self._recorder.check_lease()
         began = self._clock.monotonic()
         try:
             result = await do()
-        except StepFailure as failure:
+        except StepFailure as f:
             self._open.pop(text, None)
-            usage = failure.usage.to_json() if failure.usage else None
-            await self._recorder.record(
-                self._agent,
-                StepFailed(text, failure.error, failure.message, failure.retryable, usage, failure.cost_usd),
-            )
+            wall = round(self._clock.monotonic() - began, 4)
+            usage = f.usage.to_json() if f.usage else None
+            failed = StepFailed(text, f.error, f.message, f.retryable, usage, f.cost_usd, wall, resources=act.used())
+            await self._recorder.record(self._agent, failed)
             raise
         wall = round(self._clock.monotonic() - began, 4)
         self._open.pop(text, None)
-        await self._record_done(text, result, wall)
+        await self._record_done(text, result, wall, act.used())
         return result
 
     async def deny(self, step: StepKey, what: str, decision: Decision, arguments: Any) -> Result:
@@ -260,7 +283,9 @@ class Steps:
         await self._record_done(step.text, result, 0.0)
         return result
 
-    async def abandon(self, error: str, message: str, task: TaskId | None = None) -> None:
+    async def abandon(
+        self, error: str, message: str, task: TaskId | None = None, limit: LimitExceeded | None = None
+    ) -> None:
         """Records a failure for every step that was cancelled in flight; their acts have ended by now.
 
         A model call that was cut off may have been paid for: it is charged at its reservation.
@@ -269,12 +294,23 @@ class Steps:
             error: the cause as a word.
             message: for people.
             task: whose steps; None: those of all tasks of the agent.
+            limit: for what they were cancelled; None = for nothing that is a limit.
         """
+        met = limit.to_json() if limit is not None else None
         for text in [t for t, _ in self._open.items() if task is None or t.startswith(f"{task}/")]:
-            reserved = self._open.pop(text).reserved
+            flight = self._open.pop(text)
+            wall, reserved = round(self._clock.monotonic() - flight.began, 4), flight.intent.reserved
             usage = Usage(int(reserved[0]), int(reserved[1]), calls=1).to_json() if reserved else None
             cost = (reserved[2] if len(reserved) > 2 else None) if reserved else None
-            await self._recorder.record(self._agent, StepFailed(text, error, message, True, usage, cost))
+            event = StepFailed(text, error, message, True, usage, cost, wall, met, flight.used())
+            await self._recorder.record(self._agent, event)
+
+    async def leave(self) -> None:
+        """Records what the commands of steps used that were killed because this process is to end."""
+        for text, flight in tuple(self._open.items()):
+            if (used := flight.used()) is not None:
+                wall = round(self._clock.monotonic() - flight.began, 4)
+                await self._recorder.record(self._agent, StepLeft(text, wall, used))
 
     async def _open_gate(self) -> None:
         if self._gate is not None:
@@ -317,11 +353,13 @@ class Steps:
         if step.kind == "model":
             self._turns[step.task, step.attempt] = step.turn
 
-    async def _record_done(self, text: str, result: Result, wall: float) -> None:
+    async def _record_done(
+        self, text: str, result: Result, wall: float, resources: dict[str, Any] | None = None
+    ) -> None:
         usage = result.usage.to_json() if result.usage else None
         value = await self._stored(result.value)
         limit = result.limit.to_json() if result.limit is not None else None
-        done = StepDone(text, value, usage, result.cost_usd, result.model, wall, result.failed, limit)
+        done = StepDone(text, value, usage, result.cost_usd, result.model, wall, result.failed, limit, resources)
         await self._recorder.record(self._agent, done)
 
     async def _stored(self, value: Any) -> Any:

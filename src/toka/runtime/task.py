@@ -10,7 +10,7 @@ from toka.config.agent import TaskSpec
 from toka.core.effect import Effect
 from toka.core.ids import StepKey, TaskId
 from toka.core.message import ToolSpec
-from toka.errors import SandboxError
+from toka.errors import LimitExceeded, SandboxError
 from toka.events.event import TaskStateChanged
 from toka.events.lifecycle import TASK_ENDS, TaskStatus, task_may
 from toka.events.state import TaskState
@@ -104,9 +104,9 @@ class TaskExecutor:
             end = TaskStatus.SKIPPED if task_may(status, TaskStatus.SKIPPED) else TaskStatus.CANCELLED
             await self._change(TaskStateChanged(task.id, end.value, 0, reason, title=task.description))
 
-    async def cancel_open(self, status: TaskStatus, reason: str) -> None:
+    async def cancel_open(self, status: TaskStatus, reason: str, limit: LimitExceeded | None = None) -> None:
         """Ends every task that was being executed. Its acts are over when this is called."""
-        await self._agent.steps.abandon(status.lower(), reason)
+        await self._agent.steps.abandon(status.lower(), reason, limit=limit)
         state = self._agent.run.recorder.state.agents.get(self._agent.name)
         for task in {**(state.tasks if state else {}), **self._written}:
             if self._status(task) not in TASK_ENDS and self._status(task) is not TaskStatus.QUEUED:
@@ -121,7 +121,9 @@ class TaskExecutor:
                 outcome = await self._attempts(work, known)
         except TimeoutError:
             reason = f"timed out after {work.timeout_s or 0:g} s"
-            await self._agent.steps.abandon("timeout", reason, work.task)
+            limit = work.timeout_s or 0
+            over = LimitExceeded(f"time of task {work.task}", limit, limit, "seconds")
+            await self._agent.steps.abandon("timeout", reason, work.task, over)
             outcome = TaskOutcome(TaskStatus.FAILED, None, reason, "timeout")
         if outcome.status is self._status(work.task):  # it still waits for the same answer
             return outcome

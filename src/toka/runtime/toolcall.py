@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeGuard
 
 from toka.core.capability import CapabilityError
@@ -13,8 +13,9 @@ from toka.core.ids import StepKey
 from toka.core.message import Message, ToolCall
 from toka.errors import LimitExceeded, SandboxError
 from toka.llm.prompts import bad_arguments, tool_error, tool_result, unknown_tool
-from toka.runtime.command import limit_met
+from toka.runtime.command import limit_met, met
 from toka.runtime.context import AgentContext
+from toka.runtime.meter import Meter
 from toka.runtime.step import Act, Result, StepFailure
 from toka.tools.tool import CheckableTool, Tool, ToolContext, ToolResult, validate
 
@@ -84,8 +85,9 @@ async def _run(
     agent: AgentContext, key: StepKey, call: ToolCall, tool: Tool, arguments: dict[str, Any], rule: str
 ) -> Answer:
     execution = agent.run.execution
+    meter = Meter(agent.hands.sandbox)
     context = ToolContext(
-        hands=agent.hands.sandbox,
+        hands=meter.hands,
         key=agent.steps.key(key),
         timeout_s=execution.command_timeout_s,
         output_limit=execution.output_bytes,
@@ -101,11 +103,15 @@ async def _run(
             result = ToolResult(f"the sandbox failed: {e}", failed=True)
         except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as e:
             result = ToolResult(f"{type(e).__name__}: {e}", failed=True)  # a custom tool's own defect: told, not raised
+        used = meter.used() or {}
+        over = met(used)
+        if over is not None and not over.of_command and over.text not in result.text:
+            result = replace(result, text=f"{result.text}\n[{over.text}]")
         value = agent.run.runtime.redact(_value(tool.name, result))
-        return Result(value, failed=result.failed, limit=limit_met(result.data or {}, agent.name))
+        return Result(value, failed=result.failed, limit=limit_met(used, agent.name))
 
     assumed = _value(tool.name, ToolResult("this call was made before a crash; a person says that it happened"))
-    act = Act(key, tool.effect, tool.name, arguments, rule, assumed=assumed)
+    act = Act(key, tool.effect, tool.name, arguments, rule, assumed=assumed, used=meter.used)
     if _is_checkable(tool):
         checkable = tool
 
@@ -116,7 +122,7 @@ async def _run(
             outcome = await checkable.probe(arguments, noted, context)
             return outcome, _value(tool.name, checkable.happened(arguments, noted)) if outcome == "happened" else None
 
-        act = Act(key, tool.effect, tool.name, arguments, rule, assumed=assumed, evidence=evidence, probe=probe)
+        act = replace(act, evidence=evidence, probe=probe)
     return _answer(call, await agent.steps.run(act, do))
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
@@ -30,7 +31,7 @@ class CommandResult:
         ended: `exited` by itself · `timeout` · `flood` of output · `killed` from outside · `lost`: the sandbox died,
             the command may have done anything or nothing · `refused`: nothing of it ran.
         wall_s: seconds from request to end.
-        cpu_s: CPU seconds of the command and of those descendants that ended before it.
+        cpu_s: CPU seconds of the command and all that it started; see `Spent.at_least`.
         max_rss_bytes: largest resident size of any of those processes.
         reason: why it was refused; empty otherwise.
         exceeded: the limit that was met while it ran, for which it, or a process of it, was killed; None = none.
@@ -60,17 +61,24 @@ class CommandResult:
     @property
     def resources(self) -> dict[str, Any]:
         """What was used of the machine beyond time, and the limit that was met, as JSON; the unknown is left out."""
-        used = {k: v for k, v in asdict(self.spent).items() if v and k != "cpu_s"}
+        used = {k: v for k, v in asdict(self.spent).items() if v and k not in ("cpu_s", "at_least")}
         out: dict[str, Any] = {k: round(v, 3) if isinstance(v, float) else v for k, v in used.items()}
+        if self.spent.at_least:
+            out["at_least"] = list(self.spent.at_least)
         if self.exceeded is not None:
-            out["exceeded"] = asdict(self.exceeded)
+            out["exceeded"] = self.exceeded.to_json()
         return out
 
 
 class Lifeline:
-    """The host's end of what keeps one process inside alive. Any word on it, or closing it, kills the process."""
+    """The host's end of what keeps one process inside alive. Any word on it, or closing it, kills the process.
+
+    Attributes:
+        before_cut: called before it is killed.
+    """
 
     def __init__(self) -> None:
+        self.before_cut: Callable[[], None] = _nothing
         self._socket, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setblocking(False)
 
@@ -84,6 +92,7 @@ class Lifeline:
 
     def cut(self) -> None:
         """Kills; `report` still tells when it is done."""
+        self.before_cut()
         try:
             self._socket.send(b"k")
         except OSError:  # it has ended, or was told before
@@ -93,6 +102,10 @@ class Lifeline:
         """Closes both ends; kills what still runs."""
         self._socket.close()
         self.theirs.close()
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 class Output:

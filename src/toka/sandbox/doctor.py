@@ -10,9 +10,9 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from toka.core.capability import Capability
 from toka.core.clock import SystemClock
@@ -97,14 +97,15 @@ def deeper() -> list[Check]:
     return [_landlock(), _seccomp(), _user(), _mapped(), *_cgroups()]
 
 
-def trials(before: Sequence[Check], level: Level = "full") -> list[Check]:
+def trials(before: Sequence[Check], level: Level = "full", toolchains: tuple[str, ...] = ()) -> list[Check]:
     """Starts real sandboxes on an empty folder: each tests itself, as before an agent's first step; one asks its proxy.
 
     Args:
         before: the other layers; with one missing that the level needs, nothing is tried.
         level: `full` or `reduced`.
+        toolchains: those that the sandbox shows.
     """
-    return [_self_test(before, level), _egress(before, level)]
+    return [_self_test(before, level, toolchains), _egress(before, level)]
 
 
 def needed(layer: str, level: Level) -> bool:
@@ -120,12 +121,12 @@ def _untried(before: Sequence[Check], level: Level) -> str:
     return f"not tried: {', '.join(missing)}" if missing else ""
 
 
-def _self_test(before: Sequence[Check], level: Level) -> Check:
+def _self_test(before: Sequence[Check], level: Level, toolchains: tuple[str, ...]) -> Check:
     wanted, why = "what must fail in a sandbox fails", "the same test comes before each agent's first step"
     if untried := _untried(before, level):
         return Check("self-test", wanted, untried, ok=False, why=why, fix="mend those first")
     try:
-        test = asyncio.run(_tried(level, (), _its_test))
+        test = asyncio.run(_tried(level, SandboxPolicy(toolchains=toolchains), _its_test))
     except (TokaError, OSError) as error:
         hint = error.hint if isinstance(error, TokaError) else None
         return Check("self-test", wanted, str(error), ok=False, why=why, fix=hint or "do not run agents here")
@@ -141,7 +142,7 @@ def _egress(before: Sequence[Check], level: Level) -> Check:
         got = f"Landlock {landlock.abi()} holds no connections"
         return Check("egress", wanted, got, ok=False, why=why, fix="use Linux 6.7 or newer, or the full sandbox")
     try:
-        said = asyncio.run(_tried(level, (GRANTED,), _ask_proxy))
+        said = asyncio.run(_tried(level, SandboxPolicy(network=(GRANTED,)), _ask_proxy))
     except (TokaError, OSError) as error:
         return Check("egress", wanted, str(error), ok=False, why=why, fix="do not grant network-access here")
     ok = " 403 " in f"{said} "
@@ -149,7 +150,7 @@ def _egress(before: Sequence[Check], level: Level) -> Check:
     return _check("egress", wanted, got, ok, why, "do not grant network-access here")
 
 
-async def _tried(level: Level, network: tuple[Capability, ...], act: Callable[[Sandbox, SelfTest], Awaitable[T]]) -> T:
+async def _tried(level: Level, more: SandboxPolicy, act: Callable[[Sandbox, SelfTest], Awaitable[T]]) -> T:
     """What `act` finds out in a sandbox that has passed its self-test."""
     with tempfile.TemporaryDirectory(prefix="toka-doctor-") as folder:
         made = [Path(folder), Path(folder, "read"), Path(folder, "write")]
@@ -157,9 +158,8 @@ async def _tried(level: Level, network: tuple[Capability, ...], act: Callable[[S
             path.mkdir(exist_ok=True)
             if level == "reduced" and os.geteuid() == 0:
                 os.chown(path, agent_uid(), -1)
-        policy = SandboxPolicy(
-            ("read",), ("write",), None, network=network, memory_bytes=256 * MIB, cpu_cores=1.0, disk_bytes=MIB
-        )
+        paths: dict[str, Any] = {"reads": ("read",), "writes": ("write",), "programs": None}
+        policy = replace(more, **paths, memory_bytes=256 * MIB, cpu_cores=1.0, disk_bytes=MIB)
         order = Order(made[0], policy, ("doctor",))
         sandbox, test = await Shield(SystemClock(), level=level).start(order)
         try:

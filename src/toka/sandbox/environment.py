@@ -8,6 +8,7 @@ from typing import Final
 
 from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.profile import PROXY_PORT
+from toka.sandbox.toolchain import bin_folders
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -32,7 +33,7 @@ OFFLINE: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
 
 def environment_of(policy: SandboxPolicy) -> dict[str, str]:
     """The variables of each command under a policy; those of a single command come on top."""
-    out = dict(ENVIRONMENT)
+    out = {**ENVIRONMENT, "PATH": ":".join((*bin_folders(policy.toolchains), ENVIRONMENT["PATH"]))}
     if policy.network:
         return out | PROXIED
     for program in policy.programs or ():

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from toka.errors import SandboxError
-from toka.sandbox.command import FLOOD_BYTES, CommandResult, Ended, Lifeline, Output
+from toka.sandbox.command import CommandResult, Lifeline, Output
 from toka.sandbox.environment import environment_of
 from toka.sandbox.filework import FileWorker
-from toka.sandbox.keeper import Exceeded, Keeper, Surroundings
+from toka.sandbox.keeper import Keeper, Surroundings
 from toka.sandbox.launch import Zygote, start_zygote, to_the_end
+from toka.sandbox.measure import Measure, Told, refused, unheard
 from toka.sandbox.mounts import Granted
 from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.profile import Kind
@@ -112,7 +113,7 @@ class Sandbox:
         request = self._request(["probe"], ".", {}, 3600.0)
         with self._working():
             request |= {"op": "probe", "profile": kind, "wanted": wanted}
-            return await self._ended(request, None, self._clock.monotonic())
+            return await self._ended(request, None, self._clock.monotonic(), unheard)
 
     def processes(self) -> list[int]:
         """The ids on the host of the processes that are always there: the zygote, and the file worker if it runs."""
@@ -167,7 +168,7 @@ class Sandbox:
                         if not (await lifeline.report()).get("left", True):
                             await zygote.end()
 
-    async def run(
+    async def run(  # noqa: PLR0913 - by name, and most have a default
         self,
         argv: Sequence[str],
         *,
@@ -176,6 +177,7 @@ class Sandbox:
         timeout_s: float,
         output_limit: int | None = None,
         chosen_by: Literal["person", "agent"] = "agent",
+        told: Told = unheard,
     ) -> CommandResult:
         """Runs one command to its end. A command that fails is a result, not an exception.
 
@@ -189,6 +191,7 @@ class Sandbox:
             output_limit: bytes of output to keep; None: the policy's figure.
             chosen_by: a command that a person wrote into the spec may run any program, one that the agent chose only
                 those of the policy.
+            told: called with how it ended (without its output), also when the caller is cancelled.
 
         Raises:
             SandboxUnavailable, SandboxError: the sandbox had died and could not be started again.
@@ -197,9 +200,9 @@ class Sandbox:
         try:
             request = {**self._request(argv, cwd, env or {}, timeout_s), "profile": chosen_by}
         except ValueError as error:
-            return _refused(str(error), 0.0)
+            return refused(str(error), 0.0)
         with self._working():
-            return await self._ended(request, output_limit, started)
+            return await self._ended(request, output_limit, started, told)
 
     async def attach(
         self, argv: Sequence[str], streams: Streams, *, env: Mapping[str, str] | None = None, timeout_s: float
@@ -212,51 +215,43 @@ class Sandbox:
         try:
             request = {**self._request(argv, ".", env or {}, timeout_s), "profile": "agent", **streams.request}
         except ValueError as error:
-            return _refused(str(error), 0.0)
+            return refused(str(error), 0.0)
         with self._working():
             await self._alive()
-            return await self._measured(request, streams.lifeline, streams, started)
+            return await self._measured(request, streams.lifeline, streams, started, unheard)
 
-    async def _ended(self, request: dict[str, Any], output_limit: int | None, started: float) -> CommandResult:
+    async def _ended(
+        self, request: dict[str, Any], output_limit: int | None, started: float, told: Told
+    ) -> CommandResult:
         await self._alive()
         lifeline = Lifeline()
         output = Output(self._policy.output_bytes if output_limit is None else output_limit, lifeline)
         try:
-            result = await self._measured(request, lifeline, output, started)
+            result = await self._measured(request, lifeline, output, started, told)
         finally:
             output.drain()
             output.close()
             lifeline.close()
-        kept: dict[str, Any] = {"output": bytes(output.kept), "dropped": output.dropped}
-        if output.flooded and result.ended == "killed":
-            return replace(result, **kept, ended="flood", exceeded=Exceeded("output", FLOOD_BYTES, output.size))
-        return replace(result, **kept)
+        return replace(result, output=bytes(output.kept), dropped=output.dropped)
 
     async def _measured(
-        self, request: dict[str, Any], lifeline: Lifeline, output: Output | Streams, started: float
+        self, request: dict[str, Any], lifeline: Lifeline, output: Output | Streams, started: float, told: Told
     ) -> CommandResult:
-        before, network = self._keeper.usage(), self._keeper.network
-        met: list[Exceeded] = []
-
-        def kill(exceeded: Exceeded) -> None:
-            met.append(exceeded)
-            lifeline.cut()
-
+        measure = Measure(self._keeper, self._clock, request, lifeline, started)
+        report: dict[str, Any] = {}
         try:
-            with self._keeper.watching(kill):
-                report = await self._command(request, lifeline, output)
+            with self._keeper.watching(measure.kill, measure.note):
+                await self._command(request, lifeline, output, report)
         except ValueError as error:
-            return _refused(str(error), self._clock.monotonic() - started)
-        self._keeper.wrote(report.get("written", 0))
-        now = self._keeper.usage()
-        exceeded = met[0] if met else self._keeper.met(before, now)
-        spent = self._keeper.spent(before, now, network)
-        result = _result(report, self._clock.monotonic() - started)
-        if exceeded is None and result.ended == "timeout":
-            exceeded = Exceeded("time", request["timeout"], max(request["timeout"], result.wall_s), "seconds")
-        if not self._keeper.holds("memory"):  # samples may miss the highest point; the kernel saw it of one process
-            spent = replace(spent, memory_peak_bytes=max(spent.memory_peak_bytes or 0, result.max_rss_bytes))
-        return replace(result, exceeded=exceeded, spent=spent)
+            return refused(str(error), self._clock.monotonic() - started)
+        except asyncio.CancelledError:
+            told(measure.result(report, output))
+            raise
+        finally:
+            measure.over()
+        result = measure.result(report, output)
+        told(result)
+        return result
 
     def _request(self, argv: Sequence[str], cwd: str, env: Mapping[str, str], timeout_s: float) -> dict[str, Any]:
         """Raises ValueError for what cannot be run at all."""
@@ -274,21 +269,23 @@ class Sandbox:
                 continue
             return zygote
 
-    async def _command(self, request: dict[str, Any], lifeline: Lifeline, output: Output | Streams) -> dict[str, Any]:
-        """Sends the request and waits for the report; empty when the zygote died."""
+    async def _command(
+        self, request: dict[str, Any], lifeline: Lifeline, output: Output | Streams, report: dict[str, Any]
+    ) -> None:
+        """Sends the request and waits for the end, also when cancelled. Fills the report, unless the zygote died."""
         handed = [output.theirs] if isinstance(output, Output) else output.theirs
         zygote = await self._send(request, (*handed, lifeline.theirs.fileno()))
         output.sent()
         lifeline.theirs.close()
         try:
             async with self._clock.timeout(request["timeout"] + GRACE_S):
-                return await lifeline.report()
+                report.update(await lifeline.report())
         except TimeoutError:
             zygote.kill()
             await zygote.end()
-            return {"ended": "timeout"}
+            report["ended"] = "timeout"
         except asyncio.CancelledError:
-            await to_the_end(self._kill(zygote, lifeline))
+            report.update({"ended": "killed"} | await to_the_end(self._kill(zygote, lifeline)))
             raise
 
     async def _kill(self, zygote: Zygote, lifeline: Lifeline) -> dict[str, Any]:
@@ -380,21 +377,3 @@ class Sandbox:
 
 def _doubt(op: str) -> str:
     return "; it may or may not have happened" if op in ("write", "edit") else ""
-
-
-def _refused(reason: str, wall_s: float) -> CommandResult:
-    return CommandResult(126, b"", 0, "refused", wall_s, 0.0, 0, reason)
-
-
-def _result(report: dict[str, Any], wall_s: float) -> CommandResult:
-    ended: Ended = report.get("ended", "lost")
-    return CommandResult(
-        exit_code={"exited": report.get("code"), "refused": 126}.get(ended),
-        output=b"",
-        dropped=0,
-        ended=ended,
-        wall_s=wall_s,
-        cpu_s=report.get("cpu", 0.0),
-        max_rss_bytes=report.get("rss", 0),
-        reason=report.get("refused", ""),
-    )

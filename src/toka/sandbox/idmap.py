@@ -108,11 +108,11 @@ def mount_mapped(fd: int, target: str, users: int) -> None:
         SandboxUnavailable: the file system has no id-mapped mounts.
     """
     flags = AT_EMPTY_PATH | AT_RECURSIVE
-    tree = call(SYS_OPEN_TREE, "open_tree", fd, _EMPTY, flags | OPEN_TREE_CLONE | O_CLOEXEC)
+    tree = _tree(fd)
     try:
         attributes = struct.pack("=QQQQ", MOUNT_ATTR_IDMAP, 0, 0, users)
         call(SYS_MOUNT_SETATTR, "mount_setattr", tree, _EMPTY, flags, ctypes.c_char_p(attributes), len(attributes))
-        call(SYS_MOVE_MOUNT, "move_mount", tree, _EMPTY, _NO_FD, ctypes.c_char_p(os.fsencode(target)), F_EMPTY_PATH)
+        _move(tree, target)
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.EPERM, errno.ENOSYS):
             raise SandboxUnavailable(
@@ -121,3 +121,21 @@ def mount_mapped(fd: int, target: str, users: int) -> None:
         raise
     finally:
         os.close(tree)
+
+
+def mount_plain(fd: int, target: str) -> None:
+    """As `mount_mapped`, with the owners that the files have."""
+    tree = _tree(fd)
+    try:
+        _move(tree, target)
+    finally:
+        os.close(tree)
+
+
+def _tree(fd: int) -> int:
+    flags = AT_EMPTY_PATH | AT_RECURSIVE | OPEN_TREE_CLONE | O_CLOEXEC
+    return call(SYS_OPEN_TREE, "open_tree", fd, _EMPTY, flags)
+
+
+def _move(tree: int, target: str) -> None:
+    call(SYS_MOVE_MOUNT, "move_mount", tree, _EMPTY, _NO_FD, ctypes.c_char_p(os.fsencode(target)), F_EMPTY_PATH)

@@ -10,9 +10,9 @@ import contextlib
 import itertools
 import socket
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from typing import Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from toka.core.clock import Clock
 from toka.core.units import format_bytes
@@ -46,22 +46,30 @@ class Exceeded:
     """A limit that was met.
 
     Attributes:
-        kind: `memory`, `disk`, `network`, of the agent; `output`, `time`, of one command.
+        kind: `memory`, `cpu`, `processes`, `disk`, `network`, of the agent; `output`, `time`, of one command.
         limit: in `unit`.
-        used: in `unit`; at least the limit.
-        unit: `bytes` or `seconds`.
+        used: in `unit`; at least the limit, unless `best_effort`.
+        unit: `bytes`, `seconds` or `processes`.
+        best_effort: nothing counted it: a command failed after it had come close to the limit.
     """
 
     kind: str
     limit: float
     used: float
     unit: str = "bytes"
+    best_effort: bool = False
 
     @property
     def text(self) -> str:
         """`memory limit of 512MB reached`."""
-        figure = format_bytes(int(self.limit)) if self.unit == "bytes" else f"{self.limit:g} s"
-        return f"{self.kind} limit of {figure} reached"
+        figure = format_bytes(int(self.limit)) if self.unit == "bytes" else f"{self.limit:g}"
+        figure += " s" if self.unit == "seconds" else ""
+        return f"{self.kind} limit of {figure} {'probably ' if self.best_effort else ''}reached"
+
+    def to_json(self) -> dict[str, Any]:
+        """{"kind", "limit", "used", "unit"}, and "best_effort" when it is."""
+        out = asdict(self)
+        return out if self.best_effort else {k: v for k, v in out.items() if k != "best_effort"}
 
     @property
     def of_command(self) -> bool:
@@ -79,6 +87,7 @@ class Spent:
         memory_peak_bytes: the most memory there was until now.
         read_bytes, written_bytes: of storage.
         network_up, network_down: bytes through the proxy.
+        at_least: the fields of which this is the least it can have been.
     """
 
     cpu_s: float | None = None
@@ -88,6 +97,7 @@ class Spent:
     written_bytes: int | None = None
     network_up: int = 0
     network_down: int = 0
+    at_least: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +172,21 @@ def _end_orphans(found: Hierarchies) -> None:
             cgroup.end()
 
 
+class Running(Protocol):
+    """A command that runs."""
+
+    alone: bool
+
+
 class Keeper:
-    """Limits and figures of one agent."""
+    """Limits and figures of one agent.
+
+    Attributes:
+        running: the measures of commands that run now.
+        counted_alone: whether the limit on processes counts all of this sandbox and nothing else.
+    """
+
+    counted_alone = True
 
     def __init__(self, policy: SandboxPolicy, around: Surroundings) -> None:
         self._policy = policy
@@ -172,6 +195,8 @@ class Keeper:
         self._sampler: Sampler | None = None
         self._past = Usage(cpu_s=0.0, read_bytes=0, written_bytes=0)
         self._told = 0
+        self._counted: frozenset[str] = frozenset()
+        self.running: set[Running] = set()
         self._egress: Egress | None = None
         if policy.network:
             rules = EgressRules(policy.network, policy.refused)
@@ -196,6 +221,8 @@ class Keeper:
             )
             name = owned_name(*self._around.name, str(next(_NUMBERS)))
             self._cgroup = Cgroup.make(self._around.hierarchies or _machine(), name, limits)
+            counted = self._cgroup.usage()
+            self._counted = frozenset(f for f in Usage.__dataclass_fields__ if getattr(counted, f) is not None)
         self._cgroup.add(pid)
         if self._sampler is not None:
             self._past = _sum(self._past, self._sampler.sample())
@@ -209,6 +236,20 @@ class Keeper:
     def holds(self, kind: str) -> bool:
         """Whether the kernel holds `memory`, `cpu` or `pids` for all processes together."""
         return self._cgroup is not None and kind in self._cgroup.enforced
+
+    def counts(self, name: str) -> bool:
+        """Whether a field of `Usage` is what the kernel counts for all processes together, not what was seen."""
+        return name in self._counted
+
+    def look(self) -> None:
+        """Takes a sample of what still runs, before it is killed: afterwards /proc tells nothing of it."""
+        if self._sampler is not None:
+            self._sampler.sample(exact_from=1 << 62)
+
+    def settle(self) -> None:
+        """After a command was killed that ran alone: see `Sampler.settle`."""
+        if self._sampler is not None:
+            self._sampler.settle()
 
     @property
     def enforced(self) -> tuple[Enforcement, ...]:
@@ -265,31 +306,48 @@ class Keeper:
         return Exceeded("disk", limit, written) if written > limit else None
 
     def met(self, before: Usage, now: Usage) -> Exceeded | None:
-        """What ran out between two readings of `usage`: memory that the kernel killed for, bytes of disk or network."""
+        """What ran out between two readings of `usage`.
+
+        Memory that the kernel killed for, bytes of disk or network, processes that it refused to start.
+        """
         limit, network = self._policy.memory_bytes, self._policy.network_bytes
         if limit is not None and (now.oom_kills or 0) > (before.oom_kills or 0):
             return Exceeded("memory", limit, max(limit, now.memory_peak_bytes or 0))
         if network is not None and sum(self.network) >= network:
             return Exceeded("network", network, sum(self.network))
-        return self.disk()
+        if (over := self.disk()) is not None or (now.refused_forks or 0) <= (before.refused_forks or 0):
+            return over
+        return self._crowd(self._policy.processes)
+
+    def _crowd(self, seen: int) -> Exceeded:
+        return Exceeded("processes", self._policy.processes, max(seen, self._policy.processes), "processes")
 
     @contextlib.contextmanager
-    def watching(self, kill: Callable[[Exceeded], None]) -> Generator[None]:
-        """Around a command: looks at what no cgroup holds, and has it killed when it is too much."""
+    def watching(self, kill: Callable[[Exceeded], None], note: Callable[[Exceeded], None]) -> Generator[None]:
+        """Around a command: looks at what no cgroup holds.
+
+        Args:
+            kill: called when there is too much memory, or too much was written; to end the command.
+            note: called when as many processes were seen as there may be: no more can be started.
+        """
         policy = self._policy
         memory = None if self.holds("memory") else policy.memory_bytes
-        if memory is None and policy.disk_bytes is None:
+        if memory is None and policy.disk_bytes is None and self.holds("pids"):
             yield
             return
-        watch = asyncio.ensure_future(self._watch(memory, policy.disk_bytes, kill))
+        watch = asyncio.ensure_future(self._watch(memory, kill, note))
         try:
             yield
         finally:
             watch.cancel()
 
-    async def _watch(self, memory: int | None, disk: int | None, kill: Callable[[Exceeded], None]) -> None:
+    async def _watch(
+        self, memory: int | None, kill: Callable[[Exceeded], None], note: Callable[[Exceeded], None]
+    ) -> None:
         assert self._sampler is not None
-        sampler = self._sampler
+        sampler, disk = self._sampler, self._policy.disk_bytes
+        others = 0 if self.counted_alone else sampler.sample(exact_from=1 << 62).processes or 0
+        most = 1 << 62 if self.holds("pids") else self._policy.processes + others
         while True:
             await self._around.clock.sleep(WATCH_S)
             seen = await asyncio.to_thread(sampler.sample, exact_from=memory or 1 << 62)
@@ -298,6 +356,8 @@ class Keeper:
                 kill(Exceeded("memory", memory, seen.memory_bytes or 0))
             elif disk is not None and written > disk:
                 kill(Exceeded("disk", disk, written))
+            elif (seen.processes or 0) >= most:
+                note(self._crowd((seen.processes or 0) - others))
 
     async def close(self) -> None:
         """Ends the way out and the cgroup, and what may be left in it."""

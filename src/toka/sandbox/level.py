@@ -35,6 +35,7 @@ from toka.sandbox.mounts import ETC, Granted
 from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.profile import HELPERS, HIDDEN, LOADERS, SEARCHED, find_program
 from toka.sandbox.seccomp import AUDIT, X86_64
+from toka.sandbox.toolchain import bin_folders, needed_by
 
 Level = Literal["full", "reduced", "none"]
 NO_SANDBOX: Final = "NO SANDBOX: commands can do whatever you can"
@@ -179,34 +180,35 @@ def _without(index: int, bit: int) -> list[Instruction]:
 
 
 def system_rules(
-    programs: Iterable[str] | None, refused: Iterable[str] = (), more: Iterable[str] = ()
+    programs: Iterable[str] | None, refused: Iterable[str] = (), toolchains: Sequence[str] = ()
 ) -> dict[str, int]:
     """Path -> rights of Landlock on the system's own files.
 
     Args:
         programs: the names that may be executed; None = any.
         refused: names that may not although any other may.
-        more: further files and folders that may be executed.
+        toolchains: folders of programs beside the system's.
     """
     rules = dict.fromkeys((f"/etc/{name}" for name in (*ETC, *ACCOUNTS)), READ)
     rules |= dict.fromkeys(MACHINE, READ) | dict.fromkeys(DEVICES, DEVICE)
     folders = ["/usr", *(f for f in ("/bin", "/sbin", "/lib", "/lib32", "/lib64") if not os.path.islink(f))]  # noqa: PTH114
     if programs is None:
-        rules |= _beside(folders, _files_of(refused), READ | EXECUTE)
-        return rules
+        return rules | _beside([*folders, *toolchains], _files_of(refused, toolchains), READ | EXECUTE)
     named = list(programs)
     helpers = [folder for name in named for folder in HELPERS.get(name, ())]
     hidden = {
         f for f in ("/usr/bin", "/bin", "/sbin", *HIDDEN) if not any((h + "/").startswith(f + "/") for h in helpers)
     }
     rules |= _beside(folders, hidden, READ)
-    execute = [*LOADERS, *helpers, *(file for name in named if (file := find_program(name))), *more]
-    return rules | dict.fromkeys((os.path.realpath(path) for path in execute), READ | EXECUTE)
+    execute = [*LOADERS, *helpers, *(file for name in named if (file := find_program(name)))]
+    rules |= dict.fromkeys((os.path.realpath(path) for path in execute), READ | EXECUTE)
+    return rules | _beside(needed_by(named, toolchains), _files_of(refused, toolchains), READ | EXECUTE)
 
 
-def _files_of(programs: Iterable[str]) -> set[str]:
+def _files_of(programs: Iterable[str], toolchains: Iterable[str]) -> set[str]:
     """Every file by which these programs could be started by name."""
-    return {os.path.realpath(f"{folder}/{name}") for name in programs for folder in SEARCHED.split(":")}
+    folders = (*SEARCHED.split(":"), *bin_folders(toolchains))
+    return {os.path.realpath(f"{folder}/{name}") for name in programs for folder in folders}
 
 
 def _beside(folders: Iterable[str], left_out: Iterable[str], rights: int) -> dict[str, int]:

@@ -21,6 +21,7 @@ from toka.sandbox.bytecode import code_inside
 from toka.sandbox.idmap import PYTHON
 from toka.sandbox.policy import PathRule, SandboxPolicy
 from toka.sandbox.protect import protect
+from toka.sandbox.toolchain import OpenedToolchain, mounts_of, open_toolchains
 
 WORKSPACE: Final = "/workspace"
 CAPABILITIES: Final = ("CAP_SYS_ADMIN", "CAP_SETPCAP", "CAP_SYS_CHROOT")
@@ -73,14 +74,16 @@ class Granted:
         opened: in mount order; the descriptors belong to the stack given to `open_granted`.
         notes: one sentence each, for the run's record.
         owner: uid and gid of the workspace.
+        toolchains: in mount order; their descriptors belong to that stack, too.
     """
 
     opened: tuple[Opened, ...] = ()
     notes: tuple[str, ...] = ()
     owner: tuple[int, int] = (0, 0)
+    toolchains: tuple[OpenedToolchain, ...] = ()
 
     def replaced(self, workspace: Path) -> bool:
-        """Whether somebody outside put another file in the place of a read-only or hidden one.
+        """Whether somebody outside put another file in the place of a read-only or hidden one, or of a toolchain.
 
         The kernel then takes the mount over the old one away, everywhere: the new one lies open in the folder's mount.
         """
@@ -92,11 +95,13 @@ class Granted:
                     return True
                 if (now.st_dev, now.st_ino) != (opened.device, opened.inode):
                     return True
-        return False
+        return any(toolchain.replaced for toolchain in self.toolchains)
 
     def expected(self) -> list[list[Any]]:
         """What the zygote checks: [path, device, inode, writable]."""
-        return [[o.target, o.device, o.inode, o.rule.access == "write"] for o in self.opened if o.rule.access != "hide"]
+        shown = [o for o in self.opened if o.rule.access != "hide"]
+        workspace = [[o.target, o.device, o.inode, o.rule.access == "write"] for o in shown]
+        return [*workspace, *(toolchain.expected for toolchain in self.toolchains)]
 
 
 def open_granted(workspace: Path, policy: SandboxPolicy, stack: ExitStack, held: ExitStack) -> Granted:
@@ -109,7 +114,7 @@ def open_granted(workspace: Path, policy: SandboxPolicy, stack: ExitStack, held:
         held: lets go of what was created to be protected; for the end of the sandbox.
 
     Raises:
-        SandboxError: the workspace cannot be opened, or something in it cannot be protected.
+        SandboxError: the workspace or a toolchain cannot be opened, or something in the workspace cannot be protected.
     """
     try:
         root = os.open(workspace, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -136,7 +141,8 @@ def open_granted(workspace: Path, policy: SandboxPolicy, stack: ExitStack, held:
         notes.extend([note] if note else [])
         opened.append(Opened(rule, fd, status.st_dev, status.st_ino))
     status = os.fstat(root)
-    return Granted(tuple(opened), tuple(notes), (status.st_uid, status.st_gid))
+    toolchains = open_toolchains(policy.toolchains, workspace, stack)
+    return Granted(tuple(opened), tuple(notes), (status.st_uid, status.st_gid), toolchains)
 
 
 def _open_below(root: int, rule: PathRule) -> tuple[int, str]:
@@ -242,18 +248,21 @@ def lay_out(granted: Granted, policy: SandboxPolicy, sources: Sequence[str], use
     Args:
         granted: from `open_granted`.
         policy: for the size of /tmp.
-        sources: where bwrap finds each opened path: a mount that was staged for it, or the descriptor's name.
+        sources: where bwrap finds each opened path, then each toolchain: a mount that was staged for it, or the
+            descriptor's name.
         user: who the sandbox's processes are.
         stack: closes the descriptors of generated files.
     """
     argv = [*_namespaces(), "--dir", WORKSPACE]
-    fds = [o.fd for o in granted.opened]
-    for opened, source in zip(granted.opened, sources, strict=True):
+    fds = [o.fd for o in (*granted.opened, *granted.toolchains)]
+    own = len(granted.opened)
+    for opened, source in zip(granted.opened, sources[:own], strict=True):
         if opened.rule.access == "hide":
             argv += ["--perms", "0555", "--tmpfs", opened.target, "--remount-ro", opened.target]
         else:
             argv += ["--bind" if opened.rule.access == "write" else "--ro-bind", source, opened.target]
     argv += ["--ro-bind", "/usr", "/usr", *_system_folders(), "--perms", "0755", "--dir", "/etc"]
+    argv += mounts_of(granted.toolchains, sources[own:])
     for name in ETC:
         argv += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
     generated = {f"/etc/{name}": text.encode() for name, text in {**ETC_FILES, **_accounts(user)}.items()}

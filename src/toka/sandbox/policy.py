@@ -54,6 +54,8 @@ class SandboxPolicy:
             git hooks, always do (see `protect`).
         hidden: folders of the workspace that are shown empty: the state of Toka itself.
         named: paths that are writable although they are protected within a wider grant, for a spec names them.
+        toolchains: folders of this machine with a `bin` folder in them, shown read-only at their own paths; in the
+            order in which programs are looked for in them, before the system's.
         memory_bytes: memory of all processes together; None = no bound here.
         cpu_cores: share of the processors, in cores; None = no bound here.
         processes: processes and threads at one time, all commands of the sandbox together.
@@ -75,6 +77,7 @@ class SandboxPolicy:
     protected: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
     named: tuple[str, ...] = ()
+    toolchains: tuple[str, ...] = ()
     memory_bytes: int | None = None
     cpu_cores: float | None = None
     processes: int = DEFAULT_PROCESSES
@@ -111,7 +114,27 @@ class SandboxPolicy:
         return SandboxPolicy(**known)
 
 
-_LISTS: Final = frozenset({"reads", "writes", "programs", "refused_programs", "protected", "hidden", "named"})
+_LISTS: Final = frozenset(
+    {"reads", "writes", "programs", "refused_programs", "protected", "hidden", "named", "toolchains"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What the place of a run, and its settings, add to a grant.
+
+    Attributes:
+        protected, hidden, toolchains: see SandboxPolicy.
+        named: paths that a spec asks to write by name; those among them that it does not get are left out.
+    """
+
+    protected: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
+    toolchains: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
+
+
+NOWHERE: Final = Place()
 
 
 def compile_policy(
@@ -119,9 +142,7 @@ def compile_policy(
     limits: Limits,
     *,
     denied: Sequence[Capability] = (),
-    protected: Iterable[str] = (),
-    hidden: Iterable[str] = (),
-    named: Iterable[str] = (),
+    place: Place = NOWHERE,
 ) -> SandboxPolicy:
     """The sandbox that a grant and limits ask for, and nothing more.
 
@@ -132,9 +153,7 @@ def compile_policy(
         limits: the agent's bounds; a kind left at None gets this module's default.
         denied: what the operator takes out of a wider grant: paths are read-only or hidden, hosts refused, programs
             not there.
-        protected: see SandboxPolicy.
-        hidden: see SandboxPolicy.
-        named: paths that a spec asks to write by name; those among them that it does not get are left out.
+        place: what the place of the run adds.
     """
     writes = _paths(grant.named(FILESYSTEM_WRITE))
     reads = _paths((*grant.named(FILESYSTEM_READ), *grant.named(FILESYSTEM_WRITE)))
@@ -147,9 +166,10 @@ def compile_policy(
         network=grant.named(NETWORK_ACCESS),
         refused=tuple(c for c in denied if c.name == NETWORK_ACCESS),
         git=bool(grant.named(GIT_ACCESS)),
-        protected=tuple(sorted({*protected, *_items(denied, FILESYSTEM_WRITE)})),
-        hidden=tuple(sorted({*hidden, *_items(denied, FILESYSTEM_READ)})),
-        named=tuple(sorted({p for p in named if writable.covers(Capability(FILESYSTEM_WRITE, paths=(p,)))})),
+        protected=tuple(sorted({*place.protected, *_items(denied, FILESYSTEM_WRITE)})),
+        hidden=tuple(sorted({*place.hidden, *_items(denied, FILESYSTEM_READ)})),
+        named=tuple(sorted({p for p in place.named if writable.covers(Capability(FILESYSTEM_WRITE, paths=(p,)))})),
+        toolchains=tuple(dict.fromkeys(place.toolchains)),
         memory_bytes=limits.memory_bytes,
         cpu_cores=limits.cpu_cores,
         processes=DEFAULT_PROCESSES if limits.processes is None else limits.processes,

@@ -2,7 +2,7 @@
 
 | kind | what it is | programs |
 | --- | --- | --- |
-| person | a command that a person wrote into the spec: `run:`, `check:` | any of the system |
+| person | a command that a person wrote into the spec: `run:`, `check:` | any of the system and the toolchains |
 | agent | a command that the model chose | those of the grant |
 | tool | a program of Toka's own tools, or of a tool that the operator allows | python3, psql |
 | git | git, as the tool of that name calls it | git, without network |
@@ -27,6 +27,7 @@ from toka.sandbox.landlock import EXECUTE, READ, READ_DIR, WRITE, Ruleset, abi, 
 from toka.sandbox.mounts import WORKSPACE, Granted
 from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.seccomp import Syscalls, compile_filter
+from toka.sandbox.toolchain import below, bin_folders, find_in, needed_by
 
 Kind = Literal["person", "agent", "tool", "git", "files"]
 PROXY_PORT: Final = 3128
@@ -61,8 +62,10 @@ HIDDEN: Final = (
 """Folders of programs that a command with a list of programs does not see, unless a listed one needs them."""
 
 
-def find_program(name: str) -> str | None:
+def find_program(name: str, toolchains: Sequence[str] = ()) -> str | None:
     """The file of a program as the sandbox sees it; None when this machine has it not where sandboxes look."""
+    if (found := find_in(name, toolchains)) is not None:
+        return found[1]
     behind = [str(p) for p in Path("/").glob(BEHIND[name].lstrip("/"))] if name in BEHIND else []
     if behind:
         return max(behind, key=lambda path: [int(number) for number in re.findall("[0-9]+", path)])
@@ -74,7 +77,10 @@ def find_program(name: str) -> str | None:
 
 
 def programs_of(policy: SandboxPolicy) -> list[list[str]] | None:
-    """[name, file] of each listed program that this machine has; None when any program may run."""
+    """[name, file] of each listed program that the system has; None when any program may run.
+
+    Those of a toolchain are executed where they are: what belongs to them lies beside them.
+    """
     if not policy.programs:
         return None
     found = ((name, find_program(name)) for name in policy.programs)
@@ -85,7 +91,7 @@ def profiles(policy: SandboxPolicy, granted: Granted) -> dict[Kind, dict[str, An
     """What each kind of process is locked into, as the zygote takes it."""
     return {
         "person": _commands(policy, granted, None),
-        "agent": {**_commands(policy, granted, policy.programs), "masked": _files_of(policy.refused_programs)},
+        "agent": {**_commands(policy, granted, policy.programs), "masked": _files_of(policy)},
         "tool": _own(policy, granted, [PYTHON, *_files(("psql",))], network=True),
         "git": _own(policy, granted, [*_files(("git",)), *HELPERS["git"]], network=False),
         "files": _profile(Ruleset((("/", READ_DIR), *_workspace(granted, 0))), Syscalls(spawn=False, memfd=False)),
@@ -97,15 +103,17 @@ def _commands(policy: SandboxPolicy, granted: Granted, programs: tuple[str, ...]
     listed = programs is not None
     fixed = listed and BUILDERS.isdisjoint(programs)
     helpers = {folder for name in programs or () for folder in HELPERS.get(name, ())}
-    folders = _system_folders()
-    execute = [PROGRAMS, *LOADERS, *sorted(helpers)] if listed else folders
+    toolchains = policy.toolchains if programs is None else needed_by(programs, policy.toolchains)
+    folders = [*_system_folders(), *toolchains]
+    execute = [PROGRAMS, *LOADERS, *sorted(helpers), *toolchains] if listed else folders
     rules = system_rules(folders=folders, execute=execute, programs_only=fixed)
     rules += _workspace(granted, 0 if fixed else EXECUTE)
     ports = (PROXY_PORT,) if policy.network else ()
     families = (socket.AF_INET, socket.AF_INET6) if policy.network else ()
     profile = _profile(Ruleset(tuple(rules), connect_ports=ports), Syscalls(families, memfd=not listed))
     if listed:
-        hidden = [f for f in HIDDEN if not any(h == f or h.startswith(f + "/") for h in helpers)]
+        others = (t for t in policy.toolchains if t not in toolchains)
+        hidden = [f for f in (*HIDDEN, *others) if not any(below(h, f) for h in (*helpers, *toolchains))]
         profile |= {"listed": True, "noexec": _writable(granted) if fixed else ["/dev/shm"], "hidden": hidden}
     return profile
 
@@ -129,15 +137,15 @@ def _files(programs: Iterable[str]) -> list[str]:
     return [file for name in programs if (file := find_program(name)) is not None]
 
 
-def _files_of(programs: Iterable[str]) -> list[str]:
-    """Every file by which these programs could be started by name."""
+def _files_of(policy: SandboxPolicy) -> list[str]:
+    """Every file by which the refused programs could be started by name."""
     found: set[str] = set()
-    for name in programs:
-        for folder in SEARCHED.split(":"):
+    for name in policy.refused_programs:
+        for folder in (*SEARCHED.split(":"), *bin_folders(policy.toolchains)):
             path = Path(folder, name)
             if path.exists():
                 found.update({str(path.parent.resolve() / name), str(path.resolve())})
-    return sorted(path for path in found if path.startswith(VISIBLE))
+    return sorted(p for p in found if p.startswith(VISIBLE) or any(below(p, t) for t in policy.toolchains))
 
 
 def _system_folders() -> list[str]:

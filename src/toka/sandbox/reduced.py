@@ -49,6 +49,7 @@ from toka.sandbox.profile import BUILDERS, Kind
 from toka.sandbox.seccomp import Syscalls, compile_filter
 from toka.sandbox.selftest import LONGEST_S, SelfTest
 from toka.sandbox.spawn import PYTHON_HINT, Spawned
+from toka.sandbox.toolchain import bin_folders, closed_hint
 from toka.sandbox.usage import children_of
 
 LAYERS: Final = (
@@ -122,8 +123,9 @@ def _profiles(plan: Plan, granted: Granted, stack: ExitStack) -> tuple[dict[Kind
         opened, notes, held = path_rules(granted, {"read": READ | more, "write": WRITE | more})
         with held:
             refused = policy.refused_programs if kind == "agent" else ()
-            system = {} if kind == "files" else {**system_rules(programs, refused), plan.home: WRITE | more}
-            rules = ruleset(system, opened)
+            toolchains = policy.toolchains if kind in ("person", "agent") else ()
+            home = {plan.home: WRITE | more}
+            rules = ruleset({} if kind == "files" else system_rules(programs, refused, toolchains) | home, opened)
         stack.callback(os.close, rules)
         calls = Syscalls((socket.AF_INET,) if port else (), memfd=programs is None, spawn=kind != "files")
         second = second_filter(machine, landlock.abi(), own_user=plan.own_user)
@@ -147,7 +149,7 @@ def _spawn(plan: Plan) -> tuple[Spawned, dict[str, Any]]:
             granted = replace(granted, notes=(*told, *notes, *granted.notes))
         config = {
             "level": plan.level, "workspace": str(plan.workspace), "home": plan.home, "uid": plan.uid,
-            "profiles": profiles,
+            "profiles": profiles, "open": [str(plan.workspace), *bin_folders(plan.policy.toolchains)],
             "writable": [str(plan.workspace / p) for p in plan.policy.writes if (plan.workspace / p).exists()],
         }  # fmt: skip
         rules = [profile["rules"] for profile in profiles.values() if profile["rules"] >= 0]
@@ -226,6 +228,7 @@ class TreeKeeper(Keeper):
     """
 
     past_proxy = False
+    counted_alone = False
 
     @property
     def enforced(self) -> tuple[Enforcement, ...]:
@@ -316,8 +319,8 @@ class ReducedSandbox(Sandbox):
             if isinstance(error, SandboxUnavailable):
                 raise SandboxUnavailable(error.message, hint=error.hint if tree is None else None) from None
             if isinstance(error, SandboxError) and "user id" in error.message and plan.own_user:
-                hint = f"give it away: `chown -R {uid} {self._workspace}`; or run toka as an ordinary user"
-                raise SandboxError(error.message, hint=hint) from None
+                give = f"give it away: `chown -R {uid} {self._workspace}`; or run toka as an ordinary user"
+                raise SandboxError(error.message, hint=closed_hint(error.message, policy.toolchains) or give) from None
             raise
         self._keeper.open(listener)
         return tree
@@ -342,9 +345,10 @@ class ReducedSandbox(Sandbox):
         shown = {str(self._workspace / o.rule.path): o.rule.access for o in self.granted.opened}
         own = [self._home, *(path for path, access in shown.items() if access != "hide")]
         read = [path for path in OUTSIDE if path not in own and not any(path.startswith(o + "/") for o in own)]
+        kept = [path for path, access in shown.items() if access != "write"]
         return {
             "network": bool(self._port),
-            "write": [*READ_ONLY, *(path for path, access in shown.items() if access != "write")],
+            "write": [*READ_ONLY, *self._policy.toolchains, *kept],
             "read": [*read, *(path for path, access in shown.items() if access == "hide")],
         }
 

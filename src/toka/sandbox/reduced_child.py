@@ -372,8 +372,8 @@ def prepare(config: dict[str, Any]) -> None:
         return
     if os.getresuid() != (config["uid"],) * 3 or 0 in (config["uid"], *os.getresgid(), *os.getgroups()):
         raise OSError(errno.EPERM, "it is not the agent's user")
-    if not os.access(config["workspace"], os.X_OK):
-        raise OSError(errno.EACCES, f"{config['workspace']} is closed to user id {config['uid']}")
+    if closed := [path for path in config["open"] if not os.access(path, os.X_OK)]:
+        raise OSError(errno.EACCES, f"{closed[0]} is closed to user id {config['uid']}")
     for path in config["writable"]:
         if not os.access(path, os.W_OK):
             raise OSError(errno.EACCES, f"{path} is not writable for user id {config['uid']}")

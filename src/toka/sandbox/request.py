@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from toka.core.capability import CapabilityError, normal_path
+from toka.sandbox.keeper import OWN_PROCESSES
 from toka.sandbox.mounts import WORKSPACE
 from toka.sandbox.policy import SandboxPolicy
 
@@ -51,7 +52,9 @@ def bounds_of(policy: SandboxPolicy, holds: Callable[[str], bool], timeout_s: fl
         holds: whether a cgroup holds `memory`, `cpu` or `pids` for all processes together.
         timeout_s: the command's deadline.
     """
-    limits = {"NPROC": policy.processes, "FSIZE": policy.file_bytes, "NOFILE": OPEN_FILES}
+    # Where a cgroup holds it, that one is to refuse first: it counts how often it does.
+    processes = policy.processes + (OWN_PROCESSES + 1 if holds("pids") else 0)
+    limits = {"NPROC": processes, "FSIZE": policy.file_bytes, "NOFILE": OPEN_FILES}
     if policy.memory_bytes is not None and not holds("memory"):
         limits["DATA"] = policy.memory_bytes
     if policy.cpu_cores is None or holds("cpu"):

@@ -156,10 +156,12 @@ def _cases(allowed: Syscalls) -> dict[str, list[Instruction]]:
     no_device = [*no_set_ids, (_AND, 0, 0, FILE_TYPE), *devices, _accept()]
     cases |= {"mknod": [_argument(1), *no_device], "mknodat": [_argument(2), *no_device]}
     cases["socket"] = _socket(allowed.stream_families)
-    # A pair is private, but a datagram one can be turned to any socket with a name: streams cannot.
+    # A pair is private, but a datagram one can be turned to any socket with a name: connected kinds cannot. Rust's
+    # standard library starts processes with a pair of packets.
     cases["socketpair"] = [
         _argument(0), (_JUMP_EQUAL, 1, 0, socket.AF_UNIX), _refuse(errno.EAFNOSUPPORT),
-        _argument(1), (_AND, 0, 0, 0xF), *_accept_if(socket.SOCK_STREAM), _refuse(errno.EAFNOSUPPORT),
+        _argument(1), (_AND, 0, 0, 0xF), *_accept_if(socket.SOCK_STREAM), *_accept_if(socket.SOCK_SEQPACKET),
+        _refuse(errno.EAFNOSUPPORT),
     ]  # fmt: skip
     if not allowed.memfd:
         cases["memfd_create"] = [_refuse(errno.EPERM)]

@@ -27,6 +27,7 @@ from toka.sandbox.idmap import PYTHON, STAGES, agent_uid, mapping, mount_mapped
 from toka.sandbox.kernel import CLONE_NEWNS, MS_NODEV, MS_NOSUID, MS_REC, MS_SLAVE, mount, umount, unshare
 from toka.sandbox.mounts import CODE, Granted, User, lay_out, open_granted
 from toka.sandbox.policy import SandboxPolicy
+from toka.sandbox.toolchain import staged
 
 INSTALL_HINT: Final = "install it: `apt install bubblewrap`, `dnf install bubblewrap` or `pacman -S bubblewrap`"
 PYTHON_HINT: Final = "install it: `apt install python3`, `dnf install python3` or `pacman -S python`"
@@ -81,8 +82,11 @@ def _leave_mounts() -> None:
     mount("toka", _stage(), "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
 
 
+@cache
 def _stage() -> str:
-    return next(folder for folder in STAGES if Path(folder).is_dir())
+    """An empty one if there is one: what is in the others can be a workspace or a toolchain, and would be covered."""
+    there = [folder for folder in STAGES if Path(folder).is_dir()]
+    return next((folder for folder in there if not any(Path(folder).iterdir())), there[0])
 
 
 def spawn(workspace: Path, policy: SandboxPolicy) -> Spawned:
@@ -105,7 +109,7 @@ def spawn(workspace: Path, policy: SandboxPolicy) -> Spawned:
             sources = _staged(granted, user, stage)
         else:
             failed = ExitStack()
-            sources = [f"/proc/self/fd/{opened.fd}" for opened in granted.opened]
+            sources = [f"/proc/self/fd/{opened.fd}" for opened in (*granted.opened, *granted.toolchains)]
         layout = lay_out(granted, policy, sources, user, stack)
         process, control, errors, info = _started([bwrap, *layout.argv], layout.fds, user, stack)
         failed.pop_all()
@@ -158,7 +162,7 @@ def _staged(granted: Granted, user: User, stage: str) -> list[str]:
         else:
             os.close(os.open(target, os.O_CREAT | os.O_CLOEXEC, 0o600))
         mount_mapped(opened.fd, target, users)
-    return sources
+    return [*sources, *staged(granted.toolchains, user, stage)]
 
 
 def unstage(stage: str) -> None:

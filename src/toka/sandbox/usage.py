@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ class Usage:
         read_bytes: bytes fetched from storage; what the file cache holds already is not counted.
         written_bytes: bytes sent to storage. A cgroup v1 is not asked for either: it misses what is written back later,
             which is nearly all.
+        refused_forks: how often no process or thread could be started because of the limit on them.
     """
 
     memory_bytes: int | None = None
@@ -41,6 +42,7 @@ class Usage:
     oom_kills: int | None = None
     read_bytes: int | None = None
     written_bytes: int | None = None
+    refused_forks: int | None = None
 
 
 _Figure = tuple[str, str, float]
@@ -52,6 +54,7 @@ _FIGURES: Final[Mapping[str, tuple[str, _Figure, _Figure]]] = {
     "throttled_s": ("cpu", ("cpu.stat", "throttled_usec", 1e-6), ("cpu.stat", "throttled_time", 1e-9)),
     "processes": ("pids", ("pids.current", "", 1), ("pids.current", "", 1)),
     "oom_kills": ("memory", ("memory.events", "oom_kill", 1), ("memory.oom_control", "oom_kill", 1)),
+    "refused_forks": ("pids", ("pids.events", "max", 1), ("pids.events", "max", 1)),
 }
 """Field of Usage -> what a cgroup needs to know it, and where v2 and v1 keep it."""
 
@@ -179,6 +182,8 @@ class Sampler:
         self._peak = 0
         self._ticks = 0
         self._io: tuple[int, int] = (0, 0)
+        self._gone: tuple[int, int, int] = (0, 0, 0)
+        """Ticks, bytes read and written of processes that nobody waited for: see `settle`."""
         self._exact = 0
         self._exact_due = 0.0
 
@@ -196,10 +201,11 @@ class Sampler:
                 is. A watchdog passes its limit. 0 = always PSS.
 
         Returns:
-            Usage without `throttled_s` and `oom_kills`, which only a cgroup counts. The bytes read and written are None
-            when one process does not let us read them. Zero processes when the first one has ended; all None when this
-            kernel does not list children.
+            Usage without `throttled_s`, `oom_kills` and `refused_forks`, which only a cgroup counts. The bytes read and
+            written are None when one process does not let us read them. Zero processes when the first one has ended;
+            all None when this kernel does not list children.
         """
+        ticks, *io = self._gone  # as of now: a tree seen before `settle` is not to be added to what it keeps
         try:
             tree = dict(self._walk())
         except NotImplementedError:
@@ -208,8 +214,8 @@ class Sampler:
         if memory >= exact_from:
             memory = min(memory, self._exact_memory(tree))
         self._peak = max(self._peak, memory)
-        self._ticks = max(self._ticks, sum(stat.cpu_ticks for stat in tree.values()))
-        read, written = self._count_io(tree)
+        self._ticks = max(self._ticks, ticks + sum(stat.cpu_ticks for stat in tree.values()))
+        read, written = self._count_io(tree, io)
         return Usage(
             memory_bytes=memory,
             memory_peak_bytes=self._peak,
@@ -218,6 +224,25 @@ class Sampler:
             read_bytes=read,
             written_bytes=written,
         )
+
+    def settle(self) -> None:
+        """Keeps what was seen of processes that nobody waited for, and lets later use add to it.
+
+        The kernel hands the figures of a process on to whoever waits for it; those of processes that are killed with
+        the first one of their namespace are lost, and the sum is lower afterwards. Call it when a tree was killed and
+        nothing is about to start or end.
+        """
+        try:
+            tree = dict(self._walk())
+        except NotImplementedError:
+            return
+        if not tree:
+            return
+        read, written = self._read_io(tree)
+        ticks = sum(stat.cpu_ticks for stat in tree.values())
+        known = (self._ticks, *self._io)
+        gone = [max(0, k - now) for k, now in zip(known, (ticks, read or 0, written or 0), strict=True)]
+        self._gone = (gone[0], gone[1], gone[2])
 
     def _walk(self) -> Iterator[tuple[int, ProcessStat]]:
         """Every process of the tree once; nothing when the first is gone or its number belongs to another by now."""
@@ -249,7 +274,14 @@ class Sampler:
         _, found, rest = (text or "").partition("\nPss:")
         return int(rest.split(None, 1)[0]) * 1024 if found else stat.rss_bytes
 
-    def _count_io(self, tree: dict[int, ProcessStat]) -> tuple[int | None, int | None]:
+    def _count_io(self, tree: dict[int, ProcessStat], gone: Sequence[int]) -> tuple[int | None, int | None]:
+        read, written = self._read_io(tree)
+        if read is None or written is None:
+            return None, None
+        self._io = (max(self._io[0], gone[0] + read), max(self._io[1], gone[1] + written))
+        return self._io
+
+    def _read_io(self, tree: dict[int, ProcessStat]) -> tuple[int | None, int | None]:
         read = written = 0
         for pid, stat in tree.items():
             text = _read(f"{self._proc}/{pid}/io")
@@ -259,8 +291,7 @@ class Sampler:
                 key, _, value = line.partition(":")
                 read += int(value) if key == "read_bytes" else 0
                 written += int(value) if key == "write_bytes" else 0
-        self._io = (max(self._io[0], read), max(self._io[1], written))
-        return self._io
+        return read, written
 
 
 def _read(path: str) -> str | None:

@@ -34,12 +34,13 @@ def builtin_tools() -> tuple[Tool, ...]:
     )  # fmt: skip
 
 
-def tools_for(grant: Grant, keyed: Mapping[str, int] = _NO_HOSTS) -> tuple[Tool, ...]:
+def tools_for(grant: Grant, keyed: Mapping[str, int] = _NO_HOSTS, toolchains: tuple[str, ...] = ()) -> tuple[Tool, ...]:
     """The built-in tools that are of any use with a grant. Each call is checked against it again, with its arguments.
 
     Args:
         grant: an agent's.
         keyed: hosts to which the proxy adds a key, with the port where they take HTTPS.
+        toolchains: folders of programs that the sandbox shows.
     """
     tools: list[Tool] = []
     writing, network = grant.named(FILESYSTEM_WRITE), grant.named(NETWORK_ACCESS)
@@ -48,7 +49,7 @@ def tools_for(grant: Grant, keyed: Mapping[str, int] = _NO_HOSTS) -> tuple[Tool,
     if writing:
         tools += [WriteFile(), EditFile()]
     if grant.named(COMMAND_EXECUTION):
-        tools.append(RunCommand(compile_policy(grant, Limits()).programs, network))
+        tools.append(RunCommand(compile_policy(grant, Limits()).programs, network, toolchains))
     if grant.covering(_PYTHON):
         tools.append(Python())
     if grant.named(GIT_ACCESS):
@@ -67,6 +68,7 @@ class Toolbox:
     Attributes:
         further: tools beyond the built-in ones.
         keyed: hosts to which the proxy adds a key, with the port where they take HTTPS.
+        toolchains: folders of programs that sandboxes show.
 
     Raises:
         UsageError: two tools have one name.
@@ -74,6 +76,7 @@ class Toolbox:
 
     further: tuple[Tool, ...] = ()
     keyed: Mapping[str, int] = field(default_factory=lambda: _NO_HOSTS)
+    toolchains: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuses what a model could not tell apart."""
@@ -94,7 +97,7 @@ class Toolbox:
 
     def offered(self, grant: Grant) -> tuple[Tool, ...]:
         """The tools that are of any use with a grant: what a model is shown."""
-        return (*tools_for(grant, self.keyed), *(tool for tool in self.further if _fits(tool, grant)))
+        return (*tools_for(grant, self.keyed, self.toolchains), *(tool for tool in self.further if _fits(tool, grant)))
 
 
 def needed_names(tool: Tool) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from typing import Final
 
 from toka.config.diagnostics import Finding, Position
 from toka.config.settings import Settings
-from toka.config.settings_tables import Pin, ToolRules, normal_name
+from toka.config.settings_tools import Pin, ToolRules, normal_name
 from toka.errors import ConfigError
 from toka.tools.builtin import Toolbox
 from toka.tools.hosted import load_hosted
@@ -145,7 +145,8 @@ def toolbox(settings: Settings, more: tuple[Tool, ...] = (), installed: Installe
     own = Toolbox(more)
     place = settings.origins.get("tools.allow") or settings.origins.get("tools.host") or "settings"
     further = load_tools(settings.tools, {tool.name for tool in own}, installed, place)
-    return Toolbox((*more, *further), {host: key.port for host, key in settings.credentials.items()})
+    keyed = {host: key.port for host, key in settings.credentials.items()}
+    return Toolbox((*more, *further), keyed, tuple(toolchain.path for toolchain in settings.tools.toolchains))
 
 
 def load_tools(

@@ -20,7 +20,7 @@ class Python:
     name = "python"
     effect: Effect = Effect.ONCE
     description = (
-        "Run a piece of Python 3 in the workspace: the system's Python, a new process each time, no input. Gives what "
+        "Run a piece of Python 3 in the workspace: a new process of python3 each time, no input. Gives what "
         "it prints, and the exit code if it is not 0. All it started ends with it."
     )
     parameters: Mapping[str, Any] = {

@@ -107,7 +107,7 @@ class ScriptTool:
             chosen_by="tool",
         )
         said = result.output.decode("utf-8", "replace").strip()
-        if note := ending(result, ctx.timeout_s):
+        if result.failed and (note := ending(result, ctx.timeout_s)):
             return self._failure("raised" if result.ended == "exited" else result.ended, note, said, ctx)
         answer = _answer(said.rpartition("\n")[2])
         if answer is None or result.dropped:

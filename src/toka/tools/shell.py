@@ -13,6 +13,7 @@ from toka.core.effect import Effect
 from toka.sandbox.command import CommandResult
 from toka.sandbox.host import shell
 from toka.sandbox.profile import SEARCHED, find_program
+from toka.sandbox.toolchain import bin_folders
 from toka.tools.inside import inside
 from toka.tools.tool import Arguments, ToolContext, ToolResult, cut
 
@@ -80,14 +81,21 @@ class RunCommand:
     name = "run_command"
     effect: Effect = Effect.ONCE
 
-    def __init__(self, programs: tuple[str, ...] | None = None, network: Sequence[Capability] = ()) -> None:
+    def __init__(
+        self,
+        programs: tuple[str, ...] | None = None,
+        network: Sequence[Capability] = (),
+        toolchains: tuple[str, ...] = (),
+    ) -> None:
         """Makes the tool for a grant.
 
         Args:
             programs: the programs that may be named; None: any.
             network: what may be reached.
+            toolchains: folders of programs beside the system's.
         """
         self._programs = programs
+        self._toolchains = toolchains
         self._databases = [[list(c.hosts), list(c.ports)] for c in network if c.hosts and c.ports and _odd(c.ports)]
         if programs is None:
             how = "The command line is interpreted by /bin/sh."
@@ -124,10 +132,9 @@ class RunCommand:
             argv = [*inside("inside_psql.py"), json.dumps(self._databases), psql, *argv[1:]]
             return told(await hands.run(argv, **how, chosen_by="tool"), ctx)
         result = await hands.run(argv, **how)
-        if self._programs is not None and result.exit_code == 127 and find_program(argv[0]) is None:
-            return ToolResult(
-                f"{argv[0]} is not installed on this machine where sandboxes look: {SEARCHED}", failed=True
-            )
+        if self._programs is not None and result.exit_code == 127 and not find_program(argv[0], self._toolchains):
+            looked = ":".join((*bin_folders(self._toolchains), SEARCHED))
+            return ToolResult(f"{argv[0]} is not installed on this machine where sandboxes look: {looked}", failed=True)
         return told(result, ctx)
 
 
@@ -164,13 +171,15 @@ def told(result: CommandResult, ctx: ToolContext) -> ToolResult:
 
 def ending(result: CommandResult, timeout_s: float) -> str:
     """How a command ended; empty when it ended well."""
-    if result.exceeded is not None and not result.exceeded.of_command:
-        killed = result.ended == "killed" or result.exceeded.kind == "memory"
-        return f"killed: {result.exceeded.text}" if killed else result.exceeded.text
+    over = result.exceeded if result.exceeded is not None and not result.exceeded.of_command else None
+    if over is not None and (over.kind == "processes" or over.best_effort) and result.ended == "exited":
+        return "; ".join(filter(None, (over.text, _exit(result.exit_code or 0))))
+    if over is not None:
+        killed = result.ended == "killed" or over.kind == "memory"
+        return f"killed: {over.text}" if killed else over.text
     match result.ended:
         case "exited":
-            code = result.exit_code or 0
-            return "" if not code else f"exit code {code}" if code > 0 else f"ended by signal {-code}"
+            return _exit(result.exit_code or 0)
         case "timeout":
             return f"killed after {timeout_s:g} seconds"
         case "flood":
@@ -181,3 +190,7 @@ def ending(result: CommandResult, timeout_s: float) -> str:
             return "the sandbox died; the command may have done anything or nothing"
         case "refused":
             return f"not run: {result.reason}"
+
+
+def _exit(code: int) -> str:
+    return "" if not code else f"exit code {code}" if code > 0 else f"ended by signal {-code}"
