@@ -30,9 +30,10 @@ from toka.events.event import (
     StepResolved,
     TaskStateChanged,
 )
+from toka.events.flow import ApprovalAnswered, ApprovalAsked, InstancesMade, OutputsMade
 from toka.events.lifecycle import AGENT_ENDS, RUN_ENDS, AgentStatus, ObjectiveStatus, RunStatus, TaskStatus
 from toka.events.record import Record
-from toka.events.state import LEVELS, AgentState, ObjectiveState, RunState, TaskState, weaker
+from toka.events.state import LEVELS, AgentState, ApprovalState, ObjectiveState, RunState, TaskState, weaker
 
 JSON = dict[str, Any]
 
@@ -266,6 +267,36 @@ def _objective(state: AgentState, record: Record) -> AgentState:
     return replace(state, objectives={**state.objectives, event.objective: new}, changed_at=record.at)
 
 
+def _instances(state: AgentState, record: Record) -> AgentState:
+    event = record.event
+    assert isinstance(event, InstancesMade)
+    items: list[Any] | JSON = {"blob": event.blob} if event.blob else event.items
+    return replace(state, items=items, instances=event.count or len(event.items), changed_at=record.at)
+
+
+def _outputs(state: AgentState, record: Record) -> AgentState:
+    event = record.event
+    assert isinstance(event, OutputsMade)
+    return replace(state, outputs={"blob": event.blob} if event.blob else event.values, changed_at=record.at)
+
+
+def _asked(state: AgentState, record: Record) -> AgentState:
+    event = record.event
+    assert isinstance(event, ApprovalAsked)
+    new = ApprovalState(event.approval, event.task, event.question, event.shown, event.expires_at)
+    return replace(state, approvals={**state.approvals, event.approval: new}, changed_at=record.at)
+
+
+def _answered(state: AgentState, record: Record) -> AgentState:
+    event = record.event
+    assert isinstance(event, ApprovalAnswered)
+    old = state.approvals.get(event.approval)
+    if old is None or old.answer:
+        return state
+    new = replace(old, answer=event.answer, author=event.author, reason=event.reason)
+    return replace(state, approvals={**state.approvals, event.approval: new}, changed_at=record.at)
+
+
 def _task_of(state: AgentState, step: str) -> TaskState:
     task = step.partition("/")[0]
     return state.tasks.get(task) or TaskState(task)
@@ -299,4 +330,8 @@ _AGENT_RULES: Final[Mapping[type[Any], Callable[[AgentState, Record], AgentState
     StepInDoubt: _doubt,
     StepResolved: _resolved,
     ObjectiveChanged: _objective,
+    InstancesMade: _instances,
+    OutputsMade: _outputs,
+    ApprovalAsked: _asked,
+    ApprovalAnswered: _answered,
 }

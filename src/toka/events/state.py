@@ -72,6 +72,30 @@ class ObjectiveState:
 
 
 @dataclass(frozen=True, slots=True)
+class ApprovalState:
+    """One question to a person.
+
+    Attributes:
+        id: its id.
+        task: the task that waits; empty when the agent itself does.
+        question: for the person.
+        shown: what the answer is about; see ApprovalAsked.
+        expires_at: wall-clock seconds after which it counts as unanswered; None = never.
+        answer: `approved`, `denied` or `unanswered`; empty while it is open.
+        author, reason: of the answer.
+    """
+
+    id: str
+    task: str
+    question: str
+    shown: JSON = field(default_factory=dict[str, Any])
+    expires_at: float | None = None
+    answer: str = ""
+    author: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class AgentState:
     """One agent as far as the journal tells.
 
@@ -85,6 +109,10 @@ class AgentState:
         tasks: by id, in the order in which they appeared.
         objectives: by number.
         metrics: the latest figure that its reports gave by each name, whether its spec declares the name or not.
+        approvals: questions to a person, by id, in the order in which they were asked.
+        outputs: values that it left, or {"blob": digest} when they are large; None before it left any.
+        items: the elements for which an agent with `for_each` is there, or {"blob": digest}; None before that.
+        instances: how many these are.
         usage: tokens of its model calls, tasks and repairs together.
         cost_usd: None when a call of unknown price was made.
         steps: how many of its steps were completed.
@@ -104,6 +132,10 @@ class AgentState:
     tasks: Mapping[str, TaskState] = field(default_factory=dict[str, TaskState])
     objectives: Mapping[int, ObjectiveState] = field(default_factory=dict[int, ObjectiveState])
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    approvals: Mapping[str, ApprovalState] = field(default_factory=dict[str, ApprovalState])
+    outputs: JSON | None = None
+    items: list[Any] | JSON | None = None
+    instances: int = 0
     usage: Usage = field(default_factory=Usage)
     cost_usd: float | None = 0.0
     tool_calls: int = 0
