@@ -24,7 +24,10 @@ METRIC_TYPES: Final = ("gauge", "counter", "histogram")
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What a rule found, by the path in the canonical spec. `severity` None = the code's own."""
+    """What a rule found, by the path in the canonical spec.
+
+    `severity` None = the code's own. `text` is the piece of the value that is meant; empty = all of it.
+    """
 
     code: str
     message: str
@@ -32,10 +35,12 @@ class Problem:
     label: str = ""
     help: str | None = None
     severity: Severity | None = None
+    text: str = ""
 
     def add_to(self, source: Source, root: Node | None) -> None:
         """Records this as a finding of the source. `root` gives the place; None = unknown."""
         at = place_of(root, self.path)
+        at = source.within(at, self.text) if self.text else at
         source.add(self.code, self.message, at, label=self.label, help=self.help, severity=self.severity)
 
 

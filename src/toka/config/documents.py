@@ -1,0 +1,164 @@
+"""Files and directories -> one document for each agent: an original spec is one, a team file holds several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from toka.config.diagnostics import Finding, in_order, quoted
+from toka.config.dialect import canonical
+from toka.config.inputs import Inputs
+from toka.config.load import is_directory, label_of, read_source, spec_files
+from toka.config.nodes import MapNode, ScalarNode, at
+from toka.config.source import Source
+from toka.config.team import Team, is_team, read_team
+from toka.config.team_agent import expand
+from toka.config.yaml import read_nodes
+
+MAX_INCLUDES: Final = 16
+"""How deep team files may include each other."""
+
+
+class TeamFile:
+    """The text of a team file and the values of its inputs: what it takes to expand one of its agents again."""
+
+    def __init__(self, source: Source, inputs: Inputs) -> None:
+        self._source = Source(source.file, source.text)
+        self._inputs = Inputs(inputs.given)
+        self._team: Team | None = None
+
+    def nodes(self, agent: str) -> MapNode | None:
+        """The canonical nodes of an agent. The file is parsed once, and only when somebody asks."""
+        if self._team is None:
+            source = self._source.beside()
+            root = read_nodes(source)
+            self._team = read_team(root, source, self._inputs) if isinstance(root, MapNode) else Team(source)
+        if agent not in self._team.agents:
+            return None
+        scratch = self._source.beside()
+        return canonical(expand(self._team, agent, scratch), scratch)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One agent.
+
+    Attributes:
+        source: its text, with the findings about this agent alone.
+        path: its file; None for text.
+        root: its canonical nodes; None when there is nothing that could be one.
+        team, agent: the team file that it is from and its key there; None and empty for an original spec.
+    """
+
+    source: Source
+    path: Path | None
+    root: MapNode | None
+    team: TeamFile | None = None
+    agent: str = ""
+
+
+class Documents:
+    """Reads files; a file that is named twice is read once.
+
+    Attributes:
+        findings: what was found about files and directories as a whole, once they are read.
+        complete: False when an agent may exist whose name is not known.
+        workspaces: directories that the team files name which were asked for, by the file that names it.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs
+        self._seen: set[Path] = set()
+        self.findings: list[Finding] = []
+        self.complete = True
+        self.workspaces: dict[Path, Path] = {}
+
+    def read(self, paths: Iterable[Path]) -> Iterator[Document]:
+        """The agents of files and directories, one at a time."""
+        for given in paths:
+            files, notes = spec_files(given) if is_directory(given) else ((given,), Source(""))
+            self.findings += notes.findings
+            self.complete &= not notes.broken
+            for file in files:
+                if self._first(file):
+                    yield from self.of_source(read_source(file), file)
+
+    def of_source(
+        self, source: Source, path: Path | None, inputs: Inputs | None = None, chain: tuple[Path, ...] = ()
+    ) -> Iterator[Document]:
+        """The agents of one text; `chain` are the files that include it."""
+        given = inputs or self._inputs
+        nodes = None if source.broken else read_nodes(source)
+        if not isinstance(nodes, MapNode) or not is_team(nodes):
+            yield Document(source, path, canonical(nodes, source) if nodes else None)
+            return
+        team = read_team(nodes, source, given)
+        file = TeamFile(source, given)
+        if source.broken and not team.agents:
+            self.complete = False
+        if team.workspace is not None and path is not None and not chain:
+            self.workspaces[path] = path.parent / team.workspace.text
+        for agent in team.agents:
+            own = source.beside()
+            yield Document(own, path, canonical(expand(team, agent, own), own), file, agent)
+        for place in team.include:
+            yield from self._included(team, place, path, given.beneath(team.values), chain)
+        self.findings += in_order(source.findings)
+
+    def _included(
+        self, team: Team, place: ScalarNode, path: Path | None, inputs: Inputs, chain: tuple[Path, ...]
+    ) -> Iterator[Document]:
+        if path is None:
+            team.source.add("TK2021", "a text that is no file can include nothing", at(place))
+            return
+        target = path.parent / place.text
+        chain = (*chain, path.absolute())
+        files, notes = spec_files(target) if is_directory(target) else ((target,), Source(""))
+        for note in notes.findings:
+            team.source.add(note.code, f"{note.message}: {note.file}", at(place), severity=note.severity)
+        self.complete &= not notes.broken
+        for file in files:
+            if _same(file, chain):
+                if file is target:
+                    message = f"{quoted(place.text)} includes itself: {_loop(file, chain)}"
+                    team.source.add("TK2021", message, at(place))
+            elif len(chain) > MAX_INCLUDES:
+                team.source.add("TK2021", f"files include each other deeper than {MAX_INCLUDES} levels", at(place))
+            elif not self._first(file):
+                if file is target:
+                    message = f"{quoted(place.text)} is read already; it is included once"
+                    team.source.add("TK2021", message, at(place), severity="warning")
+            else:
+                source = read_source(file)
+                if any(f.code == "TK1013" for f in source.findings):
+                    self.complete = False
+                    team.source.add("TK1013", f"{label_of(file)}: {source.findings[0].message}", at(place))
+                    continue
+                yield from self.of_source(source, file, inputs, chain)
+
+    def _first(self, file: Path) -> bool:
+        absolute = _absolute(file)
+        if absolute in self._seen:
+            return False
+        self._seen.add(absolute)
+        return True
+
+
+def _absolute(path: Path) -> Path:
+    """The path from the root, `..` taken out where that changes nothing."""
+    try:
+        return path.absolute().parent.resolve() / path.name
+    except (OSError, RuntimeError, ValueError):
+        return path.absolute()
+
+
+def _same(file: Path, chain: tuple[Path, ...]) -> bool:
+    return _absolute(file) in map(_absolute, chain)
+
+
+def _loop(file: Path, chain: tuple[Path, ...]) -> str:
+    names = [label_of(Path(link.name)) for link in chain]
+    start = next(n for n, link in enumerate(chain) if _absolute(link) == _absolute(file))
+    return " -> ".join([*names[start:], label_of(Path(file.name))])
