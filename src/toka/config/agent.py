@@ -18,6 +18,7 @@ from toka.config.draft import standing, unreliable, without
 from toka.config.faults import place_of, report
 from toka.config.fields import Part, Priority, Prose
 from toka.config.flow import Flow
+from toka.config.flow_rules import flow_problems
 from toka.config.inputs import Inputs
 from toka.config.load import read_source, spec_files
 from toka.config.nodes import MapNode
@@ -83,14 +84,12 @@ class Reading(NamedTuple):
         drafts: what stands of those with errors: enough to check it together with the others, never to be run.
         findings: what was found in all files.
         complete: False when a file is so broken that not even the name of its agent is known.
-        workspaces: the directories that team files name to work on, by the file that does.
     """
 
     configs: tuple[AgentConfig, ...]
     drafts: tuple[AgentConfig, ...]
     findings: tuple[Finding, ...]
     complete: bool
-    workspaces: Mapping[Path, Path]
 
 
 class AgentConfig(Part):
@@ -181,15 +180,15 @@ class AgentConfig(Part):
         findings: list[Finding] = []
         complete = True
         for document in documents.read(map(Path, paths)):
-            config = cls._of(document)
-            findings += in_order(document.source.findings)
+            config, source = cls._of(document), document.origin.source
+            findings += in_order(source.findings)
             complete &= config is not None and not config.lacks("metadata", "name")
             if config is not None:
-                (drafts if document.source.broken else configs).append(config)
+                (drafts if source.broken else configs).append(config)
         values.report_unknown()
         findings += [*documents.findings, *(f for source in values.sources for f in source.findings)]
         complete &= documents.complete
-        return Reading(tuple(configs), tuple(drafts), tuple(findings), complete, documents.workspaces)
+        return Reading(tuple(configs), tuple(drafts), tuple(findings), complete)
 
     @classmethod
     def parse(cls, text: str, file: str = "<text>", inputs: Given = None) -> Self:
@@ -260,6 +259,11 @@ class AgentConfig(Part):
     def source(self) -> Path | None:
         """The file it was read from; None for text."""
         return self._origin.path
+
+    @property
+    def workspace(self) -> Path | None:
+        """The directory that the team file names which was asked for; None when it names none, and for specs."""
+        return self._origin.workspace
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -349,7 +353,8 @@ class AgentConfig(Part):
         found = [(document, cls._of(document)) for document in documents.of_source(source, path)]
         values.report_unknown()
         problems = [*documents.findings, *(f for given in values.sources for f in given.findings)]
-        problems += [f for document, _ in found for f in document.source.findings if document.source is not source]
+        others = [document.origin.source for document, _ in found if document.origin.source is not source]
+        problems += [f for other in others for f in other.findings]
         if len(found) != 1 and not any(f.severity == "error" for f in problems):
             source.add("TK2021", f"this is a team of {len(found)} agents, where one is wanted", (1, 1, 1))
         source.findings += [f for f in problems if f not in source.findings]
@@ -358,8 +363,7 @@ class AgentConfig(Part):
     @classmethod
     def _of(cls, document: Document) -> Self | None:
         """An agent; when its source has errors, which it holds, a draft, or None when nothing stands."""
-        origin = Origin(document.source, document.path, team=document.team, agent=document.agent)
-        return cls._validated(document.root, origin) if document.root else None
+        return cls._validated(document.root, document.origin) if document.root else None
 
     @classmethod
     def _validated(cls, given: MapNode | dict[str, Any], origin: Origin) -> Self | None:
@@ -393,3 +397,4 @@ def _problems(config: AgentConfig) -> Iterable[rules.Problem]:
     yield from rules.task_problems(config.tasks, config.limits.wall_s)
     yield from rules.security_problems(config.security)
     yield from rules.reporting_problems(config.reporting)
+    yield from flow_problems(config)

@@ -320,8 +320,9 @@ def _as_texts(node: Node) -> Node:
         return node
     out = MapNode(*at(node))
     for name, value in node.entries.items():
-        keep = not isinstance(value, ScalarNode) or absent(value)
-        out.put(node.keys[name], value if keep else ScalarNode(value.text, *at(value)))
+        if isinstance(value, ScalarNode) and not absent(value):
+            value = ScalarNode(value.text, *at(value))
+        out.put(node.keys[name], value)
     return out
 
 

@@ -3,60 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from toka.config.diagnostics import Finding, in_order, quoted
 from toka.config.dialect import canonical
 from toka.config.inputs import Inputs
 from toka.config.load import is_directory, label_of, read_source, spec_files
 from toka.config.nodes import MapNode, ScalarNode, at
+from toka.config.origin import Origin
 from toka.config.source import Source
 from toka.config.team import Team, is_team, read_team
 from toka.config.team_agent import expand
+from toka.config.team_file import TeamFile
 from toka.config.yaml import read_nodes
 
 MAX_INCLUDES: Final = 16
 """How deep team files may include each other."""
 
 
-class TeamFile:
-    """The text of a team file and the values of its inputs: what it takes to expand one of its agents again."""
-
-    def __init__(self, source: Source, inputs: Inputs) -> None:
-        self._source = Source(source.file, source.text)
-        self._inputs = Inputs(inputs.given)
-        self._team: Team | None = None
-
-    def nodes(self, agent: str) -> MapNode | None:
-        """The canonical nodes of an agent. The file is parsed once, and only when somebody asks."""
-        if self._team is None:
-            source = self._source.beside()
-            root = read_nodes(source)
-            self._team = read_team(root, source, self._inputs) if isinstance(root, MapNode) else Team(source)
-        if agent not in self._team.agents:
-            return None
-        scratch = self._source.beside()
-        return canonical(expand(self._team, agent, scratch), scratch)
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(NamedTuple):
     """One agent.
 
     Attributes:
-        source: its text, with the findings about this agent alone.
-        path: its file; None for text.
+        origin: where it came from; its source holds the findings about this agent alone.
         root: its canonical nodes; None when there is nothing that could be one.
-        team, agent: the team file that it is from and its key there; None and empty for an original spec.
     """
 
-    source: Source
-    path: Path | None
+    origin: Origin
     root: MapNode | None
-    team: TeamFile | None = None
-    agent: str = ""
 
 
 class Documents:
@@ -65,7 +40,6 @@ class Documents:
     Attributes:
         findings: what was found about files and directories as a whole, once they are read.
         complete: False when an agent may exist whose name is not known.
-        workspaces: directories that the team files name which were asked for, by the file that names it.
     """
 
     def __init__(self, inputs: Inputs) -> None:
@@ -73,7 +47,7 @@ class Documents:
         self._seen: set[Path] = set()
         self.findings: list[Finding] = []
         self.complete = True
-        self.workspaces: dict[Path, Path] = {}
+        self._workspace: Path | None = None
 
     def read(self, paths: Iterable[Path]) -> Iterator[Document]:
         """The agents of files and directories, one at a time."""
@@ -90,19 +64,23 @@ class Documents:
     ) -> Iterator[Document]:
         """The agents of one text; `chain` are the files that include it."""
         given = inputs or self._inputs
+        if not chain:
+            self._workspace = None
         nodes = None if source.broken else read_nodes(source)
         if not isinstance(nodes, MapNode) or not is_team(nodes):
-            yield Document(source, path, canonical(nodes, source) if nodes else None)
+            root = canonical(nodes, source) if nodes else None
+            yield Document(Origin(source, path, workspace=self._workspace), root)
             return
         team = read_team(nodes, source, given)
         file = TeamFile(source, given)
         if source.broken and not team.agents:
             self.complete = False
         if team.workspace is not None and path is not None and not chain:
-            self.workspaces[path] = path.parent / team.workspace.text
+            self._workspace = path.parent / team.workspace.text
         for agent in team.agents:
             own = source.beside()
-            yield Document(own, path, canonical(expand(team, agent, own), own), file, agent)
+            root = canonical(expand(team, agent, own), own)
+            yield Document(Origin(own, path, team=file, agent=agent, workspace=self._workspace), root)
         for place in team.include:
             yield from self._included(team, place, path, given.beneath(team.values), chain)
         self.findings += in_order(source.findings)

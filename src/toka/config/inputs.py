@@ -113,7 +113,9 @@ def read_inputs(flags: Iterable[str], files: Iterable[Path]) -> Inputs:
         out.sources.append(source)
         root = None if source.broken else read_nodes(source)
         if root is not None and not isinstance(root, MapNode):
-            source.add("TK2002", "inputs are a mapping of names to values", at(root), label="expected such as area: src")
+            source.add(
+                "TK2002", "inputs are a mapping of names to values", at(root), label="expected such as area: src"
+            )
         for name, value in root.entries.items() if isinstance(root, MapNode) else ():
             out.given[name] = Given(_written(value), source, at(value))
     source = Source(FLAG)
@@ -176,9 +178,15 @@ def _declared(key: ScalarNode, node: Node, source: Source) -> Declared:
 
 def _kind_of(node: Node) -> str:
     """The type that a default stands for."""
-    value = value_of(node) if isinstance(node, ScalarNode) else ""
-    kinds = {bool: "boolean", int: "integer", float: "number"}
-    return kinds.get(type(value), "string")
+    match value_of(node) if isinstance(node, ScalarNode) else "":
+        case bool():
+            return "boolean"
+        case int():
+            return "integer"
+        case float():
+            return "number"
+        case _:
+            return "string"
 
 
 def values_of(declared: Mapping[str, Declared], inputs: Inputs, source: Source) -> dict[str, Any]:
@@ -233,13 +241,15 @@ def read_value(kind: str, value: object) -> object:
             sound = isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
             return (int(text) if text is not None and _WHOLE.fullmatch(text) else number) if sound else UNSET
         case "boolean":
-            return {"true": True, "false": False}.get(text, UNSET) if text is not None else _is(value, bool)
+            return (
+                {"true": True, "false": False}.get(text, UNSET)
+                if text is not None
+                else value
+                if isinstance(value, bool)
+                else UNSET
+            )
         case _:
-            return _list(text) if text is not None else _is(value, list)
-
-
-def _is(value: object, kind: type) -> object:
-    return value if isinstance(value, kind) else UNSET
+            return _list(text) if text is not None else _is_list(value)
 
 
 def _list(text: str) -> object:
@@ -249,4 +259,8 @@ def _list(text: str) -> object:
         value: object = json.loads(text)
     except (ValueError, RecursionError):
         return UNSET
-    return _is(value, list)
+    return _is_list(value)
+
+
+def _is_list(value: object) -> object:
+    return cast("list[object]", value) if isinstance(value, list) else UNSET

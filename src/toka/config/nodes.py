@@ -107,6 +107,7 @@ def node_of(value: object, place: tuple[int, int, int]) -> Node:
         return out
     return ScalarNode(json.dumps(value), *place, bare=True)
 
+
 _INTEGER: Final = re.compile(r"[-+]?[0-9]{1,18}")
 _OCTAL: Final = re.compile(r"0o[0-7]{1,20}")
 _HEX: Final = re.compile(r"0x[0-9a-fA-F]{1,15}")

@@ -8,10 +8,10 @@ from typing import Any, Final, cast
 
 from toka.config.diagnostics import Position
 from toka.config.dialect import CAPABILITY_LIST, canonical
-from toka.config.documents import TeamFile
 from toka.config.faults import place_of
 from toka.config.nodes import MapNode, plain
 from toka.config.source import Source
+from toka.config.team_file import TeamFile
 from toka.config.yaml import read_nodes
 
 TYPED: Final = frozenset({"extensions", "flow"})
@@ -28,6 +28,7 @@ class Origin:
         nodes: what is left of the canonical nodes of a draft; None for a sound spec, whose text is read again.
         lost: the paths that errors took out of a draft.
         team, agent: the team file that the spec was expanded from, and the agent's key there; None and empty otherwise.
+        workspace: the directory that the team file names which was asked for; None when it names none.
     """
 
     source: Source
@@ -36,6 +37,7 @@ class Origin:
     lost: frozenset[tuple[str | int, ...]] = frozenset()
     team: TeamFile | None = None
     agent: str = ""
+    workspace: Path | None = None
 
     def canonical_nodes(self) -> MapNode | None:
         """The canonical nodes, read again: keeping them would cost ten times the memory of the spec."""

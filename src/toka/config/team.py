@@ -1,4 +1,4 @@
-"""The head of a team file: its own keys, inputs, defaults, what it includes. The agents are expanded by `team_agent`."""
+"""The head of a team file: its own keys, inputs, defaults, what it includes. `team_agent` expands the agents."""
 
 from __future__ import annotations
 

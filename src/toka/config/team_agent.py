@@ -355,4 +355,3 @@ def _edges(node: Node) -> ListNode:
             items.append(one)
         return ListNode(items, node.line, node.column)
     return ListNode([node], node.line, node.column)
-

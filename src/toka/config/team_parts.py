@@ -1,4 +1,4 @@
-"""Short forms of a team file -> the sections of a spec, one function for each: grants, limits, needs, outputs, commands.
+"""Short forms of a team file -> the sections of a spec: grants, limits, needs, outputs, commands.
 
 Nodes go in and come out, so that each finding has its place in the team file.
 """
