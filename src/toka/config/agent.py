@@ -376,7 +376,7 @@ class AgentConfig(Part):
             lost = None if root is None else standing(lambda n: cls._built(n, origin), root, error)
             if root is None or lost is None:
                 return None
-            origin = replace(origin, nodes=root, lost=lost)
+            origin = replace(origin, nodes=root, lost=origin.lost | lost)
             config = cls._built(root, origin)
         problems = [p for p in _problems(config) if not unreliable(p.code, p.path, origin.lost)]
         for problem in problems:

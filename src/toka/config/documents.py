@@ -18,6 +18,8 @@ from toka.config.team_agent import expand
 from toka.config.team_file import TeamFile
 from toka.config.yaml import read_nodes
 
+UNKNOWN: Final = frozenset({("security", "capabilities_required")})
+"""What may be lost of an agent that could not be expanded in full."""
 MAX_INCLUDES: Final = 16
 """How deep team files may include each other."""
 
@@ -79,8 +81,10 @@ class Documents:
             self._workspace = path.parent / team.workspace.text
         for agent in team.agents:
             own = source.beside()
-            root = canonical(expand(team, agent, own), own)
-            yield Document(Origin(own, path, team=file, agent=agent, workspace=self._workspace), root)
+            spec = expand(team, agent, own)
+            lost = UNKNOWN if own.broken else frozenset[tuple[str | int, ...]]()
+            origin = Origin(own, path, lost=lost, team=file, agent=agent, workspace=self._workspace)
+            yield Document(origin, canonical(spec, own))
         for place in team.include:
             yield from self._included(team, place, path, given.beneath(team.values), chain)
         self.findings += in_order(source.findings)

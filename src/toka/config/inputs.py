@@ -24,6 +24,9 @@ TYPES: Final[tuple[str, ...]] = get_args(InputType)
 FLAG: Final = "--input"
 """What messages call values of the command line."""
 UNSET: Final = object()
+"""No value."""
+WRONG: Final = object()
+"""A default that was refused."""
 
 _KEYS: Final = ("type", "default", "description")
 _WHOLE: Final = re.compile(r"[-+]?[0-9]{1,18}")
@@ -54,7 +57,7 @@ class Declared:
 
     Attributes:
         name, type, description: as written.
-        default: its value when none is given; UNSET = one must be given.
+        default: its value when none is given; UNSET = one must be given, WRONG = it was refused.
         at: where it stands.
     """
 
@@ -90,6 +93,7 @@ class Inputs:
     def beneath(self, values: Mapping[str, object]) -> Inputs:
         """For an included file: the same, and the values of the file that includes it for names that nobody gave."""
         source = Source("<inputs>")
+        self.sources.append(source)
         return Inputs({**{n: Given(v, source) for n, v in values.items()}, **self.given}, self.known, self.sources)
 
     def report_unknown(self) -> None:
@@ -173,6 +177,7 @@ def _declared(key: ScalarNode, node: Node, source: Source) -> Declared:
         if given is None:
             kind = "list" if isinstance(written, ListNode) else _kind_of(written)
         default = _checked(key.text, kind, Given(_written(written), source, at(written)), "")
+        default = WRONG if default is UNSET else default
     return Declared(key.text, kind, default, told.text if isinstance(told, ScalarNode) else "", at(key))
 
 
@@ -202,7 +207,7 @@ def values_of(declared: Mapping[str, Declared], inputs: Inputs, source: Source) 
             message = f"the input {quoted(name)} has no value"
             help_ = f"give one: --input {name}=VALUE, or a default"
             source.add("TK2017", message, one.at, label=f"{_WANTED[one.type].partition(':')[0]}", help=help_)
-        if value is not UNSET:
+        if value is not UNSET and value is not WRONG:
             out[name] = value
     return out
 
@@ -256,11 +261,14 @@ def _list(text: str) -> object:
     if not text.lstrip().startswith("["):
         return [item.strip() for item in text.split(",")] if text.strip() else []
     try:
-        value: object = json.loads(text)
+        return _is_list(json.loads(text))
     except (ValueError, RecursionError):
         return UNSET
-    return _is_list(value)
 
 
 def _is_list(value: object) -> object:
-    return cast("list[object]", value) if isinstance(value, list) else UNSET
+    """The value, if it is a list."""
+    found: object = UNSET
+    if isinstance(value, list):
+        found = cast("list[object]", value)
+    return found

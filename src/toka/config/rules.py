@@ -60,7 +60,8 @@ def task_problems(tasks: Tasks, limit_s: float | None) -> Iterator[Problem]:
     specs = resolve_tasks(tasks, None)
     paths = _task_paths(tasks)
     if not tasks.default:
-        yield Problem("TK2009", "the agent has no task that is always done", ("tasks",))
+        help_text = "add one to tasks; in a team file: goal, run or tasks"
+        yield Problem("TK2009", "the agent has no task that is always done", ("tasks",), help=help_text)
     groups: dict[str, str | None] = {}
     entries = (*tasks.default, *(entry for group in tasks.conditional.values() for entry in group))
     for entry, path in zip(entries, paths, strict=True):

@@ -39,17 +39,19 @@ class Substitution:
             decides: whether these texts decide what is granted, or only say something.
 
         Returns:
-            None when an input in it has no value.
+            None when nothing is left of it, because an input has no value or a reference cannot stand there.
         """
         if isinstance(node, ScalarNode):
             return self.kept(node) if bare else self._scalar(node, decides=decides)
         if isinstance(node, ListNode):
             items: list[Node] = []
+            lost = False
             for item in node.items:
                 inner = self.walk(item, live, bare=bare, decides=decides)
+                lost |= inner is None
                 spliced = isinstance(item, ScalarNode) and isinstance(inner, ListNode)
                 items += inner.items if spliced and isinstance(inner, ListNode) else [inner] if inner else []
-            return ListNode(items, node.line, node.column)
+            return ListNode(items, node.line, node.column) if items or not lost else None
         out = MapNode(*at(node))
         for name, value in node.entries.items():
             if name in live and not isinstance(value, MapNode):

@@ -60,6 +60,7 @@ def command(node: Node, source: Source) -> Node:
     if len(words) != len(node.items) or not words:
         label = "expected such as [python3, -m, unittest]"
         source.add("TK2002", "a command is text, or a list of at least one word", at(node), label=label)
+        words = words or ["…"]
     return ScalarNode(line_of_words(words), *at(node))
 
 
