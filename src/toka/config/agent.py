@@ -18,11 +18,11 @@ from toka.config.draft import standing, unreliable, without
 from toka.config.faults import place_of, report
 from toka.config.fields import Part, Priority, Prose
 from toka.config.flow import Flow
-from toka.config.flow_rules import flow_problems
+from toka.config.flow_rules import spec_problems
 from toka.config.inputs import Inputs
 from toka.config.load import read_source, spec_files
 from toka.config.nodes import MapNode
-from toka.config.origin import Origin, data_of
+from toka.config.origin import Origin, Workspace, data_of
 from toka.config.parts import (
     AgentSpec,
     CapabilityRequest,
@@ -261,7 +261,12 @@ class AgentConfig(Part):
         return self._origin.path
 
     @property
-    def workspace(self) -> Path | None:
+    def first(self) -> tuple[int, int]:
+        """Line and column at which it begins in its file."""
+        return self._origin.first
+
+    @property
+    def workspace(self) -> Workspace | None:
         """The directory that the team file names which was asked for; None when it names none, and for specs."""
         return self._origin.workspace
 
@@ -378,7 +383,7 @@ class AgentConfig(Part):
                 return None
             origin = replace(origin, nodes=root, lost=origin.lost | lost)
             config = cls._built(root, origin)
-        problems = [p for p in _problems(config) if not unreliable(p.code, p.path, origin.lost)]
+        problems = [p for p in spec_problems(config) if not unreliable(p.code, p.path, origin.lost)]
         for problem in problems:
             problem.add_to(origin.source, root)
         wrong = {p.path for p in problems if p.path[:2] == rules.REQUESTS}
@@ -390,11 +395,3 @@ class AgentConfig(Part):
     @classmethod
     def _built(cls, nodes: MapNode, origin: Origin) -> Self:
         return cls.model_validate(data_of(nodes, origin.source.file), context=origin)
-
-
-def _problems(config: AgentConfig) -> Iterable[rules.Problem]:
-    yield from rules.model_problems(config.model)
-    yield from rules.task_problems(config.tasks, config.limits.wall_s)
-    yield from rules.security_problems(config.security)
-    yield from rules.reporting_problems(config.reporting)
-    yield from flow_problems(config)

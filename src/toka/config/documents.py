@@ -11,7 +11,7 @@ from toka.config.dialect import canonical
 from toka.config.inputs import Inputs
 from toka.config.load import is_directory, label_of, read_source, spec_files
 from toka.config.nodes import MapNode, ScalarNode, at
-from toka.config.origin import Origin
+from toka.config.origin import Origin, Workspace
 from toka.config.source import Source
 from toka.config.team import Team, is_team, read_team
 from toka.config.team_agent import expand
@@ -49,7 +49,7 @@ class Documents:
         self._seen: set[Path] = set()
         self.findings: list[Finding] = []
         self.complete = True
-        self._workspace: Path | None = None
+        self._workspace: Workspace | None = None
 
     def read(self, paths: Iterable[Path]) -> Iterator[Document]:
         """The agents of files and directories, one at a time."""
@@ -78,12 +78,13 @@ class Documents:
         if source.broken and not team.agents:
             self.complete = False
         if team.workspace is not None and path is not None and not chain:
-            self._workspace = path.parent / team.workspace.text
+            self._workspace = Workspace(path.parent / team.workspace.text, path)
         for agent in team.agents:
             own = source.beside()
             spec = expand(team, agent, own)
             lost = UNKNOWN if own.broken else frozenset[tuple[str | int, ...]]()
-            origin = Origin(own, path, lost=lost, team=file, agent=agent, workspace=self._workspace)
+            key = team.agents[agent][0]
+            origin = Origin(own, path, None, lost, file, agent, (key.line, key.column), self._workspace)
             yield Document(origin, canonical(spec, own))
         for place in team.include:
             yield from self._included(team, place, path, given.beneath(team.values), chain)

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, cast
 
+from toka.config import rules
 from toka.config.diagnostics import did_you_mean, one_of, quoted
 from toka.config.flow import BUILT_IN, MAX_INSTANCES, Flow
-from toka.config.parts import Objective, Security
+from toka.config.parts import Objective, Reporting, Security
 from toka.config.rules import REQUESTS, Problem
 from toka.config.tasks import Tasks, resolve_tasks
 from toka.core.capability import CapabilityError, normal_path
@@ -37,6 +38,16 @@ class Spec(Protocol):
     @property
     def flow(self) -> Flow | None:
         """What passes between it and others."""
+        ...
+
+    @property
+    def model(self) -> str | None:
+        """Its model."""
+        ...
+
+    @property
+    def reporting(self) -> Reporting:
+        """How it reports."""
         ...
 
     @property
@@ -105,6 +116,15 @@ def references_of(spec: Spec) -> Iterator[tuple[Text, Reference]]:
     for text in texts(spec):
         if "${" in text.text:
             yield from ((text, r) for r in find_references(text.text) if isinstance(r, Reference))
+
+
+def spec_problems(spec: Spec) -> Iterator[Problem]:
+    """All problems of one spec."""
+    yield from rules.model_problems(spec.model)
+    yield from rules.task_problems(spec.tasks, spec.security.resource_limits.limits.wall_s)
+    yield from rules.security_problems(spec.security)
+    yield from rules.reporting_problems(spec.reporting)
+    yield from flow_problems(spec)
 
 
 def flow_problems(spec: Spec) -> Iterator[Problem]:

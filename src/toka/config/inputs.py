@@ -220,9 +220,9 @@ def _checked(name: str, kind: str, given: Given, label: str) -> object:
         given.source.add("TK2017", message, given.at, label=label or f"expected {_WANTED[kind]}")
         return UNSET
     size = len(json.dumps(value, ensure_ascii=False))
-    if isinstance(value, list) and len(cast("list[object]", value)) > MAX_ITEMS:
+    if len(cast("list[object]", value) if kind == "list" else ()) > MAX_ITEMS:
         given.source.add("TK2006", f"the input {quoted(name)} has more than {MAX_ITEMS} entries", given.at)
-    elif size > 5 * MAX_PROSE or (isinstance(value, str) and size > MAX_PROSE):
+    elif size > 5 * MAX_PROSE or (kind == "string" and size > MAX_PROSE):
         given.source.add("TK2006", f"the input {quoted(name)} is too long", given.at)
     elif "\\u0000" in json.dumps(value):
         given.source.add("TK1003", f"the input {quoted(name)} holds the character U+0000", given.at)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 from toka.config.diagnostics import Position
 from toka.config.dialect import CAPABILITY_LIST, canonical
@@ -18,6 +18,18 @@ TYPED: Final = frozenset({"extensions", "flow"})
 """Sections whose bare numbers are numbers."""
 
 
+class Workspace(NamedTuple):
+    """A directory to work on that a team file names.
+
+    Attributes:
+        path: the directory, from the file that names it.
+        file: that file.
+    """
+
+    path: Path
+    file: Path
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where a spec came from.
@@ -28,6 +40,7 @@ class Origin:
         nodes: what is left of the canonical nodes of a draft; None for a sound spec, whose text is read again.
         lost: the paths that errors took out of a draft.
         team, agent: the team file that the spec was expanded from, and the agent's key there; None and empty otherwise.
+        first: line and column at which the agent begins.
         workspace: the directory that the team file names which was asked for; None when it names none.
     """
 
@@ -37,7 +50,8 @@ class Origin:
     lost: frozenset[tuple[str | int, ...]] = frozenset()
     team: TeamFile | None = None
     agent: str = ""
-    workspace: Path | None = None
+    first: tuple[int, int] = (1, 1)
+    workspace: Workspace | None = None
 
     def canonical_nodes(self) -> MapNode | None:
         """The canonical nodes, read again: keeping them would cost ten times the memory of the spec."""
