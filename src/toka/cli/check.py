@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
@@ -12,12 +11,16 @@ from toka.cli.door import ANY_PATH, read_settings
 from toka.cli.output import coloured, emit, say
 from toka.cli.render_findings import as_json, counted, github, sarif
 from toka.cli.render_plan import plan_json, plan_lines
+from toka.cli.team_options import folder_of, inputs_option, workspace_option
 from toka.cli.text import json_line, line_of, painter, some
 from toka.config.agent import AgentConfig
 from toka.config.check import check_paths
 from toka.config.diagnostics import Finding, Position, in_order
+from toka.config.emit import to_yaml
+from toka.config.inputs import Inputs
 from toka.config.load import is_directory, spec_files
 from toka.config.settings import Settings
+from toka.config.written import spec_data
 from toka.core.ids import AgentName
 from toka.errors import ConfigError, MissingError, UsageError
 from toka.orchestration.compiled import Compiled, compile_here
@@ -29,15 +32,9 @@ from toka.orchestration.unmet import inside, place_findings, spec_findings, spec
 from toka.tools.builtin import Toolbox
 from toka.tools.plugins import find_plugins, toolbox
 
-F = TypeVar("F", bound=Callable[..., Any])
+NEWLINE = "\n"
 _paths = click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=ANY_PATH)
 _json = click.option("--json", "as_json_", is_flag=True, help="The same as --format json.")
-
-
-def workspace_option(command: F) -> F:
-    """Adds `--workspace DIR`."""
-    help_ = "The directory the agents would work on. Default: here."
-    return click.option("--workspace", metavar="DIR", type=ANY_PATH, help=help_)(command)
 
 
 @click.command()
@@ -47,14 +44,21 @@ def workspace_option(command: F) -> F:
     help="How to print findings.",
 )  # fmt: skip
 @_json
+@inputs_option
 @click.option("--strict", is_flag=True, help="Warnings are errors.")
-def validate(paths: Sequence[Path], form: str, as_json_: bool, strict: bool) -> int:  # noqa: FBT001 - click's way
-    """Check spec files and directories and print every finding, in one pass.
+def validate(
+    paths: Sequence[Path],
+    form: str,
+    as_json_: bool,  # noqa: FBT001 - click's way
+    strict: bool,  # noqa: FBT001 - click's way
+    inputs: Inputs,
+) -> int:
+    """Check team files, specs and directories of them and print every finding, in one pass.
 
     Exits 0 when there is no error, else 3.
     """
     settings = warned_settings()
-    _, findings = check_specs(paths, settings)
+    _, findings = check_specs(paths, settings, inputs)
     specs = count_specs(paths)
     summary = counted(specs, findings)
     match "json" if as_json_ else form:
@@ -76,8 +80,10 @@ def validate(paths: Sequence[Path], form: str, as_json_: bool, strict: bool) -> 
 @_paths
 @click.option("--enable", multiple=True, metavar="NAME", help="Switch on a conditional task group. Repeatable.")
 @workspace_option
+@inputs_option
+@click.option("--expanded", "form", flag_value="expanded", help="Print the agents as specs, one YAML document each.")
 @click.option(
-    "--format", "form", type=click.Choice(["text", "json", "mermaid"]), default="text", show_default=True,
+    "--format", "form", type=click.Choice(["text", "json", "mermaid", "expanded"]), default="text", show_default=True,
     help="How to print the plan.",
 )  # fmt: skip
 @_json
@@ -87,6 +93,7 @@ def plan(
     workspace: Path | None,
     form: str,
     as_json_: bool,  # noqa: FBT001 - click's way
+    inputs: Inputs,
 ) -> int:
     """Show what would run: order, tasks, grants, limits, warnings. Nothing is started.
 
@@ -95,8 +102,11 @@ def plan(
     """
     settings = warned_settings()
     form = "json" if as_json_ else form
-    folder = folder_of(workspace)
-    configs, findings = check_specs(paths, settings)
+    configs, findings = check_specs(paths, settings, inputs)
+    folder = folder_of(workspace, configs)
+    if form == "expanded" and not any(f.severity == "error" for f in findings):
+        _emit_lines([f"---\n{to_yaml(spec_data(config)).removesuffix(NEWLINE)}" for config in configs])
+        return 0
     terms = terms_of(settings, configs, folder)
     placed = place_findings(configs, terms, folder)
     wrong = any(f.severity == "error" for f in findings)
@@ -141,14 +151,6 @@ def compiled_of(configs: Sequence[AgentConfig], terms: Terms, workspace: Path) -
     return {config.name: compile_here(rights_of(config, terms), workspace) for config in configs}
 
 
-def folder_of(workspace: Path | None) -> Path:
-    """The workspace that is meant. Raises UsageError when it is no directory, as a run would."""
-    folder = workspace or Path.cwd()
-    if not is_directory(folder):
-        raise UsageError(f"workspace {folder} is not a directory", hint="name one with --workspace DIR")
-    return folder
-
-
 def terms_of(settings: Settings, configs: Sequence[AgentConfig], workspace: Path) -> Terms:
     """What these settings and a workspace add to specs."""
     sources = [config.source for config in configs if config.source is not None]
@@ -163,17 +165,20 @@ def terms_of(settings: Settings, configs: Sequence[AgentConfig], workspace: Path
     )
 
 
-def check_specs(paths: Sequence[Path], settings: Settings) -> tuple[tuple[AgentConfig, ...], tuple[Finding, ...]]:
+def check_specs(
+    paths: Sequence[Path], settings: Settings, inputs: Inputs | None = None
+) -> tuple[tuple[AgentConfig, ...], tuple[Finding, ...]]:
     """Reads specs and finds all that can be said of them without a network and without keys, in one pass.
 
     Args:
         paths: files and directories.
         settings: capabilities that they define; a default model that cannot be one is a finding, too.
+        inputs: values for the inputs of team files; None = their defaults.
 
     Returns:
         The specs that could be read, sorted by name, and all findings. When one is an error, nothing must be run.
     """
-    configs, drafts, found = check_paths(paths, settings.capabilities)
+    configs, drafts, found = check_paths(paths, settings.capabilities, inputs)
     specs = (*configs, *drafts)
     findings = [*found, *spec_findings(specs, settings.capabilities)]
     if "model" in settings.origins or any(spec.model for spec in specs):

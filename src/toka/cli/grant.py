@@ -8,15 +8,17 @@ from typing import Any, Final
 
 import click
 
-from toka.cli.check import check_specs, count_specs, folder_of, terms_of, warned_settings, workspace_option
+from toka.cli.check import check_specs, count_specs, terms_of, warned_settings
 from toka.cli.door import ANY_PATH
 from toka.cli.ids import match_name
 from toka.cli.output import coloured, emit, say
 from toka.cli.render_findings import as_json, counted
-from toka.cli.render_plan import capability_text, held_lines, limits_text
+from toka.cli.render_plan import by_agent, capability_text, held_lines, limits_text
 from toka.cli.rows import listed
+from toka.cli.team_options import folder_of, inputs_option, workspace_option
 from toka.cli.text import Cell, Paint, columns, json_line, line_of, painter, plain
 from toka.config.diagnostics import Finding, in_order
+from toka.config.inputs import Inputs
 from toka.core.units import format_bytes
 from toka.errors import ConfigError
 from toka.orchestration.compiled import BY_ARGUMENT, Compiled, compile_here
@@ -33,15 +35,22 @@ WIDTH: Final = 200
 @click.argument("agent")
 @click.argument("paths", metavar="SPEC...", nargs=-1, required=True, type=ANY_PATH)
 @workspace_option
+@inputs_option
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
-def grant(agent: str, paths: Sequence[Path], workspace: Path | None, json_: bool) -> int:  # noqa: FBT001 - click's way
+def grant(
+    agent: str,
+    paths: Sequence[Path],
+    workspace: Path | None,
+    json_: bool,  # noqa: FBT001 - click's way
+    inputs: Inputs,
+) -> int:
     """Show what an agent gets: tools, mounts, rules, system calls, network, environment, limits.
 
     For each capability that its spec asks for, what it became. Exits 3 when a spec has an error, or asks for what the
     workspace or this machine does not have.
     """
     settings = warned_settings()
-    configs, findings = check_specs(paths, settings)
+    configs, findings = check_specs(paths, settings, inputs)
     if any(f.severity == "error" for f in findings):
         if json_:
             emit(json_line(as_json(findings)))
@@ -51,11 +60,11 @@ def grant(agent: str, paths: Sequence[Path], workspace: Path | None, json_: bool
         return ConfigError.exit_code
     named = {str(config.name): config for config in configs}
     config = named[match_name(named, agent)]
-    folder = folder_of(workspace)
+    folder = folder_of(workspace, configs)
     terms = terms_of(settings, configs, folder)
-    file = config.position().file
-    own = [f for f in place_findings(configs, terms, folder) if f.file == file or f.code in ("TK4202", "TK4206")]
-    found = in_order((*(f for f in findings if f.file == file), *own))
+    placed = place_findings(configs, terms, folder)
+    own = [*by_agent(configs, placed).get(config.name, ()), *(f for f in placed if f.code in ("TK4202", "TK4206"))]
+    found = in_order((*by_agent(configs, findings).get(config.name, ()), *own))
     compiled = compile_here(rights_of(config, terms), folder)
     if json_:
         emit(json_line({**grant_json(compiled), **as_json(found)}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -9,11 +10,13 @@ from toka.cli.render_findings import as_json
 from toka.cli.text import Paint, line_of, plain, some
 from toka.config.agent import AgentConfig
 from toka.config.diagnostics import Finding
+from toka.config.flow import Flow
 from toka.config.load import label_of
 from toka.core import units
 from toka.core.capability import Capability
 from toka.core.ids import AgentName
 from toka.core.limits import Limits
+from toka.core.reference import as_text, references
 from toka.orchestration.compiled import Compiled
 from toka.orchestration.plan import AgentPlan, Plan
 from toka.sandbox.keeper import Enforcement
@@ -29,9 +32,9 @@ def plan_json(
 ) -> dict[str, Any]:
     """The object that `toka plan --json` prints: the plan, what each grant comes to, and all findings as objects."""
     out = plan.to_json()
-    by_agent = _by_agent(configs, findings)
+    told = by_agent(configs, findings)
     for name, agent in plan.agents.items():
-        known = by_agent.get(name, [])
+        known = told.get(name, [])
         rights = compiled[name].rights.to_json()
         out["agents"][name] |= {"tool_table": rights["tools"], "environment": rights["environment"]}
         out["agents"][name] |= {k: v for k, v in compiled[name].to_json().items() if k != "enforcement"}
@@ -51,7 +54,7 @@ def plan_lines(
     paint: Paint = plain,
 ) -> list[str]:
     """The plan for a person."""
-    by_agent = _by_agent(configs, findings)
+    told = by_agent(configs, findings)
     head = f"{some(len(plan.agents), 'agent')} in {some(len(plan.waves), 'wave')}"
     if len(plan.critical_path) > 1:
         head += f"; the longest chain: {' -> '.join(plan.critical_path)}"
@@ -59,8 +62,8 @@ def plan_lines(
     for number, wave in enumerate(plan.waves, 1):
         out += ["", paint(f"wave {number}", "dim")]
         for name in wave:
-            out += _agent(plan.agents[name], compiled[name], by_agent.get(name, []), default_model, paint)
-    named = {f for fs in by_agent.values() for f in fs}
+            out += _agent(plan.agents[name], compiled[name], told.get(name, []), default_model, paint)
+    named = {f for fs in told.values() for f in fs}
     rest = [f.text for f in findings if f not in named]
     return [*out, "", *rest] if rest else out
 
@@ -79,6 +82,7 @@ def _agent(
         out.append(_row("" if place else "tasks", f"{task}: {'$ ' if fixed else ''}{title}"))
     if agent.checks[1]:
         out.append(_row("checks", _checks(*agent.checks)))
+    out += [_row(label, text) for label, text in _flow(agent.flow)]
     granted = [capability_text(capability) for capability in agent.grant.capabilities] or ["nothing"]
     out += [_row("" if place else "grant", text) for place, text in enumerate(granted)]
     out += [_row("" if place else "taken out", t.text) for place, t in enumerate(agent.taken)]
@@ -96,6 +100,29 @@ def _agent(
         out.append(_row(finding.severity, f"{finding.code} {finding.message}{where}", paint, style))
     out += [_row("warning", text, paint, "warn") for text in _further(agent, findings)]
     return out
+
+
+def _flow(flow: Flow | None) -> Iterator[tuple[str, str]]:
+    """What passes between agents, in short."""
+    if flow is None:
+        return
+    if flow.for_each is not None:
+        each = flow.for_each if isinstance(flow.for_each, str) else some(len(flow.for_each), "element")
+        yield "for each", each + (f", {flow.max_parallel} at one time" if flow.max_parallel else "")
+    if flow.when:
+        yield "when", " and ".join(flow.when)
+    if flow.approve:
+        after = f" (expires after {units.format_duration(flow.approve.expires)})" if flow.approve.expires else ""
+        yield "approval", flow.approve.question + after
+    if flow.inputs:
+        yield "inputs", ", ".join(f"{name} = {as_text(value)}" for name, value in flow.inputs.items())
+    if flow.outputs:
+        yield "outputs", ", ".join(f"{name}: {o.type} from {o.path or o.source}" for name, o in flow.outputs.items())
+    if flow.env:
+        secrets = {name: " ".join(r.text for r in references(v) if r.kind == "secret") for name, v in flow.env.items()}
+        yield "env", ", ".join(f"{name} ({named})" if named else name for name, named in secrets.items())
+    if flow.repairs is not None:
+        yield "repairs", f"at most {flow.repairs}"
 
 
 def _compiled(compiled: Compiled) -> Iterator[tuple[str, str]]:
@@ -181,12 +208,20 @@ def _row(label: str, text: str, paint: Paint = plain, style: str = "") -> str:
     return f"    {paint(label.ljust(LABEL), style)}{line_of(text, WIDTH)}"
 
 
-def _by_agent(configs: Sequence[AgentConfig], findings: Sequence[Finding]) -> dict[AgentName, list[Finding]]:
-    files = {label_of(c.source): c.name for c in configs if c.source is not None}
+def by_agent(configs: Sequence[AgentConfig], findings: Sequence[Finding]) -> dict[AgentName, list[Finding]]:
+    """The findings that are about each agent: those in its file, in a team file those from its name to the next."""
+    files: dict[str, list[tuple[tuple[int, int], AgentName]]] = {}
+    for config in configs:
+        if config.source is not None:
+            files.setdefault(label_of(config.source), []).append((config.first, config.name))
+    for starts in files.values():
+        starts.sort()
     out: dict[AgentName, list[Finding]] = {}
     for finding in findings:
-        if finding.file in files:
-            out.setdefault(files[finding.file], []).append(finding)
+        starts = files.get(finding.file, [])
+        place = bisect_right(starts, (finding.line, finding.column), key=lambda start: start[0])
+        if place or len(starts) == 1:
+            out.setdefault(starts[max(0, place - 1)][1], []).append(finding)
     return out
 
 

@@ -26,7 +26,9 @@ from toka.cli.rows import listed
 from toka.cli.stream import EventPrinter
 from toka.cli.summary import Details, details_of, done_json, summary_lines
 from toka.cli.tally import is_scripted
+from toka.cli.team_options import folder_of, inputs_option, workspace_option
 from toka.config.agent import AgentConfig
+from toka.config.inputs import Inputs
 from toka.config.settings import Settings
 from toka.core.ids import RunId
 from toka.errors import ConfigError, JournalError, RunBusy, TokaError, UsageError
@@ -52,7 +54,8 @@ NO_SANDBOX_OPTION: Final = click.option(
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=ANY_PATH)
-@click.option("--workspace", type=ANY_PATH, help="The directory the agents work on. Default: here.")
+@workspace_option
+@inputs_option
 @click.option("--state", type=ANY_PATH, help="Where runs are recorded.")
 @click.option("--model", help="PROVIDER:MODEL, auto, or scripted:FILE; overrides the specs.")
 @click.option("--base-url", help="A server that speaks the provider's protocol.")
@@ -67,19 +70,19 @@ def run(
     model: str | None,
     base_url: str | None,
     enable: Sequence[str],
-    **flags: bool,
+    **flags: Any,
 ) -> int:
-    """Run the agents of the given spec files and directories as one team.
+    """Run the agents of the given team files, specs and directories of them as one team.
 
     Every step is recorded: a run that is interrupted goes on with `toka resume`.
     """
     model = absolute_model(model) if model else None
     settings = read_settings({"state": _text(state), "model": model, "base_url": base_url})
     warn_of(settings.findings)
-    configs = read_team(paths, settings)
+    configs = read_team(paths, settings, flags["inputs"])
     check_server(settings, configs, model)
     options = {"model": absolute_model(settings.model), "base_url": settings.base_url}
-    request = RunRequest(configs, workspace or Path.cwd(), tuple(enable), model, options)
+    request = RunRequest(configs, folder_of(workspace, configs), tuple(enable), model, options)
     shown = Display(flags["as_json"], flags["quiet"], again(state))
     return asyncio.run(execute(settings, request, shown, no_sandbox=flags["no_sandbox"]))
 
@@ -127,9 +130,9 @@ def absolute_model(model: str) -> str:
     return f"{kind}:{Path(path).absolute()}" if colon and kind == "scripted" else model
 
 
-def read_team(paths: Sequence[Path], settings: Settings) -> tuple[AgentConfig, ...]:
-    """The specs at `paths`; warnings are printed. Raises ConfigError with every finding."""
-    configs, findings = check_specs(paths, settings)
+def read_team(paths: Sequence[Path], settings: Settings, inputs: Inputs | None = None) -> tuple[AgentConfig, ...]:
+    """The agents at `paths`; warnings are printed. Raises ConfigError with every finding."""
+    configs, findings = check_specs(paths, settings, inputs)
     errors = [f for f in findings if f.severity == "error"]
     if errors:
         count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"

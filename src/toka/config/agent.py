@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple, Self, cast
 
@@ -13,14 +13,16 @@ from pydantic import Field, JsonValue, PrivateAttr, SkipValidation, ValidationEr
 
 from toka.config import rules
 from toka.config.diagnostics import Finding, Position, in_order, summary
-from toka.config.dialect import canonical
+from toka.config.documents import Document, Documents
 from toka.config.draft import standing, unreliable, without
 from toka.config.faults import place_of, report
 from toka.config.fields import Part, Priority, Prose
 from toka.config.flow import Flow
-from toka.config.load import is_directory, read_source, spec_files
+from toka.config.flow_rules import spec_problems
+from toka.config.inputs import Inputs
+from toka.config.load import read_source, spec_files
 from toka.config.nodes import MapNode
-from toka.config.origin import Origin, data_of
+from toka.config.origin import Origin, Workspace, data_of
 from toka.config.parts import (
     AgentSpec,
     CapabilityRequest,
@@ -37,11 +39,10 @@ from toka.config.parts import (
     Security,
     Skills,
 )
+from toka.config.requests import GrantNote, Presets, granted, notes_of, written_paths
 from toka.config.source import MAX_BYTES, Source, screen
 from toka.config.tasks import TaskEntry, Tasks, TaskSpec, resolve_tasks
-from toka.config.yaml import read_nodes
-from toka.core.capability import Capability, Grant, normal_path
-from toka.core.catalogue import FILESYSTEM_WRITE, resolve
+from toka.core.capability import Grant
 from toka.core.ids import AgentName
 from toka.core.limits import Limits
 from toka.errors import ConfigError
@@ -57,6 +58,7 @@ __all__ = [
     "Metadata",
     "Metric",
     "Objective",
+    "Presets",
     "Priority",
     "Reporting",
     "Risk",
@@ -71,23 +73,7 @@ __all__ = [
 RECORD_VERSION: Final = 1
 """The version of `AgentConfig.to_json`."""
 Texts = dict[str, tuple[Prose, ...]]
-Presets = Mapping[str, tuple[Capability, ...]]
-"""Capabilities that the settings define: what each name stands for."""
-
-
-@dataclass(frozen=True, slots=True)
-class GrantNote:
-    """Something to know about one requested capability.
-
-    Attributes:
-        request: what was asked.
-        text: one sentence.
-        empty: True when the request grants nothing; else it grants more than its name says.
-    """
-
-    request: CapabilityRequest
-    text: str
-    empty: bool
+Given = Inputs | Mapping[str, object] | None
 
 
 class Reading(NamedTuple):
@@ -138,70 +124,90 @@ class AgentConfig(Part):
         self._origin = context if isinstance(context, Origin) else Origin(Source("<python>"), None)
 
     @classmethod
-    def load_from_file(cls, path: str | Path) -> Self:
-        """Reads one spec.
+    def load_from_file(cls, path: str | Path, inputs: Given = None) -> Self:
+        """Reads one agent.
 
         Args:
-            path: a YAML file; relative paths are kept as they are in messages.
+            path: a YAML file, a spec or a team file of one agent; relative paths are kept as they are in messages.
+            inputs: values for the inputs of a team file, by name; None = their defaults.
 
         Raises:
-            ConfigError: it cannot be read or is wrong; all findings are in the error.
+            ConfigError: it cannot be read, is wrong or holds several agents; all findings are in the error.
         """
         path = Path(path)
-        source = read_source(path)
-        return cls._or_raise(cls._from_source(source, path), source)
+        return cls._only(read_source(path), path, inputs)
 
     @classmethod
-    def load_directory(cls, path: str | Path) -> tuple[Self, ...]:
-        """Reads all specs of a directory and below (see `load.spec_files`), sorted by name.
+    def load_team(cls, *paths: str | Path, inputs: Given = None) -> tuple[Self, ...]:
+        """Reads all agents of files and directories, sorted by name: team files, with what they include, and specs.
+
+        Args:
+            paths: files, and directories (see `load.spec_files`).
+            inputs: values for the inputs of team files, by name; None = their defaults.
+
+        Raises:
+            ConfigError: there are none, or any is wrong; the error holds the findings of all files.
+        """
+        reading = cls.read(paths, inputs)
+        if any(f.severity == "error" for f in reading.findings):
+            raise ConfigError(summary(reading.findings), reading.findings)
+        return tuple(sorted((c for c in reading.configs if isinstance(c, cls)), key=lambda c: c.name))
+
+    @classmethod
+    def load_directory(cls, path: str | Path, inputs: Given = None) -> tuple[Self, ...]:
+        """Reads all specs and team files of a directory and below, sorted by name; see `load_team`.
 
         Raises:
             ConfigError: there are none, or any is wrong; the error holds the findings of all files.
         """
         files, notes = spec_files(Path(path))
-        configs, _, findings, _ = cls.read(files)
-        findings = (*notes.findings, *findings)
-        if any(f.severity == "error" for f in findings):
-            raise ConfigError(summary(findings), findings)
-        return tuple(sorted((c for c in configs if isinstance(c, cls)), key=lambda c: c.name))
+        if notes.broken:
+            raise ConfigError(summary(notes.findings), tuple(notes.findings))
+        return cls.load_team(*files, inputs=inputs)
 
     @classmethod
-    def read(cls, paths: Iterable[str | Path]) -> Reading:
-        """Reads files and directories without raising; a file that is named twice is read once."""
+    def read(cls, paths: Iterable[str | Path], inputs: Given = None) -> Reading:
+        """Reads files and directories without raising; a file that is named twice is read once.
+
+        Args:
+            paths: team files, specs, and directories of them.
+            inputs: values for the inputs of team files, by name; None = their defaults.
+        """
+        values = Inputs.of(inputs)
+        documents = Documents(values)
         configs: list[AgentConfig] = []
         drafts: list[AgentConfig] = []
         findings: list[Finding] = []
         complete = True
-        seen: set[Path] = set()
-        for given in map(Path, paths):
-            files, notes = spec_files(given) if is_directory(given) else ((given,), Source(""))
-            findings += notes.findings
-            for file in files:
-                if (absolute := file.absolute()) in seen:
-                    continue
-                seen.add(absolute)
-                source = read_source(file)
-                config = cls._from_source(source, file)
-                findings += in_order(source.findings)
-                complete &= config is not None and not config.lacks("metadata", "name")
-                if config is not None:
-                    (drafts if source.broken else configs).append(config)
-            complete &= not notes.broken
+        for document in documents.read(map(Path, paths)):
+            config, source = cls._of(document), document.origin.source
+            findings += in_order(source.findings)
+            complete &= config is not None and not config.lacks("metadata", "name")
+            if config is not None:
+                (drafts if source.broken else configs).append(config)
+        values.report_unknown()
+        findings += [*documents.findings, *(f for source in values.sources for f in source.findings)]
+        complete &= documents.complete
         return Reading(tuple(configs), tuple(drafts), tuple(findings), complete)
 
     @classmethod
-    def parse(cls, text: str, file: str = "<text>") -> Self:
-        """Reads a spec from text, YAML or JSON. `file` is its name in messages.
+    def parse(cls, text: str, file: str = "<text>", inputs: Given = None) -> Self:
+        """Reads an agent from text, YAML or JSON: a spec, or a team of one.
+
+        Args:
+            text: the text.
+            file: its name in messages.
+            inputs: values for the inputs of a team, by name; None = their defaults.
 
         Raises:
-            ConfigError: the spec is wrong.
+            ConfigError: the spec is wrong, or the team has several agents.
         """
         source = Source(file, text)
         if len(text) > MAX_BYTES:
             source.text = ""
             source.add("TK1004", "the text is larger than 1 MB", (1, 1, 1))
         screen(source)
-        return cls._or_raise(cls._from_source(source, None), source)
+        return cls._only(source, None, inputs)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -255,6 +261,16 @@ class AgentConfig(Part):
         return self._origin.path
 
     @property
+    def first(self) -> tuple[int, int]:
+        """Line and column at which it begins in its file."""
+        return self._origin.first
+
+    @property
+    def workspace(self) -> Workspace | None:
+        """The directory that the team file names which was asked for; None when it names none, and for specs."""
+        return self._origin.workspace
+
+    @property
     def findings(self) -> tuple[Finding, ...]:
         """Warnings and notes about this spec alone. `check` adds what only shows among several."""
         return tuple(self._origin.source.findings)
@@ -279,28 +295,15 @@ class AgentConfig(Part):
         Args:
             custom: capabilities that the settings define; None = only the known ones.
         """
-        found = (resolve(r.name, r.arguments, custom) for r in self.security.capabilities_required)
-        return Grant(tuple(c for resolution in found for c in resolution.capabilities))
+        return granted(self.security.capabilities_required, custom)
 
     def named_writes(self, custom: Presets | None = None) -> frozenset[str]:
         """The paths that the spec asks to write, each as it is named: also one that a wider path includes."""
-        out: set[str] = set()
-        for request in self.security.capabilities_required:
-            found = resolve(request.name, request.arguments, custom).capabilities
-            writes = [c for c in found if c.name == FILESYSTEM_WRITE]
-            out.update(path for c in writes for path in c.paths or ())
-            out.update(normal_path(path) for path in (request.arguments.get("paths", ()) if writes else ()))
-        return frozenset(out)
+        return written_paths(self.security.capabilities_required, custom)
 
     def grant_notes(self, custom: Presets | None = None) -> tuple[GrantNote, ...]:
         """What to know about the requested capabilities: which grant nothing, which more than they seem to."""
-        out: list[GrantNote] = []
-        for request in self.security.capabilities_required:
-            resolution = resolve(request.name, request.arguments, custom)
-            if resolution.note:
-                empty = all(c.empty for c in resolution.capabilities)
-                out.append(GrantNote(request, resolution.note, empty))
-        return tuple(out)
+        return notes_of(self.security.capabilities_required, custom)
 
     def position(self, *path: str | int) -> Position:
         """Where a part of the canonical spec stands: `position("security", "capabilities_required", 2)`.
@@ -309,7 +312,7 @@ class AgentConfig(Part):
             The place of a single value, the key of a mapping or list; of what is absent, the nearest part around it.
             Line and column are 0 when the spec was rebuilt from a record.
         """
-        line, column, _ = place_of(self._nodes(), path)
+        line, column, _ = place_of(self._origin.canonical_nodes(), path)
         return Position(self._origin.source.file, line, column)
 
     def report(self, problem: rules.Problem, *more: rules.Problem) -> tuple[Finding, ...]:
@@ -318,7 +321,7 @@ class AgentConfig(Part):
         Of a draft, those are left out that may only come from what errors took out of it.
         """
         source = Source(self._origin.source.file, self._origin.source.text)
-        nodes = self._nodes()
+        nodes = self._origin.canonical_nodes()
         for one in (problem, *more):
             if not unreliable(one.code, one.path, self._origin.lost):
                 one.add_to(source, nodes)
@@ -340,14 +343,6 @@ class AgentConfig(Part):
         """What `from_json` reads; what equals its default is left out, so that later versions keep the digest."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
-    def _nodes(self) -> MapNode | None:
-        """The canonical nodes, read again: keeping them would cost ten times the memory of the spec."""
-        if self._origin.nodes is not None:
-            return self._origin.nodes
-        source = Source(self._origin.source.file, self._origin.source.text)
-        root = read_nodes(source) if source.text else None
-        return canonical(root, source) if root else None
-
     @classmethod
     def _or_raise(cls, config: Self | None, source: Source) -> Self:
         if config is None or source.broken:
@@ -356,11 +351,24 @@ class AgentConfig(Part):
         return config
 
     @classmethod
-    def _from_source(cls, source: Source, path: Path | None) -> Self | None:
-        """A spec; when the source has errors, which it holds, a draft, or None when nothing stands."""
-        nodes = None if source.broken else read_nodes(source)
-        root = canonical(nodes, source) if nodes else None
-        return cls._validated(root, Origin(source, path)) if root else None
+    def _only(cls, source: Source, path: Path | None, inputs: Given) -> Self:
+        """The one agent of a text. Raises ConfigError."""
+        values = Inputs.of(inputs)
+        documents = Documents(values)
+        found = [(document, cls._of(document)) for document in documents.of_source(source, path)]
+        values.report_unknown()
+        problems = [*documents.findings, *(f for given in values.sources for f in given.findings)]
+        others = [document.origin.source for document, _ in found if document.origin.source is not source]
+        problems += [f for other in others for f in other.findings]
+        if len(found) != 1 and not any(f.severity == "error" for f in problems):
+            source.add("TK2021", f"this is a team of {len(found)} agents, where one is wanted", (1, 1, 1))
+        source.findings += [f for f in problems if f not in source.findings]
+        return cls._or_raise(found[0][1] if found else None, source)
+
+    @classmethod
+    def _of(cls, document: Document) -> Self | None:
+        """An agent; when its source has errors, which it holds, a draft, or None when nothing stands."""
+        return cls._validated(document.root, document.origin) if document.root else None
 
     @classmethod
     def _validated(cls, given: MapNode | dict[str, Any], origin: Origin) -> Self | None:
@@ -373,24 +381,17 @@ class AgentConfig(Part):
             lost = None if root is None else standing(lambda n: cls._built(n, origin), root, error)
             if root is None or lost is None:
                 return None
-            origin = Origin(origin.source, origin.path, root, lost)
+            origin = replace(origin, nodes=root, lost=origin.lost | lost)
             config = cls._built(root, origin)
-        problems = [p for p in _problems(config) if not unreliable(p.code, p.path, origin.lost)]
+        problems = [p for p in spec_problems(config) if not unreliable(p.code, p.path, origin.lost)]
         for problem in problems:
             problem.add_to(origin.source, root)
         wrong = {p.path for p in problems if p.path[:2] == rules.REQUESTS}
         if root is None or not wrong:
             return config
-        origin = Origin(origin.source, origin.path, root, origin.lost | without(root, wrong))
+        origin = replace(origin, nodes=root, lost=origin.lost | without(root, wrong))
         return cls._built(root, origin)
 
     @classmethod
     def _built(cls, nodes: MapNode, origin: Origin) -> Self:
         return cls.model_validate(data_of(nodes, origin.source.file), context=origin)
-
-
-def _problems(config: AgentConfig) -> Iterable[rules.Problem]:
-    yield from rules.model_problems(config.model)
-    yield from rules.task_problems(config.tasks, config.limits.wall_s)
-    yield from rules.security_problems(config.security)
-    yield from rules.reporting_problems(config.reporting)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from toka.config.agent import AgentConfig, Presets
 from toka.config.diagnostics import Finding, did_you_mean, in_order, quoted
+from toka.config.flow_check import Upstream, reference_problems
 from toka.config.graph import cycle_text, find_cycles
+from toka.config.inputs import Inputs
 from toka.config.rules import Problem
 from toka.core.catalogue import known_names
 from toka.core.ids import AgentName
@@ -34,10 +36,12 @@ def check(
     circles = _circles(first)
     missing = {t for c in configs for t in c.dependencies.required if AgentName(t) not in first}
     near = {name: did_you_mean(name, first) for name in missing if complete}
+    upstream = Upstream(first)
     out: list[Finding] = []
     for config in configs:
         out += config.findings
         problems = [*_clashes(config, first), *_grants(config, custom), *_edges(config, first, near, complete=complete)]
+        problems += reference_problems(config, first, upstream, complete=complete)
         if first.get(config.name) is config:
             problems += circles.get(config.name, ())
         if problems:
@@ -59,9 +63,19 @@ class Checked(NamedTuple):
     findings: tuple[Finding, ...]
 
 
-def check_paths(paths: Iterable[str | Path], custom: Presets | None = None) -> Checked:
-    """Reads files and directories and checks what could be read, all in one pass."""
-    configs, drafts, found, complete = AgentConfig.read(paths)
+def check_paths(
+    paths: Iterable[str | Path],
+    custom: Presets | None = None,
+    inputs: Inputs | Mapping[str, object] | None = None,
+) -> Checked:
+    """Reads files and directories and checks what could be read, all in one pass.
+
+    Args:
+        paths: team files, specs, and directories of them.
+        custom: capabilities that the settings define; None = only the known ones.
+        inputs: values for the inputs of team files, by name; None = their defaults.
+    """
+    configs, drafts, found, complete = AgentConfig.read(paths, inputs)
     specs = sorted((*configs, *drafts), key=lambda c: str(c.source))
     findings = in_order((*found, *check(specs, custom, complete=complete)))
     return Checked(tuple(sorted(configs, key=lambda c: c.name)), drafts, findings)

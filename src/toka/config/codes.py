@@ -176,6 +176,49 @@ CODES: Final[Mapping[str, Code]] = {
         "Ids such as `repair-1` and `objective-1` are the runtime's own: repairs and checks are recorded under them. "
         "A conditional group called `repair` or `objective` would make such ids for its tasks.",
     ),
+    "TK2014": Code(
+        "not a reference",
+        "References are ${AGENT.OUTPUT}, ${inputs.NAME}, ${item}, ${item.KEY} and ${secret:NAME}, and nothing else: "
+        "there are no expressions. For the two characters as they are write $${; in a command, $NAME is a variable of "
+        "the shell.",
+    ),
+    "TK2015": Code(
+        "reference out of place",
+        "No value can stand here. In a command a value becomes one quoted word, which is impossible in single quotes, "
+        "comments, here-documents, arithmetic, backquotes and the shell's own ${...}. In texts that are settled before "
+        "anything runs, such as a description, only inputs are known.",
+    ),
+    "TK2016": Code(
+        "value of the wrong type",
+        "`for_each` takes a list: an output with `as: lines`, `list` or `json`, or an input of type list. `when` takes "
+        "true or false: an output with `as: boolean` or `json`, or an input of type boolean; it knows no comparisons.",
+    ),
+    "TK2017": Code(
+        "input missing, unknown or wrong",
+        "A team file declares its inputs with their types. Each needs a value: `--input NAME=VALUE`, a line of "
+        "`--inputs FILE`, or a default. A name that nobody declares is refused, because it may be misspelled.",
+    ),
+    "TK2018": Code(
+        "output that cannot come",
+        "An output is what the last command of the agent printed (`from: stdout`), a file of the workspace (`from: "
+        "file` with `path`) or what its model reports (`from: report`). Each needs a task that can leave it.",
+    ),
+    "TK2019": Code(
+        "no such number of instances",
+        "`for_each` makes an agent of each element: 1 to 1,000 of them. `max_parallel` bounds how many work at one "
+        "time, and means nothing without `for_each`.",
+    ),
+    "TK2020": Code(
+        "reserved name",
+        "The name has a meaning of its own. Agents of a team file are not called item, inputs, secret or model, and "
+        "have no dot in their names; outputs are not called like what every agent has (status, verified, completed, "
+        "failed, total, report); variables that begin with TOKA_ are set by Toka.",
+    ),
+    "TK2021": Code(
+        "team file that cannot be used so",
+        "Team files are of version 1. They may include others, but none itself, and each file counts once. Where one "
+        "agent is wanted, a team of several is refused.",
+    ),
     "TK3001": Code(
         "unknown required agent",
         "The agent depends on one that is not part of this set of specs, so it could never start. Add the missing "
@@ -212,6 +255,24 @@ CODES: Final[Mapping[str, Code]] = {
         "`depends_on` names a task of a conditional group. When that group is not enabled, the task does not exist.",
         "warning",
     ),
+    "TK3008": Code(
+        "unknown agent in a reference",
+        "`${AGENT.OUTPUT}` names an agent that is not part of this team. Correct the name, or add the agent.",
+    ),
+    "TK3009": Code(
+        "unknown output",
+        "`${AGENT.OUTPUT}` names a value that the agent does not declare. Declare it under the agent's `outputs`, or "
+        "use one that every agent has: status, verified, completed, failed, total, report.",
+    ),
+    "TK3010": Code(
+        "value of an agent that is not waited for",
+        "A value is there when its agent is done, so the agent that names it has to wait for that one, directly or "
+        "through others. Add it to `needs`. Nor can an agent use a value of its own.",
+    ),
+    "TK3011": Code(
+        "element without for_each",
+        "`${item}` is the element that an instance is for. An agent has instances when it has `for_each`.",
+    ),
     "TK4001": Code(
         "grants nothing",
         "The capability stands for nothing: nobody defines its name, or its arguments leave nothing of it. The "
@@ -240,6 +301,17 @@ CODES: Final[Mapping[str, Code]] = {
         "set `allow_unsandboxed = true` in their own config.toml (or TOKA_ALLOW_UNSANDBOXED=1); a project's "
         "toka.toml cannot. Where it is honoured, the agent's commands can do whatever you can, and the record says so.",
         "warning",
+    ),
+    "TK4006": Code(
+        "value that would decide what is granted",
+        "A value that comes from a model or a tool cannot decide what an agent may touch, use or reach: paths, hosts, "
+        "programs, limits, models, secrets, and which agents come before. Otherwise whoever writes what a tool reads "
+        "could widen the grant. Write it out, or make it an input, which a person gives.",
+    ),
+    "TK4007": Code(
+        "secret out of place",
+        "A secret is named in the values of `env` and nowhere else: in a prompt, a command line or a path it would be "
+        "read by others. Give it to the commands as a variable, and let them read that.",
     ),
     "TK4201": Code(
         "path that is not there",

@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from toka.config import flow, parts, tasks
 from toka.config.codes import Severity
 from toka.config.diagnostics import closest, quoted
-from toka.config.nodes import ListNode, MapNode, Node, ScalarNode, value_of
+from toka.config.nodes import ListNode, MapNode, Node, ScalarNode, absent, at, value_of
 from toka.config.source import Source
 
 CAPABILITY_LIST: Final = "capabilities_required"
@@ -50,7 +50,7 @@ def canonical(root: Node, source: Source) -> MapNode | None:
     Unknown sections are collected, in order, under the key `extensions`.
     """
     if not isinstance(root, MapNode):
-        source.add("TK2002", "a spec is a mapping of sections", _at(root), label="expected such as metadata:")
+        source.add("TK2002", "a spec is a mapping of sections", at(root), label="expected such as metadata:")
         return None
     out = MapNode(root.line, root.column)
     extensions = MapNode(root.line, root.column)
@@ -58,7 +58,7 @@ def canonical(root: Node, source: Source) -> MapNode | None:
     for name, value in root.entries.items():
         key = root.keys[name]
         if name in SECTIONS:
-            if not _absent(value):
+            if not absent(value):
                 out.put(key, writer.section(name, value))
             continue
         near = closest(name, SECTIONS, 0.85)
@@ -98,7 +98,7 @@ class _Writer:
     def unknown(self, key: ScalarNode, what: str, near: str | None, severity: Severity) -> None:
         """Reports a key that the schema does not know."""
         told = f'did you mean "{near}"?' if near else None
-        self.source.add("TK2003", f"unknown {what} {quoted(key.text)}", _at(key), help=told, severity=severity)
+        self.source.add("TK2003", f"unknown {what} {quoted(key.text)}", at(key), help=told, severity=severity)
 
     def _checked(self, node: Node, model: type[BaseModel], *, near: Severity = "warning") -> Node:
         """Reports unknown keys: errors where the model forbids them (they are dropped), else `near` or a warning."""
@@ -114,7 +114,7 @@ class _Writer:
                 self.unknown(key, "key", meant, "error" if closed else near if meant else "warning")
                 if closed:
                     continue
-            elif _absent(value) and not model.model_fields[name].is_required():
+            elif absent(value) and not model.model_fields[name].is_required():
                 continue
             out.put(key, value)
         return out
@@ -149,7 +149,7 @@ class _Writer:
             return node
         out = MapNode(node.line, node.column)
         for name, value in node.entries.items():
-            group = ListNode([], value.line, value.column) if _absent(value) else self._each(value, self._task)
+            group = ListNode([], value.line, value.column) if absent(value) else self._each(value, self._task)
             out.put(node.keys[name], group)
         return out
 
@@ -198,7 +198,7 @@ class _Writer:
         return [item]
 
     def _capability(self, name: ScalarNode, arguments: Node | None) -> Node:
-        out = MapNode(*_at(name))
+        out = MapNode(*at(name))
         out.put(ScalarNode("name", name.line, name.column), name)
         if arguments is None:
             return out
@@ -207,7 +207,7 @@ class _Writer:
             self.source.add(
                 "TK2002",
                 f"the arguments of {quoted(name.text)} are a mapping",
-                _at(arguments),
+                at(arguments),
                 label="expected such as {paths: [src]}",
                 help="without the colon, the name alone asks for all of it",
             )
@@ -219,6 +219,7 @@ class _Writer:
         node = self._checked(node, flow.Flow)
         node = self._inside(node, "outputs", lambda n: self._named(n, lambda o: self._checked(o, flow.Output)))
         node = self._inside(node, "when", _as_list)
+        node = self._inside(node, "env", _as_texts)
         return self._inside(node, "approve", lambda n: self._checked(_as_map(n, "question"), flow.Approval))
 
     def _risks(self, node: Node) -> Node:
@@ -264,7 +265,7 @@ class _Writer:
         for key, value in pairs:
             if key.text in out.entries:
                 first = out.keys[key.text].line
-                self.source.add("TK1006", f"{quoted(key.text)} twice", _at(key), label=f"first on line {first}")
+                self.source.add("TK1006", f"{quoted(key.text)} twice", at(key), label=f"first on line {first}")
             else:
                 out.put(key, rule(value))
         return out
@@ -281,50 +282,54 @@ class _Writer:
                         rest.put(item.keys[key], value)
                 return [(name, rest)]
             return [(item.keys[k], v) for k, v in item.entries.items()]
-        self.source.add("TK2002", "this is no name", _at(item), label="expected a name, or NAME: text")
+        self.source.add("TK2002", "this is no name", at(item), label="expected a name, or NAME: text")
         return []
-
-
-def _at(node: Node) -> tuple[int, int, int]:
-    return node.line, node.column, node.length
-
-
-def _absent(node: Node) -> bool:
-    return isinstance(node, ScalarNode) and node.bare and value_of(node) is None
 
 
 def _without_absent(node: MapNode, keep: Collection[str]) -> MapNode:
     out = MapNode(node.line, node.column)
     for name, value in node.entries.items():
-        if name in keep or not _absent(value):
+        if name in keep or not absent(value):
             out.put(node.keys[name], value)
     return out
 
 
-def _map(at: Node, name: str, value: Node) -> MapNode:
-    out = MapNode(*_at(at))
-    out.put(ScalarNode(name, at.line, at.column), value)
+def _map(place: Node, name: str, value: Node) -> MapNode:
+    out = MapNode(*at(place))
+    out.put(ScalarNode(name, place.line, place.column), value)
     return out
 
 
 def _as_map(node: Node, name: str) -> Node:
     """Bare text becomes a mapping with one entry; nothing becomes an empty mapping."""
-    if _absent(node):
+    if absent(node):
         return MapNode(node.line, node.column)
     return _map(node, name, node) if isinstance(node, ScalarNode) else node
 
 
 def _as_list(node: Node) -> Node:
     """One text becomes a list with it; nothing becomes an empty list."""
-    if _absent(node):
+    if absent(node):
         return ListNode([], node.line, node.column)
     return ListNode([node], node.line, node.column) if isinstance(node, ScalarNode) else node
+
+
+def _as_texts(node: Node) -> Node:
+    """A mapping whose single values are text as it was written: `1.10` stays what it is."""
+    if not isinstance(node, MapNode):
+        return node
+    out = MapNode(*at(node))
+    for name, value in node.entries.items():
+        if isinstance(value, ScalarNode) and not absent(value):
+            value = ScalarNode(value.text, *at(value))
+        out.put(node.keys[name], value)
+    return out
 
 
 def _entry(named: MapNode, name: str) -> Node:
     """One entry of a mapping as an object that holds its own name."""
     key, value = named.keys[name], named.entries[name]
-    out = MapNode(*_at(key))
+    out = MapNode(*at(key))
     out.put(ScalarNode("name", key.line, key.column), key)
     if isinstance(value, MapNode):
         for inner, node in value.entries.items():

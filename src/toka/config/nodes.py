@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, cast
 
 Plain = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]
 """Data as JSON knows it."""
@@ -60,6 +62,51 @@ class MapNode:
 
 
 Node = ScalarNode | ListNode | MapNode
+
+
+def at(node: Node) -> tuple[int, int, int]:
+    """Where a node stands: line, column, length."""
+    return node.line, node.column, node.length
+
+
+def absent(node: Node) -> bool:
+    """Whether it says nothing: `key:` without a value, or null."""
+    return isinstance(node, ScalarNode) and node.bare and value_of(node) is None
+
+
+def mapping(place: Node, entries: Mapping[str, Node]) -> MapNode:
+    """A mapping that stands where `place` does, its keys too."""
+    out = MapNode(*at(place))
+    for name, value in entries.items():
+        out.put(ScalarNode(name, *at(place)), value)
+    return out
+
+
+def copied(node: Node) -> Node:
+    """The same, sharing no list and no mapping; single values are never changed and stay."""
+    if isinstance(node, ListNode):
+        return ListNode([copied(item) for item in node.items], node.line, node.column)
+    if isinstance(node, MapNode):
+        out = MapNode(*at(node))
+        for name, value in node.entries.items():
+            out.put(node.keys[name], copied(value))
+        return out
+    return node
+
+
+def node_of(value: object, place: tuple[int, int, int]) -> Node:
+    """Plain data as a node that stands at `place`; the inverse of `plain`."""
+    if isinstance(value, str):
+        return ScalarNode(value, *place)
+    if isinstance(value, list):
+        return ListNode([node_of(item, place) for item in cast("list[object]", value)], place[0], place[1])
+    if isinstance(value, dict):
+        out = MapNode(*place)
+        for name, inner in cast("dict[str, object]", value).items():
+            out.put(ScalarNode(name, *place), node_of(inner, place))
+        return out
+    return ScalarNode(json.dumps(value), *place, bare=True)
+
 
 _INTEGER: Final = re.compile(r"[-+]?[0-9]{1,18}")
 _OCTAL: Final = re.compile(r"0o[0-7]{1,20}")

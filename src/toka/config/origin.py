@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 from toka.config.diagnostics import Position
-from toka.config.dialect import CAPABILITY_LIST
+from toka.config.dialect import CAPABILITY_LIST, canonical
 from toka.config.faults import place_of
 from toka.config.nodes import MapNode, plain
 from toka.config.source import Source
+from toka.config.team_file import TeamFile
+from toka.config.yaml import read_nodes
 
 TYPED: Final = frozenset({"extensions", "flow"})
 """Sections whose bare numbers are numbers."""
+
+
+class Workspace(NamedTuple):
+    """A directory to work on that a team file names.
+
+    Attributes:
+        path: the directory, from the file that names it.
+        file: that file.
+    """
+
+    path: Path
+    file: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +39,29 @@ class Origin:
         path: its file; None for text.
         nodes: what is left of the canonical nodes of a draft; None for a sound spec, whose text is read again.
         lost: the paths that errors took out of a draft.
+        team, agent: the team file that the spec was expanded from, and the agent's key there; None and empty otherwise.
+        first: line and column at which the agent begins.
+        workspace: the directory that the team file names which was asked for; None when it names none.
     """
 
     source: Source
     path: Path | None
     nodes: MapNode | None = None
     lost: frozenset[tuple[str | int, ...]] = frozenset()
+    team: TeamFile | None = None
+    agent: str = ""
+    first: tuple[int, int] = (1, 1)
+    workspace: Workspace | None = None
+
+    def canonical_nodes(self) -> MapNode | None:
+        """The canonical nodes, read again: keeping them would cost ten times the memory of the spec."""
+        if self.nodes is not None:
+            return self.nodes
+        if self.team is not None:
+            return self.team.nodes(self.agent)
+        source = Source(self.source.file, self.source.text)
+        root = read_nodes(source) if source.text else None
+        return canonical(root, source) if root else None
 
 
 def data_of(root: MapNode, file: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from bisect import bisect_right
 from typing import Final
 
 from toka.config.codes import Severity
@@ -57,6 +58,23 @@ class Source:
         """Line and column, from 1, of the character at `index`."""
         before = self.text.rfind("\n", 0, index) + 1
         return self.text.count("\n", 0, index) + 1, index - before + 1
+
+    def within(self, at: tuple[int, int, int], text: str) -> tuple[int, int, int]:
+        """Where a piece of text stands from a place on; the place itself when it is not found."""
+        if not at[0] or not self.line(at[0]) or self._starts is None:
+            return at
+        index = self.text.find(text, self._starts[at[0] - 1] + at[1] - 1)
+        if index < 0:
+            return at
+        row = bisect_right(self._starts, index)
+        return row, index - self._starts[row - 1] + 1, len(text)
+
+    def beside(self) -> Source:
+        """A source of the same text, with findings of its own."""
+        other = Source(self.file, self.text)
+        self.line(1)
+        other._starts = self._starts
+        return other
 
     def add(
         self,

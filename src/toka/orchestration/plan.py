@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from toka.config.agent import AgentConfig
+from toka.config.flow import Flow
 from toka.config.settings import ExecutionConfig
 from toka.core.capability import Capability, Grant
 from toka.core.catalogue import without_key
 from toka.core.ids import AgentName
 from toka.core.limits import Limits
 from toka.core.message import ToolSpec
+from toka.core.reference import references
 from toka.core.taken import Taken, taken_json
 from toka.orchestration.dependency import DependencyResolver
 from toka.orchestration.enforce import best_effort, held, once_only, why_not
@@ -43,6 +45,7 @@ class AgentPlan:
         held: how each limit that its spec sets for the sandbox is held on this machine, with why no cgroup holds it;
             empty when nobody looked at the machine.
         warnings: what somebody should know before it runs.
+        flow: what passes between it and others; None when nothing does.
     """
 
     name: AgentName
@@ -62,6 +65,7 @@ class AgentPlan:
     limits: Limits
     held: tuple[tuple[Enforcement, str], ...]
     warnings: tuple[str, ...]
+    flow: Flow | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The form of `toka plan --json`."""
@@ -82,6 +86,7 @@ class AgentPlan:
             "limits": limits_json(self.limits),
             "enforcement": [{"limit": e.limit, "how": e.how, "strict": e.strict, "why": why} for e, why in self.held],
             "findings": list(self.warnings),
+            "flow": None if self.flow is None else _flow_json(self.flow),
         }
 
 
@@ -184,7 +189,15 @@ def _agent(
         limits=_said(config, rights.limits),
         held=by,
         warnings=tuple(notes),
+        flow=config.flow,
     )
+
+
+def _flow_json(flow: Flow) -> dict[str, Any]:
+    """The section without what only a run knows; of variables the names, with the secrets that they name."""
+    out = flow.model_dump(mode="json", exclude={"env", "template", "item"})
+    out["env"] = {name: [r.name for r in references(text) if r.kind == "secret"] for name, text in flow.env.items()}
+    return out
 
 
 def _held(config: AgentConfig, policy: SandboxPolicy, machine: Hierarchies) -> tuple[tuple[Enforcement, str], ...]:
