@@ -14,6 +14,7 @@ from typing import Any
 
 from toka.app import Parts, open_runtime, read_settings
 from toka.config.agent import AgentConfig
+from toka.config.secret import Secret
 from toka.core.clock import Clock
 from toka.events.event import AgentStateChanged, Event, TaskStateChanged
 from toka.events.lifecycle import AgentStatus, TaskStatus, agent_may, task_may
@@ -103,6 +104,7 @@ class Team:
         execution: fields of ExecutionConfig.
         journal: makes the journal; None is SQLite in `folder`.
         tools: beyond the built-in ones.
+        secrets: what `${secret:NAME}` stands for.
         random: what randomness gives, always; 1.0 makes every wait its longest.
         records, progress: everything published by sessions that `start` or `resume` made.
         used: the progress events that tell what an agent uses of the machine; how many depends on the time it takes.
@@ -114,6 +116,7 @@ class Team:
     execution: Mapping[str, Any] = field(default_factory=dict[str, Any])
     journal: Callable[[Path, Clock], Journal] | None = None
     tools: tuple[Tool, ...] = ()
+    secrets: Mapping[str, str] = field(default_factory=dict[str, str])
     random: float = 1.0
     records: list[Record] = field(default_factory=list[Record])
     progress: list[ProgressEvent] = field(default_factory=list[ProgressEvent])
@@ -130,9 +133,11 @@ class Team:
         """The runtime."""
         flags = {"state": str(self.folder / "state"), "model": MODEL}
         settings = read_settings(flags, cwd=self.folder, environment={})
-        settings = replace(settings, execution=replace(settings.execution, **self.execution))
+        named = {name: Secret("env", name.upper()) for name in self.secrets}
+        settings = replace(settings, execution=replace(settings.execution, **self.execution), secrets=named)
+        environment = {name.upper(): value for name, value in self.secrets.items()}
         parts = Parts(self.journal, self.clock, lambda: self.random, {MODEL: self.model}, self.tools)
-        async with open_runtime(settings, parts, environment={}) as runtime:
+        async with open_runtime(settings, parts, environment=environment) as runtime:
             yield runtime
 
     async def start(self, runtime: Runtime, *configs: AgentConfig, enabled: tuple[str, ...] = ()) -> RunSession:

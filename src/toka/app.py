@@ -18,7 +18,7 @@ from toka.config.settings import Settings, load_settings
 from toka.config.settings_tables import ChannelSink, is_web_address
 from toka.core.clock import Clock, SystemClock
 from toka.core.ids import RunId
-from toka.errors import ModelUnavailable, UsageError
+from toka.errors import MissingError, ModelUnavailable, UsageError
 from toka.journal.journal import Journal
 from toka.journal.poke import poke
 from toka.journal.sqlite import SqliteJournal
@@ -128,6 +128,9 @@ async def open_runtime(
 
     try:
         credentials = _credentials(settings, environ)
+        known, unset = _secrets(settings, environ)
+        words = (*(w for key in credentials.values() for w in key.words()), *known.values())
+        files = (*settings.secrets.values(), *(key.value for key in settings.credentials.values()))
         yield Runtime(
             state=settings.state,
             journal=journal,
@@ -144,8 +147,10 @@ async def open_runtime(
                 allow_unsandboxed=settings.allow_unsandboxed,
             ).start,
             tools=toolbox(settings, parts.tools),
-            redact=Redactor((w for key in credentials.values() for w in key.words()), shapes=False).value,
-            secret_files=tuple(Path(k.value.name) for k in settings.credentials.values() if k.value.kind == "file"),
+            redact=Redactor(words, shapes=False).value,
+            secrets=known,
+            unset_secrets=unset,
+            secret_files=tuple(Path(secret.name) for secret in files if secret.kind == "file"),
             toolchains=settings.tools.toolchains,
             execution=settings.execution,
             capabilities=settings.capabilities,
@@ -249,6 +254,18 @@ def _credentials(settings: Settings, environment: Mapping[str, str]) -> dict[str
         except ValueError as e:
             raise UsageError(f"{key.value}: {e}", hint=f'see [credentials."{host}"] in your settings') from None
     return out
+
+
+def _secrets(settings: Settings, environment: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Secrets by name, and why the others are not there. No message holds any part of one."""
+    known: dict[str, str] = {}
+    unset: dict[str, str] = {}
+    for name, secret in settings.secrets.items():
+        try:
+            known[name] = secret.reveal(environment)
+        except MissingError as e:
+            unset[name] = e.message
+    return known, unset
 
 
 def _prices(settings: Settings, clock: Clock) -> PriceList:

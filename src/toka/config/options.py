@@ -180,6 +180,7 @@ OPTIONS: Final = (
 TABLES: Final[dict[str, str]] = {
     "execution": "Concurrency, retries and timeouts.",
     "keys": "API keys by the name of their variable, each a reference: ${env:NAME} or ${file:/path}.",
+    "secrets": "What ${secret:NAME} stands for in the variables of a spec: ${env:NAME} or ${file:/path}.",
     "limits": "[limits.run] and [limits.day]: limits around all agents, with the keys of a spec's resource_limits.",
     "pricing": '[pricing."PROVIDER:MODEL"]: input, output, cache_read and cache_write in dollars per million tokens.',
     "capabilities": "[capabilities.NAME]: the capabilities that a name of your own stands for.",

@@ -87,6 +87,7 @@ class Settings:
         capabilities: what names of one's own stand for.
         channels: where reports to a channel also go.
         policy: the operator's rules over what specs ask.
+        secrets: what `${secret:NAME}` stands for in the variables of a spec, as references.
         credentials: keys that proxies add outside the sandbox, by host.
         tools: whose tools agents get beyond the built-in ones, and folders of programs that their sandboxes show.
         origins: for each key that is set, where its value comes from: `flag`, `TOKA_MODEL`, or a file. A key that is
@@ -101,6 +102,7 @@ class Settings:
     sandbox: Literal["full", "reduced", "none"] = "full"
     allow_unsandboxed: bool = False
     keys: Mapping[str, Secret] = field(default_factory=lambda: MappingProxyType({}))
+    secrets: Mapping[str, Secret] = field(default_factory=lambda: MappingProxyType({}))
     run_limits: Limits = Limits()  # noqa: RUF009 - frozen
     day_limits: Limits = Limits()  # noqa: RUF009 - frozen
     pricing: Mapping[str, ModelPrice] = field(default_factory=lambda: MappingProxyType({}))
@@ -120,6 +122,7 @@ class Settings:
             rows.append((option.key, _text(getattr(holder, option.field)), self.origins.get(option.key, "default")))
         tables: dict[str, Mapping[str, object]] = {
             "keys": self.keys,
+            "secrets": self.secrets,
             "pricing": self.pricing,
             "capabilities": self.capabilities,
             "channels": self.channels,
@@ -164,7 +167,8 @@ def load_settings(cwd: Path, environment: Mapping[str, str], flags: Mapping[str,
     home = environment.get("HOME", "")
     tables = read_tables(files, reader.origins, home)
     state = _state(values["state"], cwd, environment)
-    secrets = (*tables.keys.values(), *(key.value for key in tables.credentials.values()))
+    named = (*tables.keys.values(), *tables.secrets.values())
+    secrets = (*named, *(key.value for key in tables.credentials.values()))
     guarded = [state, *([personal / "toka"] if personal else []), *(Path(s.name) for s in secrets if s.kind == "file")]
     sources = (*reader.sources, *(file.source for file in files))
     found = (f for source in sources for f in source.findings)
@@ -254,6 +258,7 @@ def _settings(
         sandbox=values["sandbox"],
         allow_unsandboxed=values["allow_unsandboxed"],
         keys=MappingProxyType(tables.keys),
+        secrets=MappingProxyType(tables.secrets),
         run_limits=tables.run_limits,
         day_limits=tables.day_limits,
         pricing=MappingProxyType(tables.pricing),

@@ -24,13 +24,14 @@ from toka.core.catalogue import known_names, resolve
 from toka.core.ids import NAME
 from toka.core.limits import Limits
 from toka.core.operator import CallRule, OperatorPolicy, Rule, parse_rule
+from toka.core.reference import VALUE_NAME
 
 T = TypeVar("T")
 MAX_SAID: Final = 120
 """Characters of what is said about one item."""
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 RULES: Final = ("allow", "ask", "deny")
-PERSONAL: Final = frozenset({"keys", "credentials", "tools"})
+PERSONAL: Final = frozenset({"keys", "secrets", "credentials", "tools"})
 """Tables that a toka.toml in the working directory may not have: it came with the files that somebody works on."""
 MAX_PREFIX: Final = 100
 """Characters before a key."""
@@ -83,6 +84,7 @@ class Tables:
     """What was read, the file of higher precedence first for each name."""
 
     keys: dict[str, Secret] = field(default_factory=dict[str, Secret])
+    secrets: dict[str, Secret] = field(default_factory=dict[str, Secret])
     run_limits: Limits = field(default_factory=Limits)
     day_limits: Limits = field(default_factory=Limits)
     pricing: dict[str, ModelPrice] = field(default_factory=dict[str, ModelPrice])
@@ -117,6 +119,7 @@ def read_tables(files: list[TomlFile], origins: dict[str, str], home: str = "") 
     limits: dict[str, Limits] = {}
     for file in files:
         _each(file, "keys", _key, out.keys, origins)
+        _each(file, "secrets", _secret, out.secrets, origins)
         _each(file, "limits", _limits, limits, origins)
         _each(file, "pricing", _price, out.pricing, origins)
         _each(file, "capabilities", _capability, out.capabilities, origins)
@@ -205,6 +208,12 @@ def _key(name: str, value: object) -> Secret:
     if secret is None:
         raise _Wrong("a secret is written as a reference", f"write ${{env:{name}}} or ${{file:/path}}", "TK2012")
     return secret
+
+
+def _secret(name: str, value: object) -> Secret:
+    if not VALUE_NAME.fullmatch(name):
+        raise _Wrong("this cannot be the name of a secret", "write letters, digits, '_' and '-'")
+    return _key(name.upper().replace("-", "_"), value)
 
 
 def _credential(name: str, value: object) -> HostKey:

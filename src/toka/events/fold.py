@@ -270,14 +270,13 @@ def _objective(state: AgentState, record: Record) -> AgentState:
 def _instances(state: AgentState, record: Record) -> AgentState:
     event = record.event
     assert isinstance(event, InstancesMade)
-    items: list[Any] | JSON = {"blob": event.blob} if event.blob else event.items
-    return replace(state, items=items, instances=event.count or len(event.items), changed_at=record.at)
+    return replace(state, made=event, changed_at=record.at)
 
 
 def _outputs(state: AgentState, record: Record) -> AgentState:
     event = record.event
     assert isinstance(event, OutputsMade)
-    return replace(state, outputs={"blob": event.blob} if event.blob else event.values, changed_at=record.at)
+    return replace(state, outputs=event, changed_at=record.at)
 
 
 def _asked(state: AgentState, record: Record) -> AgentState:

@@ -13,6 +13,7 @@ from toka.core.message import Usage
 from toka.events.event import (
     RunCreated,
 )
+from toka.events.flow import InstancesMade, OutputsMade
 from toka.events.lifecycle import AGENT_ENDS, RUN_ENDS, AgentStatus, ObjectiveStatus, RunStatus, TaskStatus
 
 JSON = dict[str, Any]
@@ -110,9 +111,8 @@ class AgentState:
         objectives: by number.
         metrics: the latest figure that its reports gave by each name, whether its spec declares the name or not.
         approvals: questions to a person, by id, in the order in which they were asked.
-        outputs: values that it left, or {"blob": digest} when they are large; None before it left any.
-        items: the elements for which an agent with `for_each` is there, or {"blob": digest}; None before that.
-        instances: how many these are.
+        outputs: the values that it left; None before it left any.
+        made: the elements for which an agent with `for_each` is there; None before that.
         usage: tokens of its model calls, tasks and repairs together.
         cost_usd: None when a call of unknown price was made.
         steps: how many of its steps were completed.
@@ -133,9 +133,8 @@ class AgentState:
     objectives: Mapping[int, ObjectiveState] = field(default_factory=dict[int, ObjectiveState])
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
     approvals: Mapping[str, ApprovalState] = field(default_factory=dict[str, ApprovalState])
-    outputs: JSON | None = None
-    items: list[Any] | JSON | None = None
-    instances: int = 0
+    outputs: OutputsMade | None = None
+    made: InstancesMade | None = None
     usage: Usage = field(default_factory=Usage)
     cost_usd: float | None = 0.0
     tool_calls: int = 0

@@ -69,6 +69,30 @@ REPORT_TOOL: Final = ToolSpec(
 )
 
 
+def report_tool(outputs: Mapping[str, tuple[Mapping[str, Any], str]]) -> ToolSpec:
+    """The report of a task that leaves values.
+
+    Args:
+        outputs: by name: the JSON Schema of the value, and what it is in words.
+
+    Returns:
+        `REPORT_TOOL`, with a key `outputs` when there are any; a report of success needs all of them.
+    """
+    if not outputs:
+        return REPORT_TOOL
+    values = {
+        name: {**schema, "description": words or f"the value {name}"} for name, (schema, words) in outputs.items()
+    }
+    given = {
+        "type": "object",
+        "properties": values,
+        "additionalProperties": False,
+        "description": "values for the agents that build on this one; all of them when the task succeeded",
+    }
+    properties = {**REPORT_TOOL.parameters["properties"], "outputs": given}
+    return ToolSpec(REPORT, REPORT_TOOL.description, {**REPORT_TOOL.parameters, "properties": properties})
+
+
 class ObjectiveBrief(NamedTuple):
     """One objective: what, what it leaves behind, how it is judged, and whether a command checks it."""
 
@@ -142,6 +166,7 @@ def task_prompt(
     of: int,
     previous: Sequence[tuple[str, str, str]] = (),
     dependencies: Sequence[tuple[str, str, str]] = (),
+    values: Sequence[tuple[str, str]] = (),
 ) -> str:
     """The first user message of a task.
 
@@ -151,8 +176,10 @@ def task_prompt(
         of: how many tasks the agent has.
         previous: (task, status, summary) of the agent's tasks so far, in order; the latest `MAX_PREVIOUS` are shown.
         dependencies: (agent, status, summary) of the agents that this one builds on.
+        values: (name, text) of the values that the description names and does not hold itself.
     """
     parts = [f"Task {number} of {of}: {shortened(description.strip(), 4 * MAX_LINE)}"]
+    parts += [fence(f"the value {name}", text) for name, text in values]
     if dependencies:
         parts.append(_results("Reports of the agents you depend on", dependencies))
     if previous:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from toka.config.agent import AgentConfig
 from toka.config.diagnostics import Finding, Position
+from toka.config.flow_rules import references_of
 from toka.config.rules import Problem
 from toka.config.settings_tools import Toolchain, misplaced
 from toka.errors import ConfigError, MissingError, ModelUnavailable, UsageError
@@ -49,10 +50,11 @@ async def preflight(runtime: Runtime, request: RunRequest, started: Collection[s
     for file in runtime.secret_files:
         if file.resolve().is_relative_to(request.workspace.resolve()):
             raise UsageError(
-                f"{file} holds a key of [credentials] and lies inside the workspace, where agents could read it",
+                f"{file} holds a key or secret and lies inside the workspace, where agents could read it",
                 hint="move it out of the workspace, and say where in your settings",
             )
     warnings = _inputs(runtime, request, started)
+    _secrets(runtime, request)
     working = [config for config in request.configs if _has_hands(runtime, config, request.enabled)]
     for asks in {config.security.sandbox for config in working}:
         policy = SandboxPolicy(toolchains=tuple(toolchain.path for toolchain in _toolchains(runtime, request)))
@@ -84,6 +86,18 @@ def _inputs(runtime: Runtime, request: RunRequest, started: Collection[str]) -> 
         count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
         raise ConfigError(f"{count}; nothing was started", [f for f in found if f.severity != "note"])
     return [f.text for f in found if f.severity == "warning"]
+
+
+def _secrets(runtime: Runtime, request: RunRequest) -> None:
+    """Raises MissingError for a secret that a spec names and nobody has."""
+    for config in request.configs:
+        for text, reference in references_of(config):
+            if reference.kind == "secret" and reference.name not in runtime.secrets:
+                why = runtime.unset_secrets.get(reference.name, "no settings name it")
+                raise MissingError(
+                    f"{config.position(*text.path).text}: {reference.text} is not there: {why}",
+                    hint=f'write {reference.name} = "${{env:NAME}}" under [secrets] in your own config.toml',
+                )
 
 
 def _toolchains(runtime: Runtime, request: RunRequest) -> tuple[Toolchain, ...]:

@@ -17,8 +17,10 @@ from toka.runtime.context import AgentContext, RunContext, StartSandbox
 from toka.runtime.effective import Effective, compile_agent
 from toka.runtime.hands import LazyHands
 from toka.runtime.step import Steps
+from toka.runtime.values import Values, in_words, values_for, variables_of
 from toka.sandbox.gitconfig import obeyed
 from toka.sandbox.policy import Place
+from toka.sandbox.shield import Order
 from toka.sandbox.trusted import decide, find_protected
 
 
@@ -79,8 +81,11 @@ async def prepare(
 
     Raises:
         ModelUnavailable: a task of it needs a model and there is none.
+        ValueMissing: a value or secret that its spec names is not there.
     """
     recorder, runtime = run.recorder, run.runtime
+    values = Values() if ending else values_for(config, recorder.state.agents, recorder.blob)
+    config = config if ending else in_words(config, values)
     state = recorder.state.agents.get(config.name) or AgentState(config.name)
     place = Place(run.protected, run.hidden, run.toolchains)
     got = compile_agent(config, run.capabilities, runtime.policy, run.execution, place)
@@ -89,7 +94,8 @@ async def prepare(
     tools = {t.name: t for t in runtime.tools.offered(got.grant)}
     start = runtime.start_sandbox if config.security.sandbox else _unsandboxed(runtime.start_sandbox)
     validator = _validator(run, config, got)
-    hands = LazyHands(config.name, run.workspace, got.policy, start, recorder, validator)
+    variables = {} if ending else variables_of(config, values, runtime.secrets)
+    hands = LazyHands(config.name, Order(run.workspace, got.policy, variables=variables), start, recorder, validator)
     run.resources.watch(config.name, hands.usage)
     history = recorder.history(config.name) if resumed else ()
     scope = run.resources.agent(
@@ -110,5 +116,6 @@ async def prepare(
         tools=tools,
         model=model,
         system=system_prompt(brief(config, got.grant, tools.values())) if needs_model else "",
+        values=values,
     )
     return PreparedAgent(context, hands)

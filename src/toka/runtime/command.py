@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+from toka.config.agent import AgentConfig
 from toka.core.effect import Effect
 from toka.core.ids import StepKey
+from toka.core.reference import references, value_of
+from toka.core.shellwords import ShellCommand, shell_command
 from toka.errors import LimitExceeded
 from toka.runtime.context import AgentContext
 from toka.runtime.meter import Meter
-from toka.runtime.step import Act, Result
+from toka.runtime.step import Act, Result, StepFailure
 from toka.sandbox.command import FLOOD_BYTES
 from toka.sandbox.host import CommandResult, shell
 from toka.sandbox.keeper import Exceeded
@@ -38,17 +41,36 @@ async def run_line(agent: AgentContext, key: StepKey, line: str, effect: Effect,
     """
 
     meter = Meter(agent.hands.sandbox)
+    command = _with_values(agent, line)
+    shown = {each.key: value_of(each, agent.values.known) for each in references(line)} if agent.config.flow else None
+    apart = key.kind == "run" and leaves(agent.config, "stdout")
 
     async def do() -> Result:
         sandbox = await meter.hands()
-        environment = {"TOKA_IDEMPOTENCY_KEY": agent.steps.key(key), "TOKA_AGENT": agent.name, "TOKA_RUN": agent.run.id}
-        ended = await sandbox.run(shell(line), env=environment, timeout_s=timeout_s or UNBOUNDED_S, chosen_by="person")
+        own = {"TOKA_IDEMPOTENCY_KEY": agent.steps.key(key), "TOKA_AGENT": agent.name, "TOKA_RUN": agent.run.id}
+        ended = await sandbox.run(
+            shell(command.line),
+            env={**command.environment, **own},
+            timeout_s=timeout_s or UNBOUNDED_S,
+            chosen_by="person",
+            apart=apart,
+        )
         value = agent.run.runtime.redact(described(ended))
         return Result(value, failed=ended.failed, limit=limit_met(value, agent.name))
 
     assumed = {"exit": 0, "ended": "exited", "output": BY_WORD, "dropped": 0}
-    act = Act(key, effect, line, rule="written by a person", assumed=assumed, used=meter.used)
+    act = Act(key, effect, line, shown or None, rule="written by a person", assumed=assumed, used=meter.used)
     return await agent.steps.run(act, do)
+
+
+def _with_values(agent: AgentContext, line: str) -> ShellCommand:
+    if agent.config.flow is None:
+        return ShellCommand(line, {})
+    try:
+        return shell_command(line, agent.values.known)
+    except (KeyError, ValueError) as error:
+        what = f"{error.args[0]} has no value" if isinstance(error, KeyError) else str(error)
+        raise StepFailure("value", what, retryable=False) from None
 
 
 def described(ended: CommandResult) -> dict[str, Any]:
@@ -63,8 +85,14 @@ def described(ended: CommandResult) -> dict[str, Any]:
         "wall_s": round(ended.wall_s, 3),
         "cpu_s": round(ended.cpu_s, 3),
         "max_rss_bytes": ended.max_rss_bytes,
+        **({} if ended.stdout is None else {"stdout": ended.stdout.decode("utf-8", "replace")}),
         **ended.resources,
     }
+
+
+def leaves(config: AgentConfig, source: str) -> bool:
+    """Whether a spec declares an output that comes from there."""
+    return config.flow is not None and any(output.source == source for output in config.flow.outputs.values())
 
 
 def verdict(value: dict[str, Any], line: str, timeout_s: float | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from toka.llm.gateway import LlmGateway
 from toka.runtime.capability import CapabilityValidator
 from toka.runtime.resource import ResourceManager, Scope
 from toka.runtime.step import Steps
+from toka.runtime.values import Values
 from toka.sandbox.host import Sandbox
 from toka.sandbox.level import Level
 from toka.sandbox.selftest import SelfTest
@@ -72,6 +73,8 @@ class Runtime:
         channels: where reports to a channel also go, by its name.
         spawn: starts a coroutine that may run until the runtime closes, and no longer.
         level: how strongly `start_sandbox` confines, for the record.
+        secrets: what `${secret:NAME}` stands for, by name.
+        unset_secrets: why a secret that the settings name is not there, by name.
         redact: takes the operator's keys for hosts out of a JSON value: what comes from a sandbox goes through it.
         secret_files: files that hold such keys.
         toolchains: folders of programs that the settings have sandboxes show.
@@ -94,6 +97,8 @@ class Runtime:
     channels: Mapping[str, ChannelSink]
     spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]
     level: Level = "full"
+    secrets: Mapping[str, str] = field(default_factory=dict[str, str])
+    unset_secrets: Mapping[str, str] = field(default_factory=dict[str, str])
     redact: Callable[[Any], Any] = _as_it_is
     secret_files: tuple[Path, ...] = ()
     toolchains: tuple[Toolchain, ...] = ()
@@ -149,6 +154,7 @@ class AgentContext:
         tools: those its grant gives, by name, in the order shown to the model.
         model: the model string to call; None when no task of it needs one.
         system: its system prompt; empty when no task needs a model.
+        values: what the references of its spec stand for.
     """
 
     run: RunContext
@@ -161,3 +167,4 @@ class AgentContext:
     tools: Mapping[str, Tool]
     model: str | None
     system: str
+    values: Values = field(default_factory=Values)

@@ -53,13 +53,20 @@ class Conversation:
     """The model and tool loop of one attempt. Replays what is recorded and goes on from there."""
 
     def __init__(
-        self, agent: AgentContext, task: TaskId, attempt: int, scope: Scope, tools: tuple[ToolSpec, ...]
+        self,
+        agent: AgentContext,
+        task: TaskId,
+        attempt: int,
+        scope: Scope,
+        tools: tuple[ToolSpec, ...],
+        report: ToolSpec = REPORT_TOOL,
     ) -> None:
         self._agent = agent
         self._task = task
         self._attempt = attempt
         self._scope = scope
-        self._tools = tools
+        self._tools = (*tools, report)
+        self._report_tool = report
         self._messages: list[Message] = []
         self._nudges = 0
         self._invalid = 0
@@ -204,7 +211,9 @@ class Conversation:
 
     async def _report(self, turn: int, index: int, call: ToolCall) -> Report | None:
         """The report, or None after a malformed one was answered."""
-        arguments = validate(REPORT_TOOL, call.arguments)
+        arguments = validate(self._report_tool, call.arguments)
+        if not isinstance(arguments, str) and arguments["status"] == "succeeded":
+            arguments = self._with_outputs(arguments)
         if not isinstance(arguments, str):
             return Report(str(arguments["status"]), arguments)
         key = StepKey(self._task, self._attempt, turn, "tool", index)
@@ -213,6 +222,14 @@ class Conversation:
         self._messages.append(Message("tool", text, call_id=call.id, name=call.name, failed=True))
         self._wrong = arguments
         return None
+
+    def _with_outputs(self, arguments: dict[str, Any]) -> dict[str, Any] | str:
+        """A report of success, or what it lacks."""
+        outputs = self._report_tool.parameters["properties"].get("outputs", {}).get("properties", {})
+        lacking = [name for name in outputs if name not in arguments.get("outputs", {})]
+        if not lacking:
+            return arguments
+        return f"{REPORT_TOOL.name}: outputs lacks {', '.join(lacking)}; a report of success gives every output"
 
     def _count_invalid(self) -> None:
         """One reply is one chance to learn: it counts once, and not at all when one of its calls was well-formed."""

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from toka.config.agent import TaskSpec
-from toka.core.ids import TaskId
+from toka.core.ids import StepKey, TaskId
 from toka.errors import LimitExceeded
 from toka.events.lifecycle import AgentStatus, TaskStatus
 from toka.llm.prompts import task_prompt
 from toka.runtime.context import AgentContext
 from toka.runtime.conversation import report_text
 from toka.runtime.objective import ObjectiveVerifier
+from toka.runtime.outputs import collect
 from toka.runtime.task import TaskExecutor, TaskOutcome
+from toka.runtime.values import ValueMissing
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,39 @@ class AgentExecutor:
         verifier = ObjectiveVerifier(self._agent, self._tasks, can_repair=self._agent.model is not None)
         outcome = await verifier.verify()
         if outcome.status is TaskStatus.SUCCEEDED:
-            return AgentOutcome(AgentStatus.COMPLETED)
+            return await self._leave()
         return _ended(outcome)
+
+    async def _leave(self) -> AgentOutcome:
+        """The last thing: the values for the agents that build on this one."""
+        recorder, name = self._agent.run.recorder, self._agent.name
+        state = recorder.state.agents.get(name)
+        if state is None or state.outputs is None:
+            try:
+                outputs = await collect(self._agent, self._stdout(), self._reported())
+            except ValueMissing as problem:
+                return AgentOutcome(AgentStatus.FAILED, str(problem), "output")
+            if outputs is not None:
+                await recorder.record(name, outputs)
+        return AgentOutcome(AgentStatus.COMPLETED)
+
+    def _stdout(self) -> str | None:
+        """What the last command task printed, as it is recorded."""
+        task = next((t for t in reversed(self._list) if t.run is not None), None)
+        state = self._agent.run.recorder.state.agents.get(self._agent.name)
+        if task is None or state is None or task.id not in state.tasks:
+            return None
+        key = StepKey(task.id, state.tasks[task.id].attempt, 1, "run")
+        known = self._agent.steps.recorded(key)
+        return None if known is None else known.value.get("stdout")
+
+    def _reported(self) -> dict[str, Any]:
+        """The values of the reports: those of a repair replace those of the task."""
+        state = self._agent.run.recorder.state.agents.get(self._agent.name)
+        out: dict[str, Any] = {}
+        for task in state.tasks.values() if state is not None else ():
+            out.update((task.report or {}).get("outputs") or {})
+        return out
 
     async def cancelled(self, status: TaskStatus, reason: str, limit: LimitExceeded | None = None) -> None:
         """Records the end of an execution that was cancelled: what ran has `status`, what did not is skipped.
@@ -125,7 +158,10 @@ class AgentExecutor:
             if t.id in self._outcomes
         ]
         others = [(name, status, text) for name, (status, text) in sorted(self._results.items())]
-        return task_prompt(task.description, number, len(self._list), previous, others)
+        beside = [
+            (key, text) for key, text in self._agent.values.beside if f"the value {key}, given" in task.description
+        ]
+        return task_prompt(task.description, number, len(self._list), previous, others, beside)
 
     async def _give_up(self, bad: TaskSpec) -> AgentOutcome:
         outcome = self._outcomes[bad.id]

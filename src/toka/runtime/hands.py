@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from pathlib import Path
+from dataclasses import replace
 from typing import Final
 
 from toka.core.capability import Capability, CapabilityError
@@ -17,7 +17,6 @@ from toka.runtime.capability import CapabilityValidator
 from toka.runtime.context import StartSandbox
 from toka.sandbox.egress_link import Attempt
 from toka.sandbox.host import Sandbox
-from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.shield import Order
 from toka.sandbox.usage import Usage
 
@@ -31,18 +30,18 @@ class LazyHands:
     def __init__(
         self,
         agent: AgentName,
-        workspace: Path,
-        policy: SandboxPolicy,
+        order: Order,
         start: StartSandbox,
         recorder: Recorder,
         validator: CapabilityValidator,
     ) -> None:
         self._agent = agent
         self._validator = validator
-        self._policy = policy
+        self._policy = order.policy
         self._start = start
         self._recorder = recorder
-        self._order = Order(workspace, policy, (RunId(recorder.lease.run), agent), self._attempted)
+        owner = (RunId(recorder.lease.run), agent)
+        self._order = replace(order, owner=owner, report=self._attempted)
         self._lock = asyncio.Lock()
         self._sandbox: Sandbox | None = None
         self._seen: set[tuple[str, int, str]] = set()

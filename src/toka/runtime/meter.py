@@ -25,7 +25,7 @@ class Meter:
         self._sandbox = await self._start()
         return self
 
-    async def run(
+    async def run(  # noqa: PLR0913 - as Sandbox.run
         self,
         argv: Sequence[str],
         *,
@@ -34,6 +34,7 @@ class Meter:
         timeout_s: float,
         output_limit: int | None = None,
         chosen_by: Any = "agent",
+        apart: bool = False,
     ) -> CommandResult:
         """See `Sandbox.run`."""
         assert self._sandbox is not None, "hands() comes first"
@@ -44,6 +45,7 @@ class Meter:
             timeout_s=timeout_s,
             output_limit=output_limit,
             chosen_by=chosen_by,
+            apart=apart,
             told=self._ended.append,
         )
 

@@ -47,7 +47,7 @@ class ObjectiveVerifier:
             JournalError: the record cannot be written.
         """
         await self._claim()
-        rounds = self._agent.run.execution.repair_rounds if self._can_repair else 0
+        rounds = _rounds(self._agent) if self._can_repair else 0
         for number in range(rounds + 1):
             failed = await self._check_all(number)
             if not failed:
@@ -86,11 +86,12 @@ class ObjectiveVerifier:
         except (SandboxError, StepFailure) as e:
             value = {"exit": None, "ended": "lost", "output": str(e), "dropped": 0}
         passed = value["ended"] == "exited" and value["exit"] == check.expect_exit
-        reason = verdict(value, check.run, timeout)
-        evidence = {"command": check.run, "exit": value["exit"], "ended": value["ended"], "output": tail(value)}
+        shown = self._agent.values.prose(check.run) if self._agent.config.flow is not None else check.run
+        reason = verdict(value, shown, timeout)
+        evidence = {"command": shown, "exit": value["exit"], "ended": value["ended"], "output": tail(value)}
         status = ObjectiveStatus.VERIFIED if passed else ObjectiveStatus.FAILED
         await self._change(number, status, title, round_, evidence)
-        return None if passed else _Failed(number, title, check.run, value["exit"], evidence["output"], reason)
+        return None if passed else _Failed(number, title, shown, value["exit"], evidence["output"], reason)
 
     async def _repair(self, failed: list[_Failed], number: int, of: int) -> TaskOutcome:
         def prompt() -> str:
@@ -112,3 +113,9 @@ class ObjectiveVerifier:
             return  # an earlier process recorded it
         event = ObjectiveChanged(number, status.value, title, round_, evidence)
         await self._agent.run.recorder.record(self._agent.name, event)
+
+
+def _rounds(agent: AgentContext) -> int:
+    """How often a failing check goes back to the model."""
+    flow = agent.config.flow
+    return agent.run.execution.repair_rounds if flow is None or flow.repairs is None else flow.repairs

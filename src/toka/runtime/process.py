@@ -27,6 +27,7 @@ from toka.runtime.context import RunContext
 from toka.runtime.control import AgentControl, Closing
 from toka.runtime.effective import bounds
 from toka.runtime.executor import AgentExecutor, AgentOutcome
+from toka.runtime.values import ValueMissing
 
 RESTART_CAP_S: Final = 300.0
 """The longest wait before a restart, in seconds."""
@@ -251,6 +252,9 @@ class AgentProcessManager:
         except (ConfigError, UsageError) as e:
             await self._change(name, AgentStatus.STARTING)
             return await self._end(name, AgentOutcome(AgentStatus.FAILED, e.message, "config"))
+        except ValueMissing as e:
+            await self._change(name, AgentStatus.STARTING)
+            return await self._end(name, AgentOutcome(AgentStatus.FAILED, str(e), "value"))
         try:
             executor = AgentExecutor(prepared.context, results)
             async with self._turn(name):

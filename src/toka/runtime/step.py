@@ -361,6 +361,8 @@ class Steps:
         limit = result.limit.to_json() if result.limit is not None else None
         done = StepDone(text, value, usage, result.cost_usd, result.model, wall, result.failed, limit, resources)
         await self._recorder.record(self._agent, done)
+        if StepKey.parse(text).kind == "run":  # the only ones that are asked for later: for what they printed
+            self._ends[text] = done
 
     async def _stored(self, value: Any) -> Any:
         if value is None:

@@ -18,6 +18,7 @@ from toka.llm.prompts import REPORT_TOOL, retry_note
 from toka.runtime.command import met, run_line, tail, verdict
 from toka.runtime.context import AgentContext
 from toka.runtime.conversation import Conversation, Report, opening_messages
+from toka.runtime.outputs import last_talk, report_of
 from toka.runtime.step import InDoubt, StepFailure
 
 
@@ -66,8 +67,8 @@ class TaskExecutor:
 
     def __init__(self, agent: AgentContext) -> None:
         self._agent = agent
-        tools = [ToolSpec(t.name, t.description, t.parameters) for t in agent.tools.values()]
-        self._specs = (*tools, REPORT_TOOL)
+        self._tools = tuple(ToolSpec(t.name, t.description, t.parameters) for t in agent.tools.values())
+        self._report = report_of(agent)
         self._written: dict[str, TaskStatus] = {}  # ahead of the folded state while a record is being committed
 
     async def run(self, task: TaskSpec, prompt: Callable[[], str]) -> TaskOutcome:
@@ -90,12 +91,15 @@ class TaskExecutor:
 
             return await self._execute(_Work(task.id, task.description, task.retries or 0, timeout, command))
         retries = execution.task_retries if task.retries is None else task.retries
-        return await self._execute(_Work(task.id, task.description, retries, timeout, self._talk(task.id, prompt)))
+        report = self._report if task.id == last_talk(self._agent) else REPORT_TOOL
+        talk = self._talk(task.id, prompt, report)
+        return await self._execute(_Work(task.id, task.description, retries, timeout, talk))
 
     async def repair(self, task: TaskId, title: str, prompt: Callable[[], str]) -> TaskOutcome:
         """Lets the model mend what a check found. One attempt: the check after it is the judge."""
         timeout = self._agent.run.execution.task_timeout_s
-        return await self._execute(_Work(task, title, 0, timeout, self._talk(task, prompt)))
+        talk = self._talk(task, prompt, self._report)
+        return await self._execute(_Work(task, title, 0, timeout, talk))
 
     async def skip(self, task: TaskSpec, reason: str) -> None:
         """Records that a task is not going to be executed, or not any more: SKIPPED, or CANCELLED once it had begun."""
@@ -164,13 +168,15 @@ class TaskExecutor:
             await self._agent.run.runtime.clock.sleep(self._backoff(number))
             number += 1
 
-    def _talk(self, task: TaskId, prompt: Callable[[], str]) -> Callable[[int, str], Awaitable[dict[str, Any]]]:
+    def _talk(
+        self, task: TaskId, prompt: Callable[[], str], report_tool: ToolSpec
+    ) -> Callable[[int, str], Awaitable[dict[str, Any]]]:
         agent = self._agent
 
         async def attempt(number: int, last: str) -> dict[str, Any]:
             text = prompt() if number == 1 else f"{prompt()}\n\n{retry_note(number, last)}"
             scope = agent.run.resources.task(agent.scope, task)
-            conversation = Conversation(agent, task, number, scope, self._specs)
+            conversation = Conversation(agent, task, number, scope, self._tools, report_tool)
             report = await conversation.run(opening_messages(agent.system, text))
             if report.status == "succeeded":
                 return report.data
@@ -185,7 +191,7 @@ class TaskExecutor:
             result = await run_line(self._agent, StepKey(task.id, number, 1, "run"), line, effect, timeout_s)
         except SandboxError as e:
             raise StepFailure("sandbox", e.message) from e
-        end = verdict(result.value, line, timeout_s)
+        end = verdict(result.value, self._agent.values.prose(line) if self._agent.config.flow else line, timeout_s)
         output = tail(result.value)
         if result.failed:
             over = met(result.value)

@@ -27,6 +27,7 @@ class CommandResult:
         exit_code: of the command, the negative signal number when a signal ended it; 126 when it could not be started,
             127 when there is no such program; None when it did not come to its own end.
         output: standard output and standard error in the order written, up to the limit.
+        stdout: standard output alone, up to the limit, where that was asked for; else None.
         dropped: bytes of output beyond the limit.
         ended: `exited` by itself · `timeout` · `flood` of output · `killed` from outside · `lost`: the sandbox died,
             the command may have done anything or nothing · `refused`: nothing of it ran.
@@ -48,6 +49,7 @@ class CommandResult:
     reason: str = ""
     exceeded: Exceeded | None = None
     spent: Spent = field(default_factory=Spent)
+    stdout: bytes | None = None
 
     @property
     def failed(self) -> bool:
@@ -109,54 +111,69 @@ def _nothing() -> None:
 
 
 class Output:
-    """What a command writes, read as it comes so that the command never waits for us."""
+    """What a command writes, read as it comes so that the command never waits for us.
 
-    def __init__(self, limit: int, lifeline: Lifeline) -> None:
+    Attributes:
+        theirs: the writing ends, for the command: standard output, and standard error where it is apart.
+        kept: both together, as they came.
+        stdout: standard output alone, where it is apart.
+    """
+
+    def __init__(self, limit: int, lifeline: Lifeline, *, apart: bool = False) -> None:
+        """Opens a pipe, or with `apart` two of them. Of each kind at most `limit` bytes are kept."""
         self._loop = asyncio.get_running_loop()
         self._limit = limit
         self._lifeline = lifeline
-        self._read, self.theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        os.set_blocking(self.theirs, True)
+        pipes = [os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK) for _ in range(1 + apart)]
+        self._reads = [read for read, _ in pipes]
+        self.theirs = [write for _, write in pipes]
         self.kept = bytearray()
+        self.stdout = bytearray() if apart else None
         self.size = 0
         self.flooded = False
-        self._loop.add_reader(self._read, self._take)
+        for read, write in pipes:
+            os.set_blocking(write, True)
+            self._loop.add_reader(read, self._take, read)
 
     @property
     def dropped(self) -> int:
         """Bytes that were not kept."""
         return self.size - len(self.kept)
 
-    def _take(self) -> bool:
+    def _take(self, read: int) -> bool:
         """Reads one block; False when there is nothing (more)."""
         try:
-            block = os.read(self._read, _BLOCK)
+            block = os.read(read, _BLOCK)
         except BlockingIOError:
             return False
         if not block:
-            self._loop.remove_reader(self._read)
+            self._loop.remove_reader(read)
             return False
         self.size += len(block)
         self.kept += block[: max(0, self._limit - len(self.kept))]
+        if self.stdout is not None and read == self._reads[0]:
+            self.stdout += block[: max(0, self._limit - len(self.stdout))]
         if self.size > FLOOD_BYTES and not self.flooded:
             self.flooded = True
-            self._loop.remove_reader(self._read)  # it waits for us until it is dead
+            for each in self._reads:
+                self._loop.remove_reader(each)  # it waits for us until it is dead
             self._lifeline.cut()
         return True
 
     def drain(self) -> None:
         """Takes what is left in the pipe. Does not wait for its end: another sandbox may have been handed a copy."""
-        while self.size <= FLOOD_BYTES + _BLOCK * 16 and self._take():
-            pass
+        for read in self._reads:
+            while self.size <= FLOOD_BYTES + _BLOCK * 16 and self._take(read):
+                pass
 
     def sent(self) -> None:
         """Closes our copy of the writing end."""
-        if self.theirs >= 0:
-            os.close(self.theirs)
-            self.theirs = -1
+        while self.theirs:
+            os.close(self.theirs.pop())
 
     def close(self) -> None:
         """Closes everything."""
         self.sent()
-        self._loop.remove_reader(self._read)
-        os.close(self._read)
+        for read in self._reads:
+            self._loop.remove_reader(read)
+            os.close(read)

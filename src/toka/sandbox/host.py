@@ -49,7 +49,7 @@ class Sandbox:
         self._clock = around.clock
         self._idle_s = around.idle_s
         self._keeper = Keeper(policy, around)
-        self._environment = environment_of(policy)
+        self._environment = {**around.variables, **environment_of(policy)}
         self._zygote: Zygote | None = None
         self._worker: FileWorker | None = None
         self._starting = asyncio.Lock()
@@ -177,6 +177,7 @@ class Sandbox:
         timeout_s: float,
         output_limit: int | None = None,
         chosen_by: Literal["person", "agent"] = "agent",
+        apart: bool = False,
         told: Told = unheard,
     ) -> CommandResult:
         """Runs one command to its end. A command that fails is a result, not an exception.
@@ -191,6 +192,7 @@ class Sandbox:
             output_limit: bytes of output to keep; None: the policy's figure.
             chosen_by: a command that a person wrote into the spec may run any program, one that the agent chose only
                 those of the policy.
+            apart: whether to keep standard output by itself, too.
             told: called with how it ended (without its output), also when the caller is cancelled.
 
         Raises:
@@ -202,7 +204,7 @@ class Sandbox:
         except ValueError as error:
             return refused(str(error), 0.0)
         with self._working():
-            return await self._ended(request, output_limit, started, told)
+            return await self._ended(request, output_limit, started, told, apart=apart)
 
     async def attach(
         self, argv: Sequence[str], streams: Streams, *, env: Mapping[str, str] | None = None, timeout_s: float
@@ -221,18 +223,26 @@ class Sandbox:
             return await self._measured(request, streams.lifeline, streams, started, unheard)
 
     async def _ended(
-        self, request: dict[str, Any], output_limit: int | None, started: float, told: Told
+        self,
+        request: dict[str, Any],
+        output_limit: int | None,
+        started: float,
+        told: Told,
+        *,
+        apart: bool = False,
     ) -> CommandResult:
         await self._alive()
         lifeline = Lifeline()
-        output = Output(self._policy.output_bytes if output_limit is None else output_limit, lifeline)
+        limit = self._policy.output_bytes if output_limit is None else output_limit
+        output = Output(limit, lifeline, apart=apart)
         try:
             result = await self._measured(request, lifeline, output, started, told)
         finally:
             output.drain()
             output.close()
             lifeline.close()
-        return replace(result, output=bytes(output.kept), dropped=output.dropped)
+        apart_ = None if output.stdout is None else bytes(output.stdout)
+        return replace(result, output=bytes(output.kept), dropped=output.dropped, stdout=apart_)
 
     async def _measured(
         self, request: dict[str, Any], lifeline: Lifeline, output: Output | Streams, started: float, told: Told
@@ -273,7 +283,7 @@ class Sandbox:
         self, request: dict[str, Any], lifeline: Lifeline, output: Output | Streams, report: dict[str, Any]
     ) -> None:
         """Sends the request and waits for the end, also when cancelled. Fills the report, unless the zygote died."""
-        handed = [output.theirs] if isinstance(output, Output) else output.theirs
+        handed = output.theirs
         zygote = await self._send(request, (*handed, lifeline.theirs.fileno()))
         output.sent()
         lifeline.theirs.close()

@@ -148,6 +148,7 @@ class Surroundings:
         report: takes each attempt to reach the network.
         credentials: keys that the proxy adds, by host name, to requests to hosts that the policy lets through.
         hierarchies: where cgroups are; None = as this machine has them.
+        variables: of all commands, beside those of `environment_of`.
     """
 
     clock: Clock
@@ -156,6 +157,7 @@ class Surroundings:
     report: Callable[[Attempt], None] = field(default=lambda _: None)
     credentials: Mapping[str, Credential] = field(default_factory=dict[str, Credential])
     hierarchies: Hierarchies | None = None
+    variables: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @cache

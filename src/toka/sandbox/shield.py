@@ -34,6 +34,7 @@ class Order:
         owner: whose it is, such as (run, agent), for the name of its cgroup.
         report: takes each attempt to reach the network.
         test: whether it must have passed a self-test; False only for a trial that nobody works in.
+        variables: of all its commands, beside those that every sandbox has; not part of the policy, nor recorded.
         unsandboxed: the spec asks for no sandbox; only the operator's settings can make that count.
     """
 
@@ -42,6 +43,7 @@ class Order:
     owner: tuple[str, ...] = ()
     report: Callable[[Attempt], None] = _silent
     test: bool = True
+    variables: Mapping[str, str] = field(default_factory=dict[str, str])
     unsandboxed: bool = False
 
 
@@ -74,7 +76,9 @@ class Shield:
             SandboxUnavailable: this machine cannot run one.
             SandboxError: the workspace cannot be used, or the self-test found a hole. Nothing runs.
         """
-        around = Surroundings(self.clock, self.idle_s, ("toka", *order.owner), order.report, self.credentials)
+        around = Surroundings(
+            self.clock, self.idle_s, ("toka", *order.owner), order.report, self.credentials, variables=order.variables
+        )
         level: Level = "none" if order.unsandboxed and self.allow_unsandboxed else self.level
         if level == "full":
             if landlock.abi() < landlock.OLDEST:
