@@ -250,3 +250,27 @@ async def pass_time(clock: ManualClock, until: Callable[[], Any], step: float = 
 def said(request: ModelRequest) -> str:
     """All that a model was sent, as one text."""
     return "\n".join(m.text for m in request.messages)
+
+
+SUBMIT = """
+import asyncio, json, sys
+from pathlib import Path
+from toka.core.clock import SystemClock
+from toka.core.ids import RunId
+from toka.journal.poke import poke
+from toka.journal.sqlite import SqliteJournal
+async def main():
+    state = Path(sys.argv[1])
+    journal = SqliteJournal(state, SystemClock())
+    for verb, agent in json.loads(sys.argv[3]):
+        await journal.submit(RunId(sys.argv[2]), verb, agent=agent, arguments={}, by=("ada", "why not"))
+    await journal.aclose()
+    poke(state, RunId(sys.argv[2]))
+asyncio.run(main())
+"""
+
+
+async def ask(team: Team, run: str, *requests: tuple[str, str]) -> None:
+    """Leaves requests in the journal, as another process does."""
+    command = [sys.executable, "-c", SUBMIT, str(team.folder / "state"), run, json.dumps(requests)]
+    await asyncio.to_thread(subprocess.run, command, check=True)

@@ -1,15 +1,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import ALWAYS, Team, agent, call, eventually, fail, memory, succeed
+from harness import ALWAYS, Team, agent, ask, call, eventually, fail, memory, succeed
 from toka.core.ids import AgentName
 from toka.errors import ConfigError, UsageError
 from toka.events.event import AgentStateChanged, CommandApplied, StepIntent, TaskStateChanged
@@ -184,29 +181,6 @@ async def test_what_cannot_be_run_is_refused_before_anything_is_recorded(tmp_pat
 
 
 # --- requests of other processes
-
-SUBMIT = """
-import asyncio, json, sys
-from pathlib import Path
-from toka.core.clock import SystemClock
-from toka.core.ids import RunId
-from toka.journal.poke import poke
-from toka.journal.sqlite import SqliteJournal
-async def main():
-    state = Path(sys.argv[1])
-    journal = SqliteJournal(state, SystemClock())
-    for verb, agent in json.loads(sys.argv[3]):
-        await journal.submit(RunId(sys.argv[2]), verb, agent=agent, arguments={}, by=("ada", "why not"))
-    await journal.aclose()
-    poke(state, RunId(sys.argv[2]))
-asyncio.run(main())
-"""
-
-
-async def ask(team: Team, run: str, *requests: tuple[str, str]) -> None:
-    """Leaves requests in the journal, as another process does."""
-    command = [sys.executable, "-c", SUBMIT, str(team.folder / "state"), run, json.dumps(requests)]
-    await asyncio.to_thread(subprocess.run, command, check=True)
 
 
 def talkative(team: Team, **execution: Any) -> Team:

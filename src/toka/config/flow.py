@@ -6,7 +6,7 @@ With this section in a spec, `${...}` in its commands, checks, goals and variabl
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue, StringConstraints, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
@@ -14,7 +14,7 @@ from pydantic.json_schema import SkipJsonSchema
 from toka.config.diagnostics import quoted
 from toka.config.fields import MAX_ITEMS, Duration, Line, Optionally, Part, Prose, SmallCount, fault
 from toka.core.capability import CapabilityError, normal_path
-from toka.core.reference import VALUE_NAME
+from toka.core.reference import INPUTS, ITEM, VALUE_NAME
 from toka.core.units import UnitError, parse_count
 
 MAX_INSTANCES: Final = 1_000
@@ -121,3 +121,9 @@ class Flow(Part):
     )
     template: SkipJsonSchema[str | None] = Field(default=None, description="Of an instance: the agent it is one of.")
     item: SkipJsonSchema[JsonValue] = Field(default=None, description="Of an instance: its element.")
+
+    @property
+    def inputs_by_key(self) -> dict[str, Any]:
+        """The values of inputs, and of the element of an instance, by the keys of their references."""
+        known: dict[str, Any] = {f"{INPUTS}.{name}": value for name, value in self.inputs.items()}
+        return known if self.template is None else {**known, ITEM: self.item}

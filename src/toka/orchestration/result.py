@@ -8,6 +8,7 @@ from typing import Any
 from toka.core.ids import RunId
 from toka.events.lifecycle import AgentStatus, RunStatus, TaskStatus
 from toka.events.state import AgentState, RunState
+from toka.orchestration.schedule import BENIGN
 
 EXIT_DONE, EXIT_FAILED, EXIT_MISSING, EXIT_LIMIT, EXIT_PERSON, EXIT_STOPPED = 0, 1, 4, 6, 7, 8
 
@@ -36,7 +37,7 @@ class RunResult:
             return EXIT_STOPPED
         if self.status is RunStatus.WAITING:
             return EXIT_PERSON
-        if agents and all(a.status is AgentStatus.SKIPPED for a in agents):
+        if agents and all(a.status is AgentStatus.SKIPPED and a.why == "no_model" for a in agents):
             return EXIT_MISSING
         if self.status is RunStatus.FAILED:
             return EXIT_LIMIT if any(a.why == "limit" for a in agents) else EXIT_FAILED
@@ -65,10 +66,10 @@ def verdict(state: RunState) -> tuple[RunStatus, str]:
         return RunStatus.FAILED, "; ".join(f"{a.name}: {_line(a.reason)}" for a in failed[:5])
     if any(a.status is AgentStatus.STOPPED for a in agents):
         return RunStatus.STOPPED, "stopped by a person"
-    unmet = [a for a in agents if a.status is AgentStatus.SKIPPED and a.why != "no_model"]
+    unmet = [a for a in agents if a.status is AgentStatus.SKIPPED and a.why not in BENIGN]
     if unmet:
         return RunStatus.FAILED, "; ".join(f"{a.name}: {_line(a.reason)}" for a in unmet[:5])
-    if agents and all(a.status is AgentStatus.SKIPPED for a in agents):
+    if agents and all(a.status is AgentStatus.SKIPPED and a.why == "no_model" for a in agents):
         return RunStatus.FAILED, f"nothing ran: {_line(agents[0].reason)}"
     return RunStatus.COMPLETED, ""
 

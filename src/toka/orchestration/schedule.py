@@ -6,11 +6,15 @@ import heapq
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from toka.core.ids import AgentName
 from toka.events.lifecycle import AGENT_ENDS, AgentStatus, ObjectiveStatus
 from toka.events.state import AgentState
 from toka.orchestration.dependency import DependencyResolver, Edge
+
+BENIGN: Final = frozenset({"no_model", "when", "empty"})
+"""Causes for which an agent is skipped and nobody failed; what depends on it is skipped for the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +24,7 @@ class Blocked:
     Attributes:
         agent: which.
         reason: why, for people.
-        why: the cause as a word: `dependency`, or `no_model` when all goes back to a missing model.
+        why: the cause as a word: `dependency`, or one of BENIGN when all goes back to that.
     """
 
     agent: AgentName
@@ -63,7 +67,7 @@ class Schedule:
                 problem = _unmet(edge, state) if edge.required else None
                 if problem is not None:
                     self._known.add(edge.agent)
-                    why = "no_model" if state.why == "no_model" else "dependency"
+                    why = state.why if state.why in BENIGN else "dependency"
                     blocked.append(Blocked(edge.agent, problem, why))
                     ends.append(AgentState(edge.agent, AgentStatus.SKIPPED, problem, why))
                     continue

@@ -10,19 +10,22 @@ from toka.config.agent import AgentConfig
 from toka.core.ids import AgentName
 from toka.errors import JournalError, StaleEpoch
 from toka.events.event import CommandApplied, HoldLifted, RunStateChanged, StepResolved
-from toka.events.lifecycle import RunStatus
+from toka.events.lifecycle import AgentStatus, RunStatus
 from toka.events.state import AgentState
 from toka.journal.journal import Command
 from toka.journal.poke import Inbox
+from toka.orchestration.fan import Fan, is_template, outcome_of, together
+from toka.orchestration.gates import Gates
 from toka.orchestration.plan import Plan
 from toka.orchestration.result import RunResult, verdict
-from toka.orchestration.schedule import Blocked, recovered
+from toka.orchestration.schedule import Blocked, Schedule, recovered
 from toka.orchestration.sinks import ChannelSinks
 from toka.runtime.context import RunContext
 from toka.runtime.control import Closing
-from toka.runtime.executor import agent_report
+from toka.runtime.executor import AgentOutcome, agent_report
 from toka.runtime.process import AgentExecution, AgentProcessManager
 from toka.runtime.progress import ProgressReporter
+from toka.runtime.values import template_of
 from toka.sandbox.protect import tidy
 
 SAMPLE_S: Final = 2.0
@@ -41,7 +44,9 @@ class RunSession:
         self.plan = plan
         self.manager = AgentProcessManager(context)
         self.reporter = ProgressReporter(context.recorder, configs, context.runtime.clock)
-        self._configs = configs
+        self._configs: dict[AgentName, AgentConfig] = dict(configs)
+        self._gates = Gates(context)
+        self._fans: dict[AgentName, Fan] = {}
         self._ended: asyncio.Queue[AgentName] = asyncio.Queue()
         self._running: dict[AgentName, AgentExecution] = {}
         self._stopped = {AgentName(a.name) for a in context.recorder.state.agents.values() if a.stop and not a.ended}
@@ -115,18 +120,22 @@ class RunSession:
                     await self.context.recorder.record(agent.name, HoldLifted(hold, reason, author))
 
     async def _execute(self) -> None:
-        schedule, blocked = recovered(self.plan.graph, self.context.recorder.state.agents)
+        states = self.context.recorder.state.agents
+        schedule, blocked = recovered(self.plan.graph, {name: together(s, states) for name, s in states.items()})
         await self._skip(blocked)
         limit = self.context.execution.max_concurrent_agents
         self._executing = True
         while True:
-            while not self._closing and len(self._running) < limit and (name := schedule.next()) is not None:
+            while not self._closing and len(self._running) < limit and (name := self._next(schedule)) is not None:
                 if name in self._stopped:
-                    await self.manager.end_stop(self._configs[name])
-                    await self._skip(schedule.ended(self.manager.state(name)))
-                else:
-                    self._start(name)
-            if not self._running:
+                    await self._end_stop(name)
+                elif not await self._refused(name):
+                    if is_template(self._configs[name]):
+                        await self._fan_out(name)
+                    else:
+                        self._start(name)
+                await self._note(schedule, name)
+            if not self._running and self._ended.empty():
                 return
             name = await self._ended.get()
             execution = self._running.pop(name, None)
@@ -135,11 +144,54 @@ class RunSession:
                 continue
             if error is not None:
                 raise error
-            if (state := self.manager.state(name)).ended:
-                await self._skip(schedule.ended(state))
-            elif name in self._again:
+            if name in self._again and not self.manager.state(name).ended:
                 self._again.discard(name)
                 self._start(name)
+            await self._note(schedule, name)
+
+    def _next(self, schedule: Schedule) -> AgentName | None:
+        """Who may start now: an instance before another agent."""
+        return next((name for fan in self._fans.values() if (name := fan.next()) is not None), None) or schedule.next()
+
+    async def _note(self, schedule: Schedule, name: AgentName) -> None:
+        """Draws the conclusions from an agent's end, if it has ended."""
+        states = self.context.recorder.state.agents
+        fan = self._fans.get(name) or self._fans.get(template_of(name))
+        if fan is not None:
+            if name not in self._running:  # one that waits for a person takes nobody's place
+                fan.running.discard(name)
+            whole = fan.config.name
+            if not self.manager.state(whole).ended and fan.over(states):
+                await self.manager.settle(whole, outcome_of([states[one] for one in fan.instances]))
+                name = whole
+            if name != whole:
+                return
+        if (state := self.manager.state(name)).ended:
+            await self._skip(schedule.ended(together(state, self.context.recorder.state.agents)))
+
+    async def _refused(self, name: AgentName) -> bool:
+        """Whether an agent's conditions keep it from starting; then it has ended."""
+        config = self._configs[name]
+        if self.manager.state(name).started_at is not None or self.manager.state(name).made is not None:
+            return False
+        outcome = await self._gates.look(config)
+        if outcome is not None:
+            await self.manager.settle(name, outcome)
+        return outcome is not None
+
+    async def _fan_out(self, name: AgentName) -> None:
+        """Makes the instances of an agent, or finds those that an earlier process made."""
+        config = self._configs[name]
+        items = await self._gates.items(config, self.manager.state(name).made)
+        if isinstance(items, AgentOutcome):
+            await self.manager.settle(name, items)
+            return
+        await self.manager.gather(name, items)
+        elements = self._gates.elements(items)
+        fan = self._fans[name] = Fan.of(config, elements, self.context.recorder.state.agents)
+        for one, spec in fan.instances.items():
+            self._configs[one] = spec
+            self.reporter.add(spec)
 
     def _start(self, name: AgentName) -> None:
         execution = self._running[name] = self.manager.launch(self._configs[name], self._results(name))
@@ -148,7 +200,7 @@ class RunSession:
     def _results(self, name: AgentName) -> dict[str, tuple[str, str]]:
         """What the agents that `name` comes after reported."""
         out: dict[str, tuple[str, str]] = {}
-        for edge in self.plan.graph.before[name]:
+        for edge in self.plan.graph.before[template_of(name) or name]:
             state: AgentState = self.manager.state(edge.on)
             out[edge.on] = (state.status.value.lower(), agent_report(state.tasks) or state.reason)
         return out
@@ -185,7 +237,13 @@ class RunSession:
         await self.context.recorder.record("", event)
         self._applied = command.id
         names = [AgentName(command.agent)] if command.agent else list(self.plan.graph.order)
+        names = [one for name in names for one in (*self._instances(name), name)]
         await asyncio.gather(*(self._request(name, command) for name in names if name in self._configs))
+
+    def _instances(self, name: AgentName) -> list[AgentName]:
+        """Those of an agent that have not ended."""
+        fan = self._fans.get(name)
+        return [one for one in fan.instances if not self.manager.state(one).ended] if fan is not None else []
 
     async def _take_answers(self) -> None:
         """Records the answers that were given while nobody executed the run, before anything asks again."""
@@ -205,6 +263,14 @@ class RunSession:
             self._again.add(name)
             self._ended.put_nowait(name)
 
+    async def _end_stop(self, name: AgentName) -> None:
+        """Ends an agent that is to stop and is not being executed."""
+        if is_template(self._configs[name]):
+            reason = self.manager.state(name).stop or "stopped by a person"
+            await self.manager.settle(name, AgentOutcome(AgentStatus.STOPPED, reason, "stopped"))
+        else:
+            await self.manager.end_stop(self._configs[name])
+
     async def _request(self, name: AgentName, command: Command) -> None:
         match command.verb:
             case "resume":
@@ -216,7 +282,7 @@ class RunSession:
                 if name in self._running:
                     await self.manager.stop(name, command.reason, command.author)
                 else:
-                    await self.manager.end_stop(self._configs[name])
+                    await self._end_stop(name)
                     self._ended.put_nowait(name)
             case "resolve":
                 await self._resolve(name, command)

@@ -69,7 +69,7 @@ def _with_values(agent: AgentContext, line: str) -> ShellCommand:
     try:
         return shell_command(line, agent.values.known)
     except (KeyError, ValueError) as error:
-        what = f"{error.args[0]} has no value" if isinstance(error, KeyError) else str(error)
+        what = f"${{{error.args[0]}}} has no value" if isinstance(error, KeyError) else str(error)
         raise StepFailure("value", what, retryable=False) from None
 
 

@@ -20,6 +20,7 @@ from toka.errors import (
     UsageError,
 )
 from toka.events.event import AgentStateChanged, HoldLifted, HoldPlaced
+from toka.events.flow import InstancesMade
 from toka.events.lifecycle import AGENT_ENDS, AgentStatus, TaskStatus, agent_may
 from toka.events.state import AgentState
 from toka.runtime.agent import PreparedAgent, prepare
@@ -115,6 +116,21 @@ class AgentProcessManager:
     async def skip(self, name: AgentName, reason: str, why: str) -> None:
         """Ends an agent that can never start."""
         await self._change(name, AgentStatus.SKIPPED, reason, why)
+
+    async def gather(self, name: AgentName, made: InstancesMade) -> None:
+        """Begins an agent that is one instance for each element: what the elements are is recorded first."""
+        state = self.state(name)
+        if state.made is None:
+            await self._run.recorder.record(name, made)
+        for status in (AgentStatus.STARTING, AgentStatus.RUNNING):
+            if self.state(name).status is not AgentStatus.RUNNING:
+                await self._change(name, status)
+
+    async def settle(self, name: AgentName, outcome: AgentOutcome) -> None:
+        """Ends an agent that takes no step itself: one with instances, or one that cannot start."""
+        if outcome.status is AgentStatus.FAILED and not agent_may(self.state(name).status, AgentStatus.FAILED):
+            await self._change(name, AgentStatus.STARTING)
+        await self._end(name, outcome)
 
     async def pause(self, name: AgentName, reason: str = "", author: str = "") -> None:
         """No new step starts; what is in flight is finished and recorded. Idempotent; survives a restart."""

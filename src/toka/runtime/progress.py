@@ -120,6 +120,10 @@ class ProgressReporter:
         self._used: dict[str, float] = {}
         self._unsubscribe = recorder.subscribe(self._on_record)
 
+    def add(self, config: AgentConfig) -> None:
+        """Takes an agent that came up during the run."""
+        self._configs[str(config.name)] = config
+
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Adds a listener to all events; returns the function that removes it."""
         self._listeners.append(listener)

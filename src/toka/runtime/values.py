@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 from toka.config.agent import AgentConfig, Objective, Tasks
-from toka.config.flow_rules import NOT, condition, references_of
+from toka.config.flow_rules import NOT, references_of
 from toka.core.ids import AgentName
 from toka.core.reference import ITEM, Reference, as_text, substitute, value_of
 from toka.events.lifecycle import AgentStatus, ObjectiveStatus
@@ -50,6 +50,12 @@ def instance_name(template: str, number: int) -> AgentName:
     return AgentName(f"{template}[{number}]")
 
 
+def template_of(name: str) -> AgentName:
+    """`fix` of `fix[3]`; empty when the name is not that of an instance."""
+    head, bracket, _ = name.partition("[")
+    return AgentName(head if bracket else "")
+
+
 def values_for(config: AgentConfig, agents: Mapping[str, AgentState], load: Load) -> Values:
     """The values that a spec's references name.
 
@@ -63,9 +69,7 @@ def values_for(config: AgentConfig, agents: Mapping[str, AgentState], load: Load
     """
     if config.flow is None:
         return Values()
-    known: dict[str, Any] = {f"inputs.{name}": value for name, value in config.flow.inputs.items()}
-    if config.flow.template is not None:
-        known[ITEM] = config.flow.item
+    known = config.flow.inputs_by_key
     beside: dict[str, str] = {}
     for text, reference in references_of(config):
         if reference.kind == "secret":
@@ -75,6 +79,13 @@ def values_for(config: AgentConfig, agents: Mapping[str, AgentState], load: Load
         if text.use == "text" and not _fits(shown := as_text(_value(reference, known))):
             beside[reference.key] = shown
     return Values(known, tuple(beside.items()))
+
+
+def value_at(config: AgentConfig, reference: Reference, agents: Mapping[str, AgentState], load: Load) -> Any:
+    """The value of one reference of a spec. Raises ValueMissing."""
+    if reference.kind == "output":
+        return output_of(reference, agents, load)
+    return _value(reference, config.flow.inputs_by_key if config.flow is not None else {})
 
 
 def output_of(reference: Reference, agents: Mapping[str, AgentState], load: Load) -> Any:
@@ -96,15 +107,12 @@ def output_of(reference: Reference, agents: Mapping[str, AgentState], load: Load
     return [_declared(one, name, load) for one in instances]
 
 
-def holds(text: str, values: Mapping[str, Any]) -> bool:
-    """Whether a condition of `when` that is a reference holds.
+def holds(text: str, reference: Reference, value: Any) -> bool:
+    """Whether a condition of `when` holds: a reference whose value this is, perhaps after `not`.
 
     Raises:
-        ValueMissing: its value is no boolean.
+        ValueMissing: the value is no boolean.
     """
-    reference = condition(text)
-    assert reference is not None, "the rules of specs let nothing else through"
-    value = _value(reference, values)
     if not isinstance(value, bool):
         raise ValueMissing(f"when: {reference.text} is {_short(value)}, which is neither true nor false")
     return value is not bool(NOT.match(text.strip()))
@@ -119,9 +127,8 @@ def elements_of(config: AgentConfig, agents: Mapping[str, AgentState], load: Loa
     given = config.flow.for_each if config.flow is not None else None
     if not isinstance(given, str):
         return list(given or ())
-    found = values_for(config, agents, load).known
     reference = next(r for text, r in references_of(config) if text.use == "for_each")
-    value = _value(reference, found)
+    value = value_at(config, reference, agents, load)
     if not isinstance(value, list):
         raise ValueMissing(f"for_each: {reference.text} is {_short(value)}, which is no list")
     return cast("list[Any]", value)
