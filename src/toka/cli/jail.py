@@ -16,6 +16,7 @@ from typing import Any, Final
 import click
 
 from toka.cli.door import ANY_PATH, read_settings, state_option
+from toka.cli.level import at_level
 from toka.cli.output import coloured, say
 from toka.cli.render_jail import Jailed, before, ending, layers, wider
 from toka.cli.text import line_of, painter
@@ -30,6 +31,7 @@ from toka.core.units import UnitError, format_bytes, parse_bytes, parse_count, p
 from toka.errors import CapabilityDenied, LimitExceeded, SandboxError, UsageError
 from toka.sandbox.command import CommandResult
 from toka.sandbox.egress_link import Attempt
+from toka.sandbox.level import Level
 from toka.sandbox.policy import SandboxPolicy, compile_policy
 from toka.sandbox.shield import Order, Shield
 from toka.sandbox.terminal import Streams
@@ -57,6 +59,7 @@ _TERMINAL_VARIABLES: Final = ("TERM", "COLORTERM")
 @click.option("--limit", "limits", multiple=True, metavar="KIND=VALUE", help="What it may use. Repeatable.")
 @click.option("--workspace", type=ANY_PATH, help="The directory it sees as /workspace. Default: here.")
 @click.option("--explain", is_flag=True, help="Say what is in force, what was refused, and what would allow it.")
+@click.option("--dangerously-no-sandbox", "no_sandbox", is_flag=True, help="Run it without any confinement.")
 @state_option
 def jail(
     command: Sequence[str],
@@ -66,12 +69,13 @@ def jail(
     state: Path | None,
     *,
     explain: bool,
+    no_sandbox: bool,
 ) -> int:
     """Run a command in the sandbox that agents get: toka jail -- bash
 
     It may read the workspace and run any program of the system, and nothing else. A CAPABILITY is written as in the
     settings' [policy]: 'filesystem-write: src', 'network-access: *.example.org', python-execution. One that names
-    programs, or paths to read, takes the place of that default. The settings' [policy] holds here, too.
+    programs, or paths to read, takes the place of that default. The settings' [policy] and sandbox hold here, too.
 
     KIND is memory, cpu, processes, timeout, disk or network: memory=512MB, cpu=75%, timeout=10m, network=1Mbps.
 
@@ -89,7 +93,8 @@ def jail(
     for path in (*policy.reads, *policy.writes):
         if (place / path).is_symlink() or not (place / path).exists():
             raise UsageError(f"--grant: {path} is not there, or is a link", hint=f"grants are paths below {place}")
-    jailed = Jailed(tuple(command), place, policy, bounds.wall_s, settings.policy, grant, explain)
+    level: Level = at_level(settings, no_sandbox=no_sandbox).sandbox
+    jailed = Jailed(tuple(command), place, policy, bounds.wall_s, settings.policy, grant, explain, level)
     for line in before(jailed, Path.home()):
         say(f"toka: {line}")
     _fill_streams()
@@ -200,7 +205,7 @@ class _Jail:
         """Starts the sandbox, runs the command and closes everything; with the table of layers."""
         job = self._jailed
         order = Order(job.workspace, job.policy, ("jail", str(os.getpid())), self._attempted)
-        sandbox, test = await Shield(SystemClock()).start(order)
+        sandbox, test = await Shield(SystemClock(), level=job.level).start(order)
         try:
             table = layers(job, sandbox, test) if job.explain else []
             self._streams = streams = Streams(sandbox.host_uid())

@@ -18,6 +18,7 @@ from toka.sandbox.command import CommandResult
 from toka.sandbox.egress_link import Attempt
 from toka.sandbox.egress_rules import EgressRules
 from toka.sandbox.host import Sandbox
+from toka.sandbox.level import Level
 from toka.sandbox.mounts import WORKSPACE
 from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.profile import PROXY_PORT
@@ -49,6 +50,7 @@ class Jailed:
     operator: OperatorPolicy
     grant: Grant
     explain: bool
+    level: Level = "full"
 
 
 def before(job: Jailed, home: Path) -> Iterator[str]:
