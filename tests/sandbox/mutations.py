@@ -205,7 +205,7 @@ _LOCKS: Final = (
         (CONFINEMENT,),
         (
             Change("zygote.py", "            os.close(fd)  # bwrap hands on", "            pass  # bwrap hands on"),
-            Change("zygote.py", "        close_from(4)\n"),
+            Change("groundwork.py", "    close_from(4 if further < 0 else 5)\n"),
         ),
     ),
     _one(

@@ -18,7 +18,8 @@ import click
 from toka.cli.door import ANY_PATH, read_settings, state_option
 from toka.cli.level import at_level
 from toka.cli.output import coloured, say
-from toka.cli.render_jail import Jailed, before, ending, layers, wider
+from toka.cli.render_jail import MOST, Jailed, before, ending, refused
+from toka.cli.render_layers import layers, unseen, wider
 from toka.cli.text import line_of, painter
 from toka.config.diagnostics import closest
 from toka.config.settings import Settings
@@ -32,7 +33,9 @@ from toka.errors import CapabilityDenied, LimitExceeded, SandboxError, UsageErro
 from toka.sandbox.command import CommandResult
 from toka.sandbox.egress_link import Attempt
 from toka.sandbox.level import Level
+from toka.sandbox.observe import Observer, watch
 from toka.sandbox.policy import SandboxPolicy, compile_policy
+from toka.sandbox.refusal import Refusal
 from toka.sandbox.shield import Order, Shield
 from toka.sandbox.terminal import Streams
 
@@ -67,9 +70,7 @@ def jail(
     limits: Sequence[str],
     workspace: Path | None,
     state: Path | None,
-    *,
-    explain: bool,
-    no_sandbox: bool,
+    **flags: bool,
 ) -> int:
     """Run a command in the sandbox that agents get: toka jail -- bash
 
@@ -93,8 +94,8 @@ def jail(
     for path in (*policy.reads, *policy.writes):
         if (place / path).is_symlink() or not (place / path).exists():
             raise UsageError(f"--grant: {path} is not there, or is a link", hint=f"grants are paths below {place}")
-    level: Level = at_level(settings, no_sandbox=no_sandbox).sandbox
-    jailed = Jailed(tuple(command), place, policy, bounds.wall_s, settings.policy, grant, explain, level)
+    level: Level = at_level(settings, no_sandbox=flags["no_sandbox"]).sandbox
+    jailed = Jailed(tuple(command), place, policy, bounds.wall_s, settings.policy, grant, flags["explain"], level)
     for line in before(jailed, Path.home()):
         say(f"toka: {line}")
     _fill_streams()
@@ -179,6 +180,8 @@ class _Jail:
     def __init__(self, jailed: Jailed) -> None:
         self._jailed = jailed
         self._attempts: list[Attempt] = []
+        self._refused: list[Refusal] = []
+        self._watched = False
         self._streams: Streams | None = None
         self._task: asyncio.Task[Any] | None = None
         self._asked = 0
@@ -209,22 +212,40 @@ class _Jail:
         try:
             table = layers(job, sandbox, test) if job.explain else []
             self._streams = streams = Streams(sandbox.host_uid())
+            observer: Observer | None = None
             try:
                 if streams.terminal:
                     self._follow_terminal(streams)
+                if job.level == "full":
+                    observer = watch(sandbox, job.workspace, streams, self._saw)
                 env = {n: v for n in _TERMINAL_VARIABLES if (v := os.environ.get(n)) and v.isprintable()}
                 timeout_s = math.inf if job.timeout_s is None else job.timeout_s
                 result = await sandbox.attach(
                     job.command, streams, env=env if streams.terminal else {}, timeout_s=timeout_s
                 )
                 problem = await streams.finish()
+                if observer is not None:
+                    await observer.finish()
+                    self._watched = observer.seen > 0
             finally:
                 streams.close()
+                if observer is not None:
+                    observer.stop()
         finally:
             await sandbox.close()
         if problem:
             _tell(f"toka: not all output could be written: {problem}")
         return result, table
+
+    @property
+    def _terminal(self) -> bool:
+        return self._streams is not None and self._streams.terminal
+
+    def _saw(self, refusal: Refusal) -> None:
+        """Tells a refusal at once, unless a terminal is the command's own."""
+        self._refused.append(refusal)
+        if not self._terminal and len(self._refused) <= MOST:
+            _tell(f"toka: {refused(self._jailed, refusal)}")
 
     def _attempted(self, attempt: Attempt) -> None:
         if not attempt.allowed:
@@ -246,10 +267,14 @@ class _Jail:
             code = 128 + (self._asked or self._last or signal.SIGKILL)
         if limited:
             code = LimitExceeded.exit_code
-        for line in ending(job, result, self._attempts):
+        already = 0 if self._terminal else len(self._refused)
+        for line in ending(job, result, self._attempts, self._refused, already):
             _tell(f"toka: {line}")
         if job.explain:
-            for line in (*table, *(wider(job, painter(coloured(sys.stderr))) if code else ())):
+            paint = painter(coloured(sys.stderr))
+            why = unseen(job, watched=self._watched)
+            more = wider(job, paint, watched=self._watched) if code else ()
+            for line in (*table, *([why] if why else ()), *more):
                 _tell(line)
         return code
 
