@@ -33,7 +33,7 @@ def is_open(fd: int) -> bool:
 
 
 def keep(status: int, further: int = -1) -> None:
-    """Puts the pipe of the report at 3, and a further descriptor, if there is one, at 4; closes all others but 0 to 2."""
+    """Puts the pipe of the report at 3, a further descriptor, if there is one, at 4; closes all others but 0 to 2."""
     if further >= 0:
         import fcntl  # no agent's command needs it
 

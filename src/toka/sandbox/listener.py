@@ -5,7 +5,7 @@ Standard library and `kernel.py` only: it runs inside the sandbox, under the sys
 
 from __future__ import annotations
 
-import array  # noqa: F401 - `send_fds` needs it after the lock, when nothing can be imported any more
+import array
 import ctypes
 import errno
 import os
@@ -45,7 +45,7 @@ def lock_watched(profile: dict[str, Any], watching: str, fd: int) -> None:
             seccomp(bytes.fromhex(profile["seccomp"]))
             host.send(NONE)
             return
-        socket.send_fds(host, [LISTENER], [listener])
+        host.sendmsg([LISTENER], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener]))])
         os.close(listener)
 
 

@@ -34,7 +34,9 @@ QUIET: Final = (
     "/var/cache", "/var/lib", "/var/mail", "/var/run", "/var/spool", "/var/tmp",
 )  # fmt: skip
 """Below these, programs look for settings, services and caches out of habit. What is missing there is told when the
-command line names it, or when on the machine not everybody may read it."""
+command line names it; of /etc, also when on the machine not everybody may read it."""
+HABITUAL: Final = ("set_mempolicy",)
+"""Calls that a common library (of numa) makes at each start."""
 PROGRAM_LIST: Final = "programs"
 """The layer that a list of programs is."""
 HABITS: Final = ("__pycache__",)
@@ -183,7 +185,8 @@ class Rules:
             name = FILESYSTEM_WRITE if what == "write" else FILESYSTEM_READ
             granted = os.path.dirname(inside) or "." if what == "write" else inside
             return Refusal(what, path, "mounts", "not granted", _paths(name, granted))
-        if not _is_there(Path(wanted)) or (_any(QUIET, path, below=True) and not _told(path, seen.argv)):
+        quiet = _any(QUIET, path) and path.count("/") > 1
+        if not _is_there(Path(wanted)) or (quiet and not _told(path, seen.argv)):
             return None
         return Refusal(what, path, "mounts", "not in this sandbox", outside=True)
 
@@ -259,7 +262,7 @@ class Rules:
             case "open" | "openat" | "creat" | "chmod" | "fchmod" | "fchmodat" | "fchmodat2":
                 return Refusal("", seen.name, "seccomp", "no set-id bits")
             case name:
-                return Refusal("", name, "seccomp")
+                return None if name in HABITUAL else Refusal("", name, "seccomp")
 
     def _socket(self, family: int, kind: int, protocol: int) -> Refusal | None:
         network = bool(self._policy.network)
@@ -291,9 +294,9 @@ def _within(path: str, folder: str) -> bool:
     return folder in (".", path) or path.startswith(folder + "/")
 
 
-def _any(folders: Sequence[str] | dict[str, Any], path: str, *, below: bool = False) -> str | None:
-    """The first of the folders that holds a path, or that is the path unless only what is below counts."""
-    return next((f for f in folders if _within(path, f) and not (below and path == f)), None)
+def _any(folders: Sequence[str] | dict[str, Any], path: str) -> str | None:
+    """The first of the folders that holds a path or is it."""
+    return next((f for f in folders if _within(path, f)), None)
 
 
 def _paths(name: str, path: str) -> Capability:
@@ -339,8 +342,8 @@ def _is_there(path: Path) -> bool:
 
 def _told(path: str, argv: Sequence[str]) -> bool:
     """Whether somebody asked for a path that programs look for by habit."""
-    if named(path, argv):
-        return True
+    if named(path, argv) or not path.startswith("/etc/"):
+        return named(path, argv)
     try:
         return not os.stat(path).st_mode & 0o004
     except (OSError, ValueError):

@@ -90,7 +90,8 @@ def run_command(request: dict[str, Any], fds: list[int], status: int) -> None:
         os.setsid()
         for target, source in enumerate(streams_of(request, fds)):
             os.dup2(source, target)
-        keep(status, fds[request["watch"]["at"]] if "watch" in request else -1)
+        watch: dict[str, Any] = request["watch"] if "watch" in request else {}
+        keep(status, fds[int(watch["at"])] if watch else -1)
         os.chdir(request["cwd"])
         os.umask(0o022)
         set_limits(request["rlimits"])
@@ -99,10 +100,10 @@ def run_command(request: dict[str, Any], fds: list[int], status: int) -> None:
             signal.signal(number, signal.SIG_DFL)
         if request["op"] == "probe":
             run_probe(request)
-        if "watch" in request:
+        if watch:
             from toka.sandbox.listener import lock_watched  # before the lock; no agent's command needs it
 
-            lock_watched(request["profile"], request["watch"]["filter"], 4)
+            lock_watched(request["profile"], watch["filter"], 4)
         else:
             lock(request["profile"])
     except BaseException as error:
