@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import sandbox.watching  # noqa: F401 - watches, if a variable says so
 from toka.core.clock import SystemClock
 from toka.sandbox.host import Sandbox
 from toka.sandbox.keeper import Surroundings

@@ -91,7 +91,7 @@ def ending(
     for refusal in told[already:MOST]:
         yield refused(job, refusal)
     if len(told) > MOST:
-        yield f"refused: {some(len(told) - MOST, 'more thing')}"
+        yield f"refused: {some(len(told) - MOST, 'more', 'more')}, not shown"
     if result.ended == "refused":
         yield f"nothing was run: {line_of(result.reason)}"
     if result.exceeded is not None and result.ended != "timeout":

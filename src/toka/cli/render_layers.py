@@ -131,10 +131,11 @@ def wider(job: Jailed, paint: Paint, *, watched: bool) -> list[str]:
     for need, text, what in more:
         if job.operator.bound(Grant((need,))).capabilities:
             rows.append([("wider", "info"), f"--grant {shlex.quote(text)} {what}"])
+    errors = "what cannot be told one by one" if watched else "which layer an error comes from that the command printed"
     return [
         "toka: what was allowed:",
         *(f"  {line}" for line in columns(rows, paint=paint)),
-        "toka: which layer an error comes from that the command printed:",
+        f"toka: {errors}:",
         *(f"  {line}" for line in columns(list(_errors(job, watched=watched)))),
     ]
 

@@ -72,6 +72,7 @@ class Observer:
         self._loop = asyncio.get_running_loop()
         self._calls: queue.Queue[Seen | None] = queue.Queue(WAITING)
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
+        self._ending = threading.Lock()
         self._told: set[Refusal] = set()
         self._over = asyncio.Event()
         self.seen = -1
@@ -86,8 +87,9 @@ class Observer:
 
     def stop(self) -> None:
         """Ends the watch; what still runs inside can do little more then. Idempotent."""
-        if self._stop >= 0:
-            os.eventfd_write(self._stop, 1)
+        with self._ending:
+            if self._stop >= 0:
+                os.eventfd_write(self._stop, 1)
 
     async def finish(self) -> None:
         """After the command's end: takes what is still to be told, and ends."""
@@ -95,8 +97,6 @@ class Observer:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_S):
                 await self._over.wait()
-                os.close(self._stop)
-                self._stop = -1
 
     def _tell(self, act: Callable[..., object], *args: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended
@@ -152,8 +152,11 @@ class Observer:
         seen: Seen | None = None
         with contextlib.suppress(OSError, ValueError, OverflowError):  # it is not explained
             seen = window.see(notice, self._names.get(number, f"call {number}"), error)
-        with contextlib.suppress(FileNotFoundError):  # the one who asked was killed
+        try:
             fcntl.ioctl(listener, SEND, answer(NOTICE.unpack_from(notice)[0], error))
+        except FileNotFoundError:  # the one who asked was killed: its number may mean another process by now
+            window.close()
+            return
         if seen is not None and seen.telling:
             with contextlib.suppress(queue.Full):
                 self._calls.put_nowait(seen)
@@ -168,4 +171,7 @@ class Observer:
             if refusal is not None and refusal not in self._told and len(self._told) < DIFFERENT:
                 self._told.add(refusal)
                 self._tell(self._report, refusal)
+        with self._ending:
+            os.close(self._stop)  # the thread that answers has ended
+            self._stop = -1
         self._tell(self._over.set)
