@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-import sandbox.watching  # noqa: F401 - watches, if a variable says so
+from sandbox.watching import watch_if_wanted
 from toka.core.clock import SystemClock
 from toka.sandbox.host import Sandbox
 from toka.sandbox.keeper import Surroundings
 from toka.sandbox.policy import SandboxPolicy
 
 Start = Callable[..., Awaitable[Sandbox]]
+watch_if_wanted()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Watching a command: what is answered to the kernel, what is told, and that nothing more is let through than unwatched.
+"""Watching a command: what is answered to the kernel, what is told, and that nothing more is let through than without.
 
 The other suites run once more with every command watched, see the last test.
 """
@@ -56,8 +56,11 @@ def test_a_call_is_answered_as_the_agents_filter_answers(machine: str, allowed: 
     """For every call that is known, with arguments that matter to some of them: never more, and no other error."""
     agents, asking = compile_filter(machine, allowed), watching_filter(machine, allowed)
     judge, asked = Judge(machine, agents), 0
-    for number, args in product(names_of(machine), product(WORDS, WORDS, WORDS[:18])):
-        words = (*args, args[1])
+    calls = {name: number for number, name in names_of(machine).items()}
+    some = [*product(WORDS, WORDS[:3], WORDS[:3]), *product(WORDS[:3], WORDS, WORDS[:3]), *product((0,), (0,), WORDS)]
+    every = {**dict.fromkeys(calls, some), "socket": [*product(WORDS, WORDS, WORDS[:8])]}
+    for number, args in ((calls[name], args) for name, tries in every.items() for args in tries):
+        words = (*args, args[2])
         unwatched, now = answer(agents, machine, number, *words), answer(asking, machine, number, *words)
         if now == ASK:
             asked += 1
@@ -65,7 +68,7 @@ def test_a_call_is_answered_as_the_agents_filter_answers(machine: str, allowed: 
             assert (ERRNO | error if error else ALLOW) == unwatched, (names_of(machine)[number], words)
         elif number != numbers(machine)["seccomp"]:
             assert now == unwatched, (names_of(machine)[number], words)
-    assert asked > 10_000
+    assert asked > 20_000
 
 
 @pytest.mark.parametrize("machine", AUDIT)
@@ -134,7 +137,7 @@ for name in {sorted(CALLS)}:
 for family in (1, 2, 10, 16, 17, 40, 99):
     for kind in (1, 2, 3, 5, 1 | 0o2000000):
         found[f'socket {{family}} {{kind}}'] = call('socket', family, kind, 0)
-for path in ('/usr/new', '/workspace/docs/new', '/workspace/src/new', '/new', '/proc/sys/kernel/new', '/root/x', '/tmp/y'):
+for path in ('/usr/new', '/workspace/docs/new', '/workspace/src/new', '/new', '/proc/sys/new', '/root/x', '/tmp/y'):
     found['make ' + path] = tried(os.mkdir, path)
     found['write ' + path] = looked(path, os.O_WRONLY | os.O_CREAT)
     found['read ' + path] = looked(path)
@@ -164,10 +167,13 @@ async def test_each_refusal_is_told_with_its_layer_and_need(start: Start, watch:
     script = "echo x > docs/new; rm docs/a.txt; mv docs/a.txt src/; cat secret; cat private/key; unshare -r true;" \
         "echo x > src/ok; cat /etc/shadow; echo x > /usr/x; mkdir /x"  # fmt: skip
     await sandbox.run(shell(f"cd /workspace; {script}"), timeout_s=20)
-    write, read = (
-        (lambda p: Capability("filesystem-write", paths=(p,))),
-        (lambda p: Capability("filesystem-read", paths=(p,))),
-    )  # noqa: E501
+
+    def write(path: str) -> Capability:
+        return Capability("filesystem-write", paths=(path,))
+
+    def read(path: str) -> Capability:
+        return Capability("filesystem-read", paths=(path,))
+
     assert await told(watch) == [
         Refusal("write", "/workspace/docs/new", "mounts", "docs is read-only", write("docs")),
         Refusal("remove", "/workspace/docs/a.txt", "mounts", "docs is read-only", write("docs")),
@@ -199,7 +205,7 @@ async def test_protected_paths_say_why(start: Start, watch: Watch, workspace: Pa
         ("/workspace/.envrc", "protected", others, "filesystem-write: .envrc"),
         ("/workspace/toka.toml", "protected", others, None),
     }
-    assert not any("index" in r.subject for r in watch.refusals)
+    assert not [r for r in watch.refusals if "index" in r.subject]
 
 
 async def test_programs_connections_and_links(start: Start, watch: Watch) -> None:
@@ -236,9 +242,9 @@ async def test_a_session_that_does_nothing_forbidden_is_quiet(start: Start, watc
     (workspace / "m.py").write_text(QUIET)
     (workspace / "Makefile").write_text("all:\n\tcat docs/a.txt\n")
     sandbox = await start(reads=(".",), writes=())
-    script = f"ls -la . / /etc /usr; cd src; cd ..; git status; git log; git diff; python3 -c 'import m'; make;" \
+    script = "ls -la . / /etc /usr; cd src; cd ..; git status; git log; git diff; python3 -c 'import m'; make;" \
         "find . > /tmp/x; sort < /tmp/x | head; id; ps; df; date; env; cat < /dev/null > /dev/zero;" \
-        "(echo 'int main(){}' > /tmp/a.c; gcc /tmp/a.c -o /tmp/a && /tmp/a); test -e /usr/nothing; cat nothing; true"  # fmt: skip
+        "(echo 'int main(){}' > /tmp/a.c; gcc /tmp/a.c -o /tmp/a && /tmp/a); test -e /usr/none; cat no; :"  # fmt: skip
     result = await sandbox.run(["bash", "-lc", script], timeout_s=60)
     assert result.exit_code == 0, result
     assert await told(watch) == []
@@ -284,11 +290,11 @@ async def test_a_command_that_never_stops_asking_is_killed_at_its_deadline(start
 
 
 async def test_arguments_that_make_no_sense_are_the_kernels_business(start: Start, watch: Watch) -> None:
+    calls = {name: number for number, name in watched(MACHINE).items() if WATCHED[name].action != "run"}
     found = await inside(
         await start(),
         f"""
-        import threading
-        for name, number in { ({n: i for i, n in watched(MACHINE).items() if n not in ("execve", "execveat")}) }.items():
+        for name, number in {calls}.items():
             for value in (-1, 0, 1, 4096, 2**63 - 1, -2**63, 0x7ffffffff000):
                 found[f'{{name}} {{value}}'] = call(number, *[value] * 6)
             found[name + ' long'] = call(number, *[b'x' * 5000] * 6)

@@ -67,5 +67,7 @@ class Watch:
         return send
 
 
-if os.environ.get(VARIABLE):
-    Sandbox._send = Watch().replacement()
+def watch_if_wanted() -> None:
+    """Watches every command of an agent in this process, if the variable is set."""
+    if os.environ.get(VARIABLE):
+        Sandbox._send = Watch().replacement()

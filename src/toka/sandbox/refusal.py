@@ -82,6 +82,7 @@ class Rules:
         self._policy = policy
         self._access = {o.rule.path: o.rule.access for o in granted.opened}
         self._rights = {os.path.realpath(path): rights for path, rights in profile["landlock"]["paths"]}
+        self._repository = _is_there(workspace / GIT / "HEAD")
         self._handled: int = profile["landlock"]["handled"]
         if profile["listed"]:
             self._rights["/usr/bin"] = self._rights.get(PROGRAMS, 0)
@@ -143,7 +144,7 @@ class Rules:
         if _any(GIT_TRUSTED, inside):
             return refusal("git runs or obeys what lies there")
         if _within(inside, GIT):
-            if _is_there(self._workspace / GIT):
+            if self._repository:
                 return refusal("git-access is not granted", Capability(GIT_ACCESS))
             return refusal("no repository can be made here")
         if (trusted := _any(TRUSTED, inside)) is not None:
@@ -155,7 +156,7 @@ class Rules:
 
     def _read_only(self, what: str, found: Found, inside: str) -> Refusal:
         """A path of the workspace that may only be read, or is not granted at all."""
-        rule = max((p for p in self._access if _within(inside, p)), key=lambda p: (p != ".", len(p)), default=None)
+        rule = self._rule(inside)
         if rule is not None and self._access[rule] == "hide":
             return Refusal(what, found.real, "mounts", "Toka's own state is not shown")
         folder = os.path.dirname(inside) or "."
@@ -163,6 +164,10 @@ class Rules:
         need = _paths(FILESYSTEM_WRITE, inside if folder == "." and file else folder)
         shown = "the workspace" if rule == "." else rule
         return Refusal(what, found.real, "mounts", f"{shown} is read-only" if shown else "not granted", need)
+
+    def _rule(self, inside: str) -> str | None:
+        """The path that decides on a path of the workspace: the nearest one around it."""
+        return max((p for p in self._access if _within(inside, p)), key=lambda p: (p != ".", len(p)), default=None)
 
     def _unreadable(self, found: Found) -> Refusal | None:
         if _below(found.real, "/toka") and stat.S_ISREG(found.mode) and self._handled:
@@ -178,9 +183,10 @@ class Rules:
         inside = _inside(path)
         wanted = os.path.dirname(path) if what == "write" else path
         if inside is not None:
-            if not _is_there(self._workspace / wanted[len(WORKSPACE) + 1 :]):
-                return None
-            if any(_within(inside, p) and access == "hide" for p, access in self._access.items()):
+            access = self._access.get(self._rule(inside) or "")
+            if access in ("read", "write") or not _is_there(self._workspace / wanted[len(WORKSPACE) + 1 :]):
+                return None  # it is shown as it is
+            if access == "hide":
                 return Refusal(what, path, "mounts", "Toka's own state is not shown")
             name = FILESYSTEM_WRITE if what == "write" else FILESYSTEM_READ
             granted = os.path.dirname(inside) or "." if what == "write" else inside

@@ -90,7 +90,7 @@ def run_command(request: dict[str, Any], fds: list[int], status: int) -> None:
         os.setsid()
         for target, source in enumerate(streams_of(request, fds)):
             os.dup2(source, target)
-        watch: dict[str, Any] = request["watch"] if "watch" in request else {}
+        watch: dict[str, Any] = request.get("watch", {})
         keep(status, fds[int(watch["at"])] if watch else -1)
         os.chdir(request["cwd"])
         os.umask(0o022)
