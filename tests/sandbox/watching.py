@@ -18,6 +18,7 @@ from toka.sandbox.watched import Judge, watching_filter
 VARIABLE = "TOKA_TEST_WATCHED"
 """Set, every command of an agent is watched in all tests of the process."""
 MACHINE = os.uname().machine
+SEND = Sandbox._send
 
 
 class Watch:
@@ -33,7 +34,6 @@ class Watch:
         self.refusals: list[Refusal] = []
         self.observers: list[Observer] = []
         self.lost = 0
-        self._send = Sandbox._send
 
     def observer(self, policy: Any, granted: Any, workspace: Path) -> Observer:
         profile = profiles(policy, granted)["agent"]
@@ -59,7 +59,7 @@ class Watch:
                 request = {**request, "watch": {"filter": asking, "at": len(fds) - 1}}
             *streams, lifeline = fds
             try:
-                return await watch._send(self, request, (*streams, *theirs, lifeline))
+                return await SEND(self, request, (*streams, *theirs, lifeline))
             finally:
                 for fd in theirs:
                     os.close(fd)
