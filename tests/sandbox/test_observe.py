@@ -1,6 +1,6 @@
 """Watching a command: what is answered to the kernel, what is told, and that nothing more is let through than without.
 
-The other suites run once more with every command watched, see the last test.
+The other suites run once more with every command watched, see `test_watched_suites.py`.
 """
 
 from __future__ import annotations
@@ -8,23 +8,19 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import shutil
 import struct
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import usable
 from sandbox.conftest import Start, names, open_fds
 from sandbox.test_escapes import CALLS, change, code_inside, inside  # noqa: F401 - a fixture
 from sandbox.test_seccomp import ALLOW, ERRNO, KILL, answer, header
-from sandbox.watching import MACHINE, SEND, VARIABLE, Watch
+from sandbox.watching import MACHINE, SEND, Watch
 from toka.core.capability import Capability
 from toka.sandbox import observe
 from toka.sandbox.host import Sandbox, shell
@@ -34,13 +30,10 @@ from toka.sandbox.watched import WATCHED, Judge, names_of, watched, watching_fil
 from toka.sandbox.watched import answer as answer_of
 
 ASK, EBUSY = 0x7FC00000, 16
-ROOT = Path(__file__).parents[2]
-UID = 54_321
 NETWORK = {"network": (Capability("network-access", hosts=("api.example.org",), ports=("443",)),)}
 POLICIES = (Syscalls(), Syscalls((2, 10)), Syscalls(memfd=False))
 WORDS = (0, 1, 2, 3, 5, 8, 10, 16, 17, 40, 0o100, 0o1000, 0o2000, 0o4755, 0o20666, 0x1000, 0x5412, 0x541C,
          0x10000, 0x20000, 0x10000000, 0x80002, 0x80802, 1 << 32 | 0x5412, 0xFFFFFFFF, 2**64 - 1)  # fmt: skip
-SUITES = ("test_confinement.py", "test_escapes.py", "test_network.py")
 
 
 def notice(number: int, *args: int, machine: str = MACHINE) -> bytearray:
@@ -146,6 +139,8 @@ found['set-id'] = tried(os.chmod, '/tmp', 0o4755)
 found['fifo'] = tried(os.mkfifo, '/tmp/fifo')
 found['device'] = tried(os.mknod, '/tmp/null', 0o20666, os.makedev(1, 3))
 found['exec'] = tried(os.execv, '/none', ['none'])
+found['connect'] = tried(socket.create_connection, ('127.0.0.1', 22))
+found['listen'] = tried(lambda: socket.socket().bind(('127.0.0.1', 8000)))
 found['bad path'] = call('mknodat', -100, 1, 0o10666, 0)
 """
 
@@ -388,42 +383,3 @@ async def test_a_command_finds_no_descriptor_of_the_watch(start: Start, watch: W
     found = await inside(await start(), "found['fds'] = os.listdir('/proc/self/fd')")
     assert sorted(found["fds"]) == ["0", "1", "2", "3"]  # the last is the listing's own
     await told(watch)
-
-
-# ---- everything else
-
-
-@pytest.fixture
-def copied() -> Iterator[Path]:
-    """The sources and suites where an ordinary user gets to them."""
-    home = Path("/tmp") / f"toka-watched-{os.getpid()}"
-    ignore = shutil.ignore_patterns("__pycache__")
-    try:
-        shutil.copytree(ROOT / "src", home / "src", ignore=ignore)
-        shutil.copytree(ROOT / "tests/sandbox", home / "tests/sandbox", ignore=ignore)
-        shutil.copy(ROOT / "tests/harness.py", home / "tests/harness.py")
-        shutil.copy(ROOT / "pyproject.toml", home)
-        yield home
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize("user", ["root", "ordinary"])
-def test_all_walls_hold_for_commands_that_are_watched(copied: Path, user: str) -> None:
-    if user == "root" and os.getuid() != 0:
-        pytest.skip("this is not root")
-    suites = SUITES if user == "root" else (*SUITES, "test_observe.py")
-    identity: dict[str, Any] = {"cwd": copied, "capture_output": True, "text": True}
-    if user == "ordinary" and os.getuid() == 0:
-        subprocess.run(["chown", "-R", f"{UID}:{UID}", str(copied)], check=True)
-        identity |= {"user": UID, "group": UID, "extra_groups": []}
-        if not usable(identity, "pytest, pytest_asyncio"):
-            pytest.skip(f"{sys.executable} cannot be used by another user")
-    argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--basetemp", str(copied / "t"), "-q"]
-    environment = {**os.environ, "PYTHONPATH": f"{copied}/src:{copied}/tests", "HOME": str(copied), VARIABLE: "1"}
-    files = [f"tests/sandbox/{suite}" for suite in suites]
-    deselected = ["--deselect", "tests/sandbox/test_observe.py::test_all_walls_hold_for_commands_that_are_watched"]
-    done = subprocess.run([*argv, *files, *deselected], env=environment, **identity)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
