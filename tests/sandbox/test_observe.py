@@ -238,6 +238,7 @@ async def test_a_session_that_does_nothing_forbidden_is_quiet(start: Start, watc
     subprocess.run(["git", "init", "-q", str(workspace)], check=True)
     (workspace / "m.py").write_text(QUIET)
     (workspace / "Makefile").write_text("all:\n\tcat docs/a.txt\n")
+    (workspace / "link").symlink_to("/root")
     sandbox = await start(reads=(".",), writes=())
     script = "ls -la . / /etc /usr; cd src; cd ..; git status; git log; git diff; python3 -c 'import m'; make;" \
         "find . > /tmp/x; sort < /tmp/x | head; id; ps; df; date; env; cat < /dev/null > /dev/zero;" \

@@ -217,7 +217,7 @@ class _Jail:
                 if streams.terminal:
                     self._follow_terminal(streams)
                 if job.level == "full":
-                    observer = watch(sandbox, job.workspace, streams, self._saw)
+                    observer = watch(sandbox, job.workspace, streams, self._saw, self._lose)
                 env = {n: v for n in _TERMINAL_VARIABLES if (v := os.environ.get(n)) and v.isprintable()}
                 timeout_s = math.inf if job.timeout_s is None else job.timeout_s
                 result = await sandbox.attach(
@@ -246,6 +246,12 @@ class _Jail:
         self._refused.append(refusal)
         if not self._terminal and len(self._refused) <= MOST:
             _tell(f"toka: {refused(self._jailed, refusal)}")
+
+    def _lose(self) -> None:
+        """Nobody can watch any more: what would be asked about does not work any more either."""
+        assert self._streams is not None
+        _tell("toka: the watch over the command broke off, so it is ended")
+        self._streams.lifeline.cut()
 
     def _attempted(self, attempt: Attempt) -> None:
         if not attempt.allowed:

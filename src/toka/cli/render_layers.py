@@ -90,7 +90,7 @@ def unseen(job: Jailed, *, watched: bool) -> str:
     """Why refusals inside cannot be told one by one; empty where they can."""
     if job.level == "none" or watched:
         return ""
-    why = "at the level reduced" if job.level == "reduced" else "with this kernel"
+    why = "at the level reduced" if job.level == "reduced" else "on this machine"
     return f"toka: what is refused inside cannot be seen from outside {why}"
 
 

@@ -38,13 +38,19 @@ LAST_S: Final = 0.5
 """Seconds that the last explanations may take after the command's end."""
 
 
-def watch(sandbox: Sandbox, workspace: Path, streams: Streams, report: Callable[[Refusal], None]) -> Observer:
-    """Watches the command that is attached to these streams next. `report` takes each different refusal."""
+def watch(
+    sandbox: Sandbox,
+    workspace: Path,
+    streams: Streams,
+    report: Callable[[Refusal], None],
+    lost: Callable[[], None],
+) -> Observer:
+    """Watches the command that is attached to these streams next; see `Observer`."""
     policy, machine = sandbox.policy, os.uname().machine
     profile = profiles(policy, sandbox.granted)["agent"]
     judge = Judge(machine, bytes.fromhex(profile["seccomp"]))
     rules = Rules(workspace, policy, sandbox.granted, profile)
-    observer = Observer(judge, rules, report, streams.lifeline.cut)
+    observer = Observer(judge, rules, report, lost)
     asking = watching_filter(machine, calls_of(policy, policy.programs))
     streams.bring("watch", {"filter": asking.hex()}, observer.theirs)
     return observer
@@ -55,7 +61,7 @@ class Observer:
 
     Attributes:
         theirs: the socket on which the inside sends the listener.
-        seen: 1 when calls are looked at, 0 when the kernel does not give a listener, -1 before that is known.
+        seen: 1 when calls are looked at, 0 when the machine does not let us, -1 before that is known.
     """
 
     def __init__(self, judge: Judge, rules: Rules, report: Callable[[Refusal], None], lost: Callable[[], None]) -> None:
@@ -114,6 +120,7 @@ class Observer:
             if listener >= 0:
                 os.close(listener)
             window.close()
+            self.seen = 0 if window.blind else self.seen
             if lost:
                 self._tell(self._lost)
             self._calls.put(None)

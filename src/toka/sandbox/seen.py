@@ -29,6 +29,7 @@ ARGUMENTS: Final = 4096
 _OPENAT2: Final = 437
 _NO_XDEV, _NO_MAGIC, _IN_ROOT = 1, 2, 16
 _FDCWD: Final = -100
+_NOFOLLOW: Final = 0x100
 _SEE: Final = os.O_PATH | os.O_CLOEXEC
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -87,6 +88,15 @@ class Seen:
         return self.args[{"open": 1, "openat": 2}[self.name]] & 0xFFFFFFFF if self.action == "open" else os.O_PATH
 
     @property
+    def follows(self) -> bool:
+        """Whether a link at the end of its path is followed."""
+        if self.action == "open":
+            return not self.opens & os.O_NOFOLLOW
+        at = WATCHED[self.name].empty
+        link_itself = self.name in ("lstat", "lchown") or (at >= 0 and self.args[at] & _NOFOLLOW)
+        return self.action not in ("make", "remove", "move") and not link_itself
+
+    @property
     def telling(self) -> bool:
         """Whether it may have been refused by a layer of ours; one that only reads what is there was not."""
         if self.error or self.address:
@@ -105,10 +115,15 @@ def writes(flags: int) -> bool:
 
 
 class Window:
-    """A look into one sandbox, whose processes share one root."""
+    """A look into one sandbox, whose processes share one root.
+
+    Attributes:
+        blind: whether the machine does not let us read the memory of its processes.
+    """
 
     def __init__(self) -> None:
         self._root = -1
+        self.blind = False
 
     def close(self) -> None:
         """Lets go of the root."""
@@ -133,20 +148,38 @@ class Window:
             return seen
         call = WATCHED[name]
         if call.action in ("connect", "bind"):
-            return Seen(name, 0, seen.args, address=_memory(pid, args[1], min(args[2] & 0xFFFFFFFF, ADDRESS)))
+            return Seen(name, 0, seen.args, address=self._memory(pid, args[1], min(args[2] & 0xFFFFFFFF, ADDRESS)))
         if self._root < 0:
             self._root = os.open(f"/proc/{pid}/root", _SEE)
         found: list[Found] = []
         for folder, at in call.places:
-            path = _text(pid, args[at]) if args[at] else ""
+            path = self._text(pid, args[at]) if args[at] else ""
             if path:
                 found.append(self._find(_absolute(pid, args[folder] if folder >= 0 else None, path), seen))
         missing = call.action in ("open", "look") and any(not f.exists for f in found)
         return Seen(name, 0, seen.args, tuple(found), argv=_argv(pid) if missing else ())
 
+    def _memory(self, pid: int, address: int, size: int) -> bytes:
+        try:
+            fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        except PermissionError:
+            self.blind = True
+            raise
+        try:
+            return os.pread(fd, size, address)
+        finally:
+            os.close(fd)
+
+    def _text(self, pid: int, address: int) -> str:
+        """A path in the memory of a process; raises ValueError when it is longer than paths are."""
+        text, end, _ = self._memory(pid, address, LONGEST_PATH).partition(b"\0")
+        if not end:
+            raise ValueError("no end")
+        return os.fsdecode(text)
+
     def _find(self, path: str, seen: Seen) -> Found:
         """The path that a call acts on: what it leads to, or the entry itself in its folder."""
-        if seen.action in ("make", "remove", "move"):
+        if not seen.follows:
             return self._entry(path)
         try:
             with _opened(self._root, path, _IN_ROOT | _NO_MAGIC) as fd:
@@ -204,22 +237,6 @@ def _opened(folder: int, path: str, resolve: int, more: int = 0) -> Generator[in
         yield fd
     finally:
         os.close(fd)
-
-
-def _memory(pid: int, address: int, size: int) -> bytes:
-    fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.pread(fd, size, address)
-    finally:
-        os.close(fd)
-
-
-def _text(pid: int, address: int) -> str:
-    """A path in the memory of a process; raises ValueError when it is longer than paths are."""
-    text, end, _ = _memory(pid, address, LONGEST_PATH).partition(b"\0")
-    if not end:
-        raise ValueError("no end")
-    return os.fsdecode(text)
 
 
 def _absolute(pid: int, folder: int | None, path: str) -> str:
