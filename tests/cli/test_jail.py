@@ -527,6 +527,32 @@ def test_a_command_that_asks_without_end_can_be_ended(begin: Begin, terminal: Op
     assert t.restored
 
 
+BREAKS = """
+from pathlib import Path
+from toka.sandbox.watched import Judge
+whole = Judge.error_of
+def broken(self, notice):
+    assert not Path("src/go").exists()
+    return whole(self, notice)
+Judge.error_of = broken
+from toka.cli.main import main
+main()
+"""
+
+
+def test_a_command_that_nobody_watches_any_more_is_ended(workspace: Path, environment: dict[str, str]) -> None:
+    marker = unique()
+    script = f"sleep {marker} & touch src/go; while :; do :> src/late; unshare -r true && :> src/out; done"
+    arguments = ["jail", "--grant", "filesystem-write: src", "--", "bash", "-c", script]
+    whole = [sys.executable, "-c", BREAKS, *arguments]
+    done = subprocess.run(whole, cwd=workspace, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 137
+    assert "toka: the watch over the command broke off, so it is ended\n" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(p.name for p in (workspace / "src").iterdir()) == ["b.txt", "go"]
+    assert gone(marker)
+
+
 def test_the_limit_of_processes_is_explained(jail: Jail) -> None:
     script = "for i in 1 2 3 4 5 6 7 8; do sleep 1 & done; exit 1"
     done = jail("--explain", "--limit", "processes=6", "--", "bash", "-c", script)

@@ -250,15 +250,19 @@ class _Jail:
     def _lose(self) -> None:
         """Nobody can watch any more: what would be asked about does not work any more either."""
         assert self._streams is not None
-        _tell("toka: the watch over the command broke off, so it is ended")
+        self._tell_meanwhile("the watch over the command broke off, so it is ended")
         self._streams.lifeline.cut()
 
     def _attempted(self, attempt: Attempt) -> None:
         if not attempt.allowed:
             self._attempts.append(attempt)
             if self._jailed.explain:
-                edge = "\r" if self._streams is not None and self._streams.is_raw else ""
-                _tell(f"{edge}toka: the proxy refused: {line_of(attempt.reason)}{edge}")
+                self._tell_meanwhile(f"the proxy refused: {line_of(attempt.reason)}")
+
+    def _tell_meanwhile(self, text: str) -> None:
+        """Says something while the command may have the terminal."""
+        edge = "\r" if self._streams is not None and self._streams.is_raw else ""
+        _tell(f"{edge}toka: {text}{edge}")
 
     def _told(self, result: CommandResult, table: Sequence[str]) -> int:
         """Says what is known about the end; returns the exit code."""
