@@ -116,7 +116,7 @@ class Observer:
             with ours:
                 listener = self._receive(ours)
             lost = listener >= 0 and self._serve(listener, window)
-        except Exception:  # noqa: BLE001, S110 - whatever it is, the command is ended and says that
+        except Exception:  # noqa: BLE001 - whatever it is, the command is ended and says that
             pass
         finally:
             if listener >= 0:
