@@ -332,7 +332,7 @@ def test_a_jail_is_as_reduced_as_a_run_would_be(run: Run, place: Path, user: int
     assert done.err.count("Permission denied") >= 4
     told = done.err.partition("toka: in force:")[2]
     for line in (
-        r"level +reduced sandbox: Landlock and filters, no namespaces\n", "mounts +none of its own: it sees",
+        r"level +reduced sandbox: Landlock and filters, no namespaces\n", "mounts +none of its own: it finds",
         rf"read-only: {place}/ws, /usr", rf"writable: {place}/ws/out, /tmp/toka-\w+ \(gone at the end\)",
         "what is refused inside cannot be seen from outside at the level reduced", rf"read +{place}/ws",
         "Permission denied +Landlock: the path is not granted", "note +names, sizes and times",

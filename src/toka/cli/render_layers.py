@@ -68,8 +68,8 @@ def _reduced(job: Jailed, sandbox: ReducedSandbox, test: SelfTest | None) -> Ite
     shown = {access: [_outside(job, o.rule.path) for o in sandbox.granted.opened if o.rule.access == access]
              for access in ("read", "write", "hide")}  # fmt: skip
     yield ["level", REDUCED_SANDBOX]
-    yield ["mounts", "none of its own: it sees the machine's files, and opens only these:"]
-    yield ["Landlock", f"version {test.landlock if test is not None else 0}"]
+    yield ["mounts", "none of its own: it finds the machine's files, of which Landlock opens few"]
+    yield ["Landlock", f"version {test.landlock if test is not None else 0}, on the machine's own paths"]
     yield ["", f"read-only: {_listed([*shown['read'], '/usr', 'parts of /etc'])}"]
     yield ["", f"writable: {_listed([*shown['write'], f'{sandbox.home} (gone at the end)'])}"]
     if shown["hide"]:

@@ -222,7 +222,8 @@ class TreeKeeper(Keeper):
         """See Keeper."""
         other: dict[str, str] = {}
         if not self.holds("pids"):
-            other["processes"] = "RLIMIT_NPROC, counted with the user's other processes"
+            by_user = "RLIMIT_NPROC, counted with the user's other processes"
+            other["processes"] = "nothing: without a sandbox only a cgroup holds it" if self.past_proxy else by_user
         if self.past_proxy:
             other["network"] = "nothing: without a sandbox commands reach the network past the proxy"
         return tuple(Enforcement(e.limit, other[e.limit], False) if e.limit in other else e for e in super().enforced)
