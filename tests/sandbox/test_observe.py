@@ -336,12 +336,22 @@ async def test_a_watch_that_breaks_off_lets_nothing_through(
     assert watch.lost == 1
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("    program = program_of(instructions)", "    raise OSError(errno.EBUSY, '')"),
+        ("(80, 24, 64)", "(80, 32, 64)"),
+    ],
+    ids=["another one listens", "a kernel that asks otherwise"],
+)
 async def test_where_no_listener_can_be_had_the_agents_filter_holds(
     start: Start,
     watch: Watch,
     code_inside: Path,  # noqa: F811
+    old: str,
+    new: str,
 ) -> None:
-    change(code_inside / "listener.py", "    program = program_of(instructions)", "    raise OSError(errno.EBUSY, '')")
+    change(code_inside / "listener.py", old, new)
     found = await inside(
         await start(),
         """

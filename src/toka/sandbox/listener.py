@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import socket
+import struct
 
 from toka.sandbox.kernel import SECCOMP_SET_MODE_FILTER, SYS_SECCOMP, call, landlock, program_of, seccomp
 
@@ -17,7 +18,9 @@ TYPE_CHECKING = False  # importing typing would cost every start 3 ms
 if TYPE_CHECKING:
     from typing import Any
 
-NEW_LISTENER, WAIT_KILLABLE = 8, 32
+NEW_LISTENER, WAIT_KILLABLE, GET_NOTIF_SIZES = 8, 32, 3
+SIZES = (80, 24, 64)
+"""Bytes of a question, of an answer, and of the call in a question."""
 LISTENER, NONE = b"l", b"n"
 """What the host reads: with the listener, or that there is none."""
 
@@ -54,6 +57,10 @@ def _listen(instructions: bytes) -> int:
     had (Linux 5.19)."""
     program = program_of(instructions)
     number = SYS_SECCOMP[os.uname().machine]
+    sizes = ctypes.create_string_buffer(6)
+    call(number, "seccomp", GET_NOTIF_SIZES, 0, sizes)
+    if struct.unpack("=3H", sizes.raw) != SIZES:  # the host would not understand what the kernel asks
+        raise OSError(errno.EINVAL, "seccomp")
     try:
         flags = NEW_LISTENER | WAIT_KILLABLE
         return call(number, "seccomp", SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(program))
