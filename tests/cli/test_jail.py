@@ -430,8 +430,13 @@ OUTSIDE = "no grant reaches outside the workspace"
         (
             "echo x > .envrc",
             "Read-only file system",
-            "write /workspace/.envrc (protected: others run or trust what lies there); "
-            "--grant 'filesystem-write: .envrc' allows it",
+            f"write /workspace/.envrc (protected: others run or trust what lies there); {NO_GRANT}",
+        ),
+        (
+            "echo x > .mcp.json",
+            "Read-only file system",
+            "write /workspace/.mcp.json (protected: others run or trust what lies there); "
+            "--grant 'filesystem-write: .mcp.json' allows it",
         ),
         (
             "head a.txt",
@@ -442,8 +447,9 @@ OUTSIDE = "no grant reaches outside the workspace"
     ],
 )
 def test_each_refusal_is_told_with_its_layer_and_what_would_allow_it(
-    jail: Jail, script: str, error: str, told: str
+    jail: Jail, workspace: Path, script: str, error: str, told: str
 ) -> None:
+    (workspace / ".mcp.json").write_text("{}")
     names = ("sh", "bash", "cat", "cp", "git", "ls", "mkdir", "mknod", "unshare", "python3")
     done = jail("--grant", "command-execution: " + ", ".join(names), "--", "bash", "-c", f"({script}) 2>&1")
     assert error in done.stdout

@@ -187,11 +187,12 @@ async def test_each_refusal_is_told_with_its_layer_and_need(start: Start, watch:
 
 async def test_protected_paths_say_why(start: Start, watch: Watch, workspace: Path) -> None:
     subprocess.run(["git", "init", "-q", str(workspace)], check=True)
+    (workspace / ".mcp.json").write_text("{}")
     if os.geteuid() == 0:
         subprocess.run(["chown", "-R", str(workspace.stat().st_uid), str(workspace)], check=True)
     sandbox = await start(reads=(), writes=(".",), git=True)
     script = "echo x > .git/hooks/post-commit; echo x >> .git/config; mv .git .g; rm -r .git/hooks; echo x > .envrc;" \
-        "echo x > toka.toml; git add docs"  # fmt: skip
+        "echo x > toka.toml; echo x > .mcp.json; git add docs"  # fmt: skip
     await sandbox.run(shell(script), timeout_s=20)
     git = "git runs or obeys what lies there"
     others = "others run or trust what lies there"
@@ -199,7 +200,8 @@ async def test_protected_paths_say_why(start: Start, watch: Watch, workspace: Pa
         ("/workspace/.git/hooks/post-commit", "protected", git, None),
         ("/workspace/.git/config", "protected", git, None),
         ("/workspace/.git", "mounts", "it is, or holds, what is protected or granted apart", None),
-        ("/workspace/.envrc", "protected", others, "filesystem-write: .envrc"),
+        ("/workspace/.envrc", "protected", others, None),  # it is only there to be protected
+        ("/workspace/.mcp.json", "protected", others, "filesystem-write: .mcp.json"),
         ("/workspace/toka.toml", "protected", others, None),
     }
     assert not [r for r in watch.refusals if "index" in r.subject]

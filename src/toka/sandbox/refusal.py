@@ -25,7 +25,7 @@ from toka.sandbox.landlock import EXECUTE, abi
 from toka.sandbox.mounts import WORKSPACE, Granted
 from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.profile import HIDDEN, PROGRAMS, PROXY_PORT, SEARCHED, find_program
-from toka.sandbox.protect import ALWAYS, GIT, GIT_TRUSTED, TRUSTED
+from toka.sandbox.protect import ALWAYS, GIT, GIT_TRUSTED, MARK, TRUSTED
 from toka.sandbox.seccomp import SET_IDS, TIOCLINUX, TIOCSTI
 from toka.sandbox.seen import Found, Seen, named, writes
 
@@ -148,8 +148,9 @@ class Rules:
                 return refusal("git-access is not granted", Capability(GIT_ACCESS))
             return refusal("no repository can be made here")
         if (trusted := _any(TRUSTED, inside)) is not None:
-            granted = None if trusted in ALWAYS else Capability(FILESYSTEM_WRITE, paths=(trusted,))
-            return refusal("others run or trust what lies there", granted)
+            own = trusted not in ALWAYS and _is_own(self._workspace / trusted)
+            need = Capability(FILESYSTEM_WRITE, paths=(trusted,)) if own else None
+            return refusal("others run or trust what lies there", need)
         if self._access.get(inside) == "read" and any(_within(inside, w) for w in self._policy.writes):
             return refusal("git runs or obeys what lies there")
         return None
@@ -344,6 +345,15 @@ def _is_there(path: Path) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a path is there for itself, and not made for the sandbox to protect it."""
+    try:
+        os.getxattr(path, MARK, follow_symlinks=False)
+    except OSError:
+        return _is_there(path)
+    return False
 
 
 def _told(path: str, argv: Sequence[str]) -> bool:
