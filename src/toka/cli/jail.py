@@ -52,6 +52,8 @@ LEAST_MEMORY: Final = 20 * 1024 * 1024
 """Bytes under which no sandbox is started, as for agents."""
 GRACE_S: Final = 3.0
 """Seconds that a command gets to end after it was asked to; a second Ctrl-C within them kills it."""
+LINE_S: Final = 0.05
+"""Seconds that a command without a terminal gets to end its own line about a refusal."""
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _TERMINAL_VARIABLES: Final = ("TERM", "COLORTERM")
 
@@ -181,6 +183,8 @@ class _Jail:
         self._jailed = jailed
         self._attempts: list[Attempt] = []
         self._refused: list[Refusal] = []
+        self._already = 0
+        """How many refusals have been told."""
         self._watched = False
         self._streams: Streams | None = None
         self._task: asyncio.Task[Any] | None = None
@@ -242,10 +246,15 @@ class _Jail:
         return self._streams is not None and self._streams.terminal
 
     def _saw(self, refusal: Refusal) -> None:
-        """Tells a refusal at once, unless a terminal is the command's own."""
+        """Tells a refusal after the line that the command says of it; at the end when it has a terminal."""
         self._refused.append(refusal)
         if not self._terminal and len(self._refused) <= MOST:
+            asyncio.get_running_loop().call_later(LINE_S, self._tell_refusals)
+
+    def _tell_refusals(self) -> None:
+        for refusal in self._refused[self._already : MOST]:
             _tell(f"toka: {refused(self._jailed, refusal)}")
+        self._already = len(self._refused)
 
     def _lose(self) -> None:
         """Nobody can watch any more: what would be asked about does not work any more either."""
@@ -277,8 +286,7 @@ class _Jail:
             code = 128 + (self._asked or self._last or signal.SIGKILL)
         if limited:
             code = LimitExceeded.exit_code
-        already = 0 if self._terminal else len(self._refused)
-        for line in ending(job, result, self._attempts, self._refused, already):
+        for line in ending(job, result, self._attempts, self._refused, self._already):
             _tell(f"toka: {line}")
         if job.explain:
             paint = painter(coloured(sys.stderr))
