@@ -380,6 +380,29 @@ async def test_another_error_of_the_kernel_refuses_the_command(
     assert watch.observers[-1].seen == -1
 
 
+@pytest.mark.parametrize(
+    ("says", "error"), [(ALLOW, "EPERM"), (0x7FF00000, "EPERM"), (0x7FFC0000, "EPERM"), (ASK, "ENOSYS")]
+)
+async def test_no_filter_of_ones_own_lets_anything_through(start: Start, watch: Watch, says: int, error: str) -> None:
+    """Of several filters the strictest counts; that of equals which came last, and nobody listens to it."""
+    found = await inside(
+        await start(),
+        f"""
+        steps = [(0x20, 0, 0, 0), (0x15, 0, 1, N['unshare']), (6, 0, 0, {says}), (6, 0, 0, {ALLOW})]
+        steps = ctypes.create_string_buffer(b''.join(struct.pack('=HBBI', *step) for step in steps))
+        program = ctypes.create_string_buffer(struct.pack('=HxxxxxxQ', 4, ctypes.addressof(steps)))
+        found['listener'] = call({numbers(MACHINE)["seccomp"]}, 1, 8, program)
+        pid = os.fork()
+        if pid == 0:
+            if call('prctl', 22, 2, program, 0, 0) != 'did':
+                os._exit(1)
+            os._exit(2 if call('unshare', 0x10000000) == 'did' else 3 if ctypes.get_errno() == errno.{error} else 4)
+        found['code'] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        """,
+    )
+    assert found == {"listener": "EBUSY", "code": 3}
+
+
 async def test_nothing_of_a_watch_is_left(start: Start, watch: Watch) -> None:
     sandbox = await start()
     await sandbox.run(["true"], timeout_s=10)
