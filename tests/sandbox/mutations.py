@@ -541,7 +541,7 @@ _BOUNDS: Final = (
     _one(
         "every limit is called strict",
         (f"{LIMITS}::test_what_holds_each_limit_is_said",),
-        "keeper.py",
+        "enforcement.py",
         'WITHOUT["memory"], by is not None',
         'WITHOUT["memory"], True',
     ),

@@ -118,10 +118,15 @@ def read_grant(texts: Iterable[str], settings: Settings) -> Grant:
         try:
             rules = parse_rule(text, settings.capabilities, takes_away=False)
         except CapabilityError as error:
-            name = text.partition(":")[0].strip()
-            near = closest(name, {*known_names(), *settings.capabilities})
-            hint = f"did you mean {near}?" if near and near != name else "known are " + ", ".join(known_names())
-            raise UsageError(f"--grant {line_of(text, 80)}: {error}", hint=hint) from None
+            name, known = text.partition(":")[0].strip(), {*known_names(), *settings.capabilities}
+            if not name:
+                raise UsageError(
+                    "--grant says nothing", hint="write it as in --grant 'filesystem-write: src'"
+                ) from None
+            near = closest(name, known)
+            hint = f"did you mean {near}?" if near else "known are " + ", ".join(known_names())
+            shown = None if name in known else hint
+            raise UsageError(f"--grant {line_of(text, 80)}: {error}", hint=shown) from None
         given = [rule for rule in rules if not isinstance(rule, CallRule)]
         if len(given) < len(rules):
             raise UsageError(f"--grant {line_of(text, 80)}: a rule about calls is no capability")
@@ -151,7 +156,7 @@ def read_limits(texts: Iterable[str]) -> Limits:
         if kind not in LIMITS or not equals:
             raise UsageError(
                 f"--limit {line_of(text, 80)}: write KIND=VALUE, such as memory=512MB",
-                hint="KIND is " + ", ".join(LIMITS),
+                hint=f"did you mean {near}?" if (near := closest(kind, LIMITS)) else "KIND is " + ", ".join(LIMITS),
             )
         field, parse = LIMITS[kind]
         try:

@@ -16,7 +16,7 @@ from toka.core.ids import AgentName
 from toka.core.limits import Limits
 from toka.orchestration.compiled import Compiled
 from toka.orchestration.plan import AgentPlan, Plan
-from toka.sandbox.keeper import Enforcement
+from toka.sandbox.enforcement import Enforcement
 
 WIDTH: Final = 160
 LABEL: Final = 10

@@ -30,7 +30,7 @@ from toka.errors import SandboxError, SandboxUnavailable
 from toka.sandbox import landlock
 from toka.sandbox.host import Sandbox
 from toka.sandbox.idmap import PYTHON, agent_uid
-from toka.sandbox.keeper import Enforcement, Keeper, Surroundings
+from toka.sandbox.keeper import Keeper, Surroundings
 from toka.sandbox.landlock import EXECUTE, READ, WRITE
 from toka.sandbox.launch import Zygote, to_the_end
 from toka.sandbox.level import (
@@ -211,25 +211,9 @@ class Tree(Zygote):
 
 
 class TreeKeeper(Keeper):
-    """The limits of an agent whose processes are counted with all of the same user.
+    """The limits of an agent whose processes are counted with all of the same user."""
 
-    Attributes:
-        past_proxy: whether commands reach the network by themselves, so that nobody counts what they send.
-    """
-
-    past_proxy = False
     counted_alone = False
-
-    @property
-    def enforced(self) -> tuple[Enforcement, ...]:
-        """See Keeper."""
-        other: dict[str, str] = {}
-        if not self.holds("pids"):
-            by_user = "RLIMIT_NPROC, counted with the user's other processes"
-            other["processes"] = "nothing: without a sandbox only a cgroup holds it" if self.past_proxy else by_user
-        if self.past_proxy:
-            other["network"] = "nothing: without a sandbox commands reach the network past the proxy"
-        return tuple(Enforcement(e.limit, other[e.limit], False) if e.limit in other else e for e in super().enforced)
 
 
 class ReducedSandbox(Sandbox):
@@ -247,7 +231,7 @@ class ReducedSandbox(Sandbox):
         online = policy if level == "reduced" else replace(policy, network=())
         # Anybody on this machine can reach the proxy, so it has no keys to add.
         self._keeper = TreeKeeper(online, replace(around, credentials={}))
-        self._keeper.past_proxy = level == "none"
+        self._keeper.level = level
         self.home = ""
         self.port = 0
 
