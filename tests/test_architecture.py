@@ -53,7 +53,9 @@ VENDORS = {"toka.llm.models", "toka.llm.conversion", "toka.llm.wire_anthropic", 
 FENCED: Mapping[str, set[str]] = {"pydantic_ai": VENDORS, "openai": VENDORS, "anthropic": VENDORS}
 """Distributions that only the modules named may import."""
 
-STANDALONE = {f"toka.sandbox.{name}" for name in ("groundwork", "kernel", "probe", "streams", "worker", "zygote")}
+STANDALONE = {
+    f"toka.sandbox.{name}" for name in ("groundwork", "kernel", "listener", "probe", "streams", "worker", "zygote")
+}
 """Modules that run inside the sandbox, under the system's Python: standard library only, syntax of Python 3.9."""
 
 COMPOSED = {"SqliteJournal", "PostgresJournal", "MemoryJournal", "LlmGateway"}

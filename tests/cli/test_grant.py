@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,14 @@ from toka.core.operator import OperatorPolicy, parse_rule
 from toka.orchestration.compiled import BY_ARGUMENT, compile_here, mounts_of
 from toka.orchestration.enforce import held, machine
 from toka.orchestration.rights import Terms, rights_of
+from toka.sandbox.cgroup_find import KINDS, Hierarchies
 from toka.sandbox.host import Sandbox
+from toka.sandbox.idmap import agent_uid
 from toka.sandbox.keeper import Surroundings
 from toka.sandbox.landlock import abi
+from toka.sandbox.level import Level
 from toka.sandbox.policy import PathRule, SandboxPolicy
+from toka.sandbox.reduced import ReducedSandbox
 from toka.sandbox.seccomp import DENIED
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="agents run on Linux")
@@ -213,12 +219,31 @@ async def test_the_mounts_shown_are_those_of_a_real_sandbox(place: Path, policy:
 
 
 @needs_bwrap
-async def test_how_limits_are_held_is_foretold(place: Path) -> None:
+@pytest.mark.parametrize("level", ["full", "reduced", "none"])
+@pytest.mark.parametrize("cgroups", [True, False])
+async def test_how_limits_are_held_is_foretold(level: Level, cgroups: bool) -> None:
     limits: dict[str, Any] = {"memory_bytes": 1 << 28, "cpu_cores": 0.5, "disk_bytes": 1 << 30, "network_bps": 10**6}
     policy = SandboxPolicy(**limits)
-    sandbox = await Sandbox.start(place / "ws", policy, Surroundings(SystemClock()))
+    found = machine() if cgroups else Hierarchies(reasons=dict.fromkeys(KINDS, "there are none"))
+    around = Surroundings(SystemClock(), hierarchies=found)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        if os.getuid() == 0:
+            os.chown(folder, agent_uid(), -1)  # there are no mounts that map it at the level reduced
+        await _foretold(Path(folder), policy, around, level, found)
+
+
+async def _foretold(
+    workspace: Path, policy: SandboxPolicy, around: Surroundings, level: Level, found: Hierarchies
+) -> None:
+    sandbox = (
+        await Sandbox.start(workspace, policy, around)
+        if level == "full"
+        else await ReducedSandbox.open(workspace, policy, around, level)
+    )
     try:
-        assert held(policy, machine()) == sandbox.keeper.enforced
+        assert (await sandbox.run(["true"], timeout_s=20, chosen_by="person")).exit_code == 0
+        assert held(policy, found, level) == sandbox.keeper.enforced
     finally:
         await sandbox.close()
 

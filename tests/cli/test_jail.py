@@ -26,6 +26,8 @@ from cli.records import COMMAND, Toka
 from toka import version
 from toka.cli.jail import GRACE_S, read_grant, read_limits
 from toka.cli.render_jail import Jailed, ending
+from toka.cli.render_layers import unseen, wider
+from toka.cli.text import plain
 from toka.config.settings import Settings
 from toka.core.capability import Capability, Grant
 from toka.core.limits import Limits
@@ -323,17 +325,18 @@ def test_a_grant_opens_what_it_names_and_keeps_the_rest(jail: Jail, workspace: P
 
 
 def test_a_grant_of_paths_to_read_takes_the_place_of_the_default(jail: Jail) -> None:
-    done = jail("--grant", "filesystem-read: src", "--", "sh", "-c", "cat src/b.txt a.txt")
-    assert done.stdout == "beta\n"
-    assert "a.txt: No such file" in done.stderr
+    done = jail("--grant", "filesystem-read: src", "--", "sh", "-c", "cat src/b.txt a.txt 2>&1")
+    assert done.stdout == "beta\ncat: a.txt: No such file or directory\n"
 
 
 def test_a_grant_of_programs_takes_the_place_of_the_default(jail: Jail) -> None:
     assert jail("--grant", "python-execution", "--", "python3", "-c", "print(1)").stdout == "1\n"
     done = jail("--grant", "command-execution: cat", "--", "bash", "-c", "echo x")
     assert done.returncode == 127
-    assert "toka: bash is not among the granted programs: cat" in done.stderr
-    assert "--grant 'command-execution: bash' allows it" in done.stderr
+    assert sorted(done.stderr.splitlines()) == [
+        "toka: bash: No such file or directory",
+        "toka: refused: run bash (programs: not among cat); --grant 'command-execution: bash' allows it",
+    ]
 
 
 CONNECT = """
@@ -380,33 +383,195 @@ def test_explain_tells_the_layers_and_what_is_wider(jail: Jail, workspace: Path)
     assert "which layer" not in fine
 
 
+NO_GRANT = "no grant allows it"
+OUTSIDE = "no grant reaches outside the workspace"
+
+
 @pytest.mark.parametrize(
-    ("script", "error", "layer"),
+    ("script", "error", "told"),
     [
-        ("cat /etc/shadow", "No such file or directory", "mounts"),
-        ("echo x > a.txt", "Read-only file system", "mounts"),
-        ("cp /usr/bin/cat /tmp/x; /tmp/x", "Permission denied", "Landlock, a mount"),
-        ("mknod /tmp/n c 1 5", "Operation not permitted", "seccomp"),
-        ("unshare -r true", "Operation not permitted", "seccomp"),
+        ("cat /etc/shadow", "No such file or directory", f"read /etc/shadow (mounts: not in this sandbox); {OUTSIDE}"),
+        ("ls /root", "No such file or directory", f"read /root (mounts: not in this sandbox); {OUTSIDE}"),
+        (
+            "echo x > src/new",
+            "Read-only file system",
+            "write /workspace/src/new (mounts: the workspace is read-only); --grant 'filesystem-write: src' allows it",
+        ),
+        (
+            "echo x > a.txt",
+            "Read-only file system",
+            "write /workspace/a.txt (mounts: the workspace is read-only); --grant 'filesystem-write: a.txt' allows it",
+        ),
+        ("mkdir /usr/new", "Read-only file system", f"write /usr/new (mounts: /usr is read-only); {OUTSIDE}"),
+        (
+            "cp /usr/bin/cat /tmp/x; /tmp/x",
+            "Permission denied",
+            "run /tmp/x (mounts: what can be written cannot be run); --grant command-execution allows it",
+        ),
+        ("mknod /tmp/n c 1 5", "Operation not permitted", f"mknod (seccomp: no devices); {NO_GRANT}"),
+        ("unshare -r true", "Operation not permitted", f"unshare (seccomp); {NO_GRANT}"),
         (
             "python3 -c 'import socket; socket.socket()'",
             "Address family not supported",
-            "seccomp: no such sockets; --grant 'network-access: HOST' allows it",
+            "socket AF_INET (seccomp: no network is granted); --grant 'network-access: HOST' allows it",
         ),
         (
-            "for i in 1 2 3 4 5 6 7 8; do sleep 1 & done",
-            "Resource temporarily unavailable",
-            "the limit of processes, 6",
+            "python3 -c 'import socket; socket.socket(socket.AF_UNIX)'",
+            "Address family not supported",
+            f"socket AF_UNIX (seccomp); {NO_GRANT}",
+        ),
+        (
+            "mkdir .git; git init -q .",
+            "Read-only file system",
+            f"write /workspace/.git (protected: no repository can be made here); {NO_GRANT}",
+        ),
+        (
+            "echo x > .envrc",
+            "Read-only file system",
+            f"write /workspace/.envrc (protected: others run or trust what lies there); {NO_GRANT}",
+        ),
+        (
+            "echo x > .mcp.json",
+            "Read-only file system",
+            "write /workspace/.mcp.json (protected: others run or trust what lies there); "
+            "--grant 'filesystem-write: .mcp.json' allows it",
+        ),
+        (
+            "head a.txt",
+            "command not found",
+            "run head (programs: not among bash, cat, cp, git, ls, mkdir and 4 more); "
+            "--grant 'command-execution: head' allows it",
         ),
     ],
 )
-def test_explain_names_the_layer_of_each_error(jail: Jail, script: str, error: str, layer: str) -> None:
-    """The real error of each layer is one that the list names, with that layer."""
-    only = ["command-execution: " + ", ".join(("sh", "bash", "cat", "cp", "mknod", "unshare", "python3", "sleep"))]
-    done = jail("--explain", "--limit", "processes=6", "--grant", *only, "--", "bash", "-c", f"{script}; exit 1")
-    said, _, explained = done.stderr.partition("toka: in force:")
-    assert error in said
-    assert re.search(rf"\n  {error} +{re.escape(layer)}", explained), explained
+def test_each_refusal_is_told_with_its_layer_and_what_would_allow_it(
+    jail: Jail, workspace: Path, script: str, error: str, told: str
+) -> None:
+    (workspace / ".mcp.json").write_text("{}")
+    names = ("sh", "bash", "cat", "cp", "git", "ls", "mkdir", "mknod", "unshare", "python3")
+    done = jail("--grant", "command-execution: " + ", ".join(names), "--", "bash", "-c", f"({script}) 2>&1")
+    assert error in done.stdout
+    assert re.findall("toka: (.*)", done.stderr) == [f"refused: {told}"]  # what the command prints may be around it
+
+
+def test_what_is_told_would_allow_it(jail: Jail, workspace: Path) -> None:
+    """The flag of each line, given to the same command, lets it through."""
+    (workspace / "private").mkdir()
+    (workspace / "private/key").write_text("secret\n")
+    given: list[str] = ["--grant", "command-execution: bash", "--grant", "filesystem-read: src"]
+    script = "cat private/key && echo x > src/new && cp src/b.txt src/tool"
+    for _ in range(6):
+        done = jail(*given, "--", "bash", "-c", script)
+        if done.returncode == 0:
+            break
+        (flag,) = re.findall("refused: .*--grant (?:'([^']+)'|([a-z-]+)) allows it", done.stderr)
+        given += ["--grant", flag[0] or flag[1]]
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (workspace / "src").iterdir()) == ["b.txt", "new", "tool"]
+    assert given[4::2] == ["--grant"] * 4
+    assert given[5::2] == ["command-execution: cat", "filesystem-read: private/key", "filesystem-write: src",
+                           "command-execution: cp"]  # fmt: skip
+
+
+def test_a_refusal_is_told_when_it_happens(begin: Begin) -> None:
+    process = begin("--", "sh", "-c", "mkdir src/new 2> /dev/null; read x")
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith(b"toka: refused: write /workspace/src/new (mounts: ")
+    assert process.poll() is None
+    process.communicate(b"\n", timeout=20)
+
+
+def test_refusals_are_told_once_and_many_are_cut(jail: Jail) -> None:
+    done = jail("--", "bash", "-c", "for i in {1..25} {1..25}; do mkdir src/$i; done 2> /dev/null")
+    lines = done.stderr.splitlines()
+    assert len(lines) == 11
+    assert len(set(lines)) == 11
+    assert lines[-1] == "toka: refused: 15 more, not shown"
+
+
+def test_a_hostile_path_does_not_drive_the_terminal(jail: Jail) -> None:
+    done = jail("--", "python3", "-c", "open('/workspace/\x1b[2J\\x1b]0;x\\x07\\nnew\\udcff', 'w')")
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("toka: refused")]
+    assert line.isprintable()
+    assert "(mounts: the workspace is read-only); --grant filesystem-write allows it" in line
+
+
+def test_a_session_that_does_nothing_forbidden_says_nothing(jail: Jail, workspace: Path) -> None:
+    subprocess.run(["git", "init", "-q", str(workspace)], check=True)
+    (workspace / "Makefile").write_text("all:\n\tcat a.txt\n")
+    script = "ls -la . /; cd src; cd ..; git status; make; python3 -c 'import json, ssl'; cat a.txt | sort > /tmp/x; id"
+    assert jail("--", "bash", "-lc", script).stderr == ""
+
+
+def test_with_a_terminal_refusals_are_told_at_the_end(terminal: Open) -> None:
+    t = terminal(*BASH)
+    t.until(r"\$ ")
+    t.ask("mkdir src/new; echo x > new; ls /root; echo done", r"[^;] done\r\n|\ndone\r\n")
+    assert b"refused" not in t.seen
+    t.type("exit 3\n")
+    assert t.end() == 3
+    lines = [line for line in t.seen.decode().split("\r\n") if line.startswith("toka:")]
+    assert [line.partition(" (")[0] for line in lines] == [
+        "toka: refused: write /workspace/src/new", "toka: refused: write /workspace/new", "toka: refused: read /root",
+    ]  # fmt: skip
+    assert t.restored
+
+
+def test_a_command_that_asks_without_end_can_be_ended(begin: Begin, terminal: Open) -> None:
+    loop = "while :; do mkdir src/new; done 2> /dev/null"
+    process = begin("--", "bash", "-c", f"echo on; {loop}")
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"on\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) in (130, 1)
+    t = terminal("--", "bash", "-c", f"trap '' INT; echo on; {loop}")
+    t.until("on")
+    t.type("\x1d\x1d\x1d")
+    assert t.end() == 137
+    assert t.restored
+
+
+BREAKS = """
+from pathlib import Path
+from toka.sandbox.watched import Judge
+whole = Judge.error_of
+def broken(self, notice):
+    assert not Path("src/go").exists()
+    return whole(self, notice)
+Judge.error_of = broken
+from toka.cli.main import main
+main()
+"""
+
+
+def test_a_command_that_nobody_watches_any_more_is_ended(workspace: Path, environment: dict[str, str]) -> None:
+    marker = unique()
+    script = f"sleep {marker} & touch src/go; while :; do :> src/late; unshare -r true && :> src/out; done"
+    arguments = ["jail", "--grant", "filesystem-write: src", "--", "bash", "-c", script]
+    whole = [sys.executable, "-c", BREAKS, *arguments]
+    done = subprocess.run(whole, cwd=workspace, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 137
+    assert "toka: the watch over the command broke off, so it is ended\n" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(p.name for p in (workspace / "src").iterdir()) == ["b.txt", "go"]
+    assert gone(marker)
+
+
+def test_the_limit_of_processes_is_explained(jail: Jail) -> None:
+    script = "for i in 1 2 3 4 5 6 7 8; do sleep 1 & done; exit 1"
+    done = jail("--explain", "--limit", "processes=6", "--", "bash", "-c", script)
+    assert "Resource temporarily unavailable" in done.stderr.partition("toka: in force:")[0]
+    assert re.search(r"told one by one:\n +Resource temp\w+ unavailable +the limit of processes, 6", done.stderr)
+
+
+def test_explain_says_why_refusals_are_not_told(tmp_path: Path) -> None:
+    job = Jailed(("ls",), tmp_path, SandboxPolicy(programs=None), None, OperatorPolicy(), Grant(), explain=True)
+    assert unseen(job, watched=True) == ""
+    assert unseen(job, watched=False).endswith("cannot be seen from outside on this machine")
+    table = "\n".join(wider(job, plain, watched=False))
+    for error in ("No such file or directory", "Read-only file system", "Permission denied", "Operation not permitted"):
+        assert error in table
+        assert error not in "\n".join(wider(job, plain, watched=True))
 
 
 def test_explain_tells_refusals_while_it_runs(begin: Begin) -> None:
@@ -431,7 +596,7 @@ def test_the_operators_policy_binds_a_person_too(jail: Jail, workspace: Path) ->
     assert not (workspace / "src/c").exists()
     assert "the settings' [policy] does not allow all of it: filesystem-write: src" in done.stderr
     assert "wider  --grant 'network-access" not in done.stderr
-    assert "toka: cat is refused: the settings' [policy] denies it" in jail("--", "cat", "a.txt").stderr
+    assert "toka: refused: run cat (programs: the settings' [policy] denies it); no grant" in jail("--", "cat").stderr
     (workspace / "toka.toml").write_text('[policy]\ndeny = ["command-execution"]\n')
     done = jail("--", "true")
     assert done.returncode == 5
@@ -657,7 +822,8 @@ def test_typing_into_the_persons_terminal_is_refused(terminal: Open) -> None:
     )
     t = terminal("--", "python3", "-c", inside)
     assert t.end() == 0
-    assert t.seen.split() == [b"1", b"1"]
+    assert t.seen.split(b"\r\n")[:2] == [b"1", b"1"]
+    assert b"refused: ioctl TIOCSTI (seccomp: nobody types into terminals)" in t.seen
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -295,6 +296,101 @@ def test_a_spec_that_wants_no_sandbox_gets_one_unless_the_operator_allows_it(run
     spec(place)
     assert look(run).code == 0
     assert levels(run) == ("full", ["full"]), "allowing it forces it on nobody"
+
+
+# ---- a person's own command
+
+LOOK_AROUND = "id -u; cat SECRET; ls / > out/root; echo x > made; cat /proc/1/environ; exit 3"
+ON_A_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+
+
+def jail(run: Run, place: Path, *options: str, **more: Any) -> Ran:
+    script = LOOK_AROUND.replace("SECRET", str(place / "secret"))
+    return run("jail", "--explain", "--grant", "filesystem-write: out", *options, "--", "sh", "-c", script, **more)
+
+
+@pytest.mark.slow
+def test_a_jail_is_full_unless_another_level_was_asked_for(run: Run, place: Path, user: int) -> None:
+    done = jail(run, place)
+    assert (done.code, done.out) == (3, f"{agent_uid() if user == 0 else user}\n")
+    assert "SANDBOX" not in done.err
+    assert "reduced" not in done.err
+    for line in (
+        "refused: read /tmp/",
+        r"refused: write /workspace/made \(mounts: ",
+        "mounts +read-only: /workspace, ",
+    ):
+        assert re.search(line, done.err), done.err
+
+
+@pytest.mark.slow
+def test_a_jail_is_as_reduced_as_a_run_would_be(run: Run, place: Path, user: int) -> None:
+    if user == 0:
+        assert jail(run, place, TOKA_SANDBOX="reduced").code == 4, "the workspace is not the agent's"
+    give(place / "ws", agent_uid() if user == 0 else user)
+    done = jail(run, place, TOKA_SANDBOX="reduced")
+    assert (done.code, done.out) == (3, f"{agent_uid() if user == 0 else user}\n")
+    assert done.err.splitlines()[0] == (
+        "toka: reduced sandbox: Landlock and filters, no namespaces (sandbox, from TOKA_SANDBOX)"
+    )
+    assert done.err.count("Permission denied") >= 4
+    told = done.err.partition("toka: in force:")[2]
+    for line in (
+        r"level +reduced sandbox: Landlock and filters, no namespaces\n", "mounts +none of its own: it finds",
+        rf"read-only: {place}/ws, /usr", rf"writable: {place}/ws/out, /tmp/toka-\w+ \(gone at the end\)",
+        "what is refused inside cannot be seen from outside at the level reduced", rf"read +{place}/ws",
+        "Permission denied +Landlock: the path is not granted", "note +names, sizes and times",
+    ):  # fmt: skip
+        assert re.search(line, told), f"no {line!r} in {told}"
+    assert "/workspace" not in told
+    assert "namespaces, mounts" not in told
+
+
+@pytest.mark.slow
+def test_a_jail_without_a_sandbox_says_so(run: Run, place: Path, user: int) -> None:
+    done = jail(run, place, "--dangerously-no-sandbox")
+    assert (done.code, done.out.splitlines()[:2]) == (3, [str(user), "top-secret"])
+    assert done.err.splitlines()[0] == "toka: NO SANDBOX: commands can do whatever you can (--dangerously-no-sandbox)"
+    told = done.err.partition("toka: in force:")[2]
+    for line in ("level +NO SANDBOX", "mounts +none of", "Landlock +not in force", "seccomp +not in force",
+                 f"user +{user} on this machine: yours", "network +all", "nothing was confined"):  # fmt: skip
+        assert re.search(line, told), f"no {line!r} in {told}"
+    assert "refused" not in told.replace("nothing was refused", "")
+    assert (place / "ws/made").exists()
+
+
+@pytest.mark.parametrize("user", ["ordinary"], indirect=True)
+def test_no_setting_takes_the_sandbox_of_a_jail_away(run: Run, place: Path) -> None:
+    assert jail(run, place, TOKA_SANDBOX="none").code == 3
+    (place / "ws/toka.toml").write_text('sandbox = "reduced"\n')
+    assert jail(run, place).code == 3
+    assert not (place / "ws/made").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ROOT, reason="only root can cover bwrap")
+@pytest.mark.parametrize("user", ["root"], indirect=True)
+def test_a_jail_falls_back_to_nothing_by_itself(run: Run, place: Path) -> None:
+    covered = ["unshare", "-m", "sh", "-c", COVERED, "sh"]
+    done = jail(run, place, before=covered)
+    assert (done.code, done.out) == (4, "")
+    assert "bwrap (bubblewrap) is not installed" in done.err
+    give(place / "ws", agent_uid())
+    assert jail(run, place, before=covered, TOKA_SANDBOX="reduced").code == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["full", "reduced", "none"])
+def test_a_jail_has_a_terminal_of_its_own_at_each_level(run: Run, place: Path, user: int, level: str) -> None:
+    give(place / "ws", agent_uid() if user == 0 and level == "reduced" else user)
+    options = ["--dangerously-no-sandbox"] if level == "none" else []
+    more = {"TOKA_SANDBOX": "reduced"} if level == "reduced" else {}
+    script = "test -t 0 && test -t 1 && echo to-the-terminal > /dev/tty; sleep 9 & jobs; kill %1; exit 4"
+    command = ("jail", *options, "--", "bash", "--norc", "-c", f"set -m; {script}")
+    done = run(*command, before=[sys.executable, "-c", ON_A_TERMINAL], **more)
+    assert done.code == 4
+    assert "to-the-terminal" in done.out
+    assert "Running" in done.out
 
 
 # ---- in this process: a kernel without Landlock

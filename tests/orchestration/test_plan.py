@@ -19,7 +19,7 @@ from toka.orchestration.enforce import NO_QUOTA
 from toka.orchestration.plan import AgentPlan, Plan, make_plan, mermaid
 from toka.orchestration.rights import Terms
 from toka.sandbox.cgroup_find import Hierarchies, Place
-from toka.sandbox.keeper import WITHOUT
+from toka.sandbox.enforcement import WITHOUT
 
 COMMAND = {"description": "run it", "run": "make all"}
 MACHINE = Hierarchies({"memory": [Place(2, Path("/nowhere"))]}, {"cpu": "not today", "pids": "nor this"})

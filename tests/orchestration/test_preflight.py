@@ -13,7 +13,7 @@ from toka.orchestration.preflight import model_findings, preflight
 from toka.orchestration.request import RunRequest
 from toka.runtime.context import Runtime
 from toka.sandbox.cgroup_find import Hierarchies, Place
-from toka.sandbox.keeper import WITHOUT
+from toka.sandbox.enforcement import WITHOUT
 
 
 def request(team: Team, *configs: object, model: str | None = None) -> RunRequest:

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from sandbox.watching import watch_if_wanted
 from toka.core.clock import SystemClock
 from toka.sandbox.host import Sandbox
 from toka.sandbox.keeper import Surroundings
 from toka.sandbox.policy import SandboxPolicy
 
 Start = Callable[..., Awaitable[Sandbox]]
+watch_if_wanted()
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ HOST: Final = "test_host.py"
 LAUNCH: Final = "test_launch.py"
 LIMITS: Final = "test_limits.py"
 NETWORK: Final = "test_network.py"
+OBSERVE: Final = "test_observe.py"
 PROTECT: Final = "test_protect.py"
 REDUCED: Final = (
     "test_reduced.py::test_a_reduced_sandbox_of_this_machine_passes",
@@ -208,7 +209,7 @@ _LOCKS: Final = (
         (CONFINEMENT,),
         (
             Change("zygote.py", "            os.close(fd)  # bwrap hands on", "            pass  # bwrap hands on"),
-            Change("zygote.py", "        close_from(4)\n"),
+            Change("groundwork.py", "    close_from(4 if further < 0 else 5)\n"),
         ),
     ),
     _one(
@@ -540,7 +541,7 @@ _BOUNDS: Final = (
     _one(
         "every limit is called strict",
         (f"{LIMITS}::test_what_holds_each_limit_is_said",),
-        "keeper.py",
+        "enforcement.py",
         'WITHOUT["memory"], by is not None',
         'WITHOUT["memory"], True',
     ),
@@ -650,4 +651,68 @@ _TOOLCHAINS: Final = (
          "_beside(folders, _files_of(refused, toolchains), READ | EXECUTE) | dict.fromkeys(toolchains, 0x7FFF)"),
 )  # fmt: skip
 
-MUTATIONS: Final = (*_FILTER, *_LOCKS, *_MOUNTS, *_BOUNDS, *_WAYS_OUT, *_TOOLCHAINS)
+_WATCH: Final = (
+    _one(
+        "a watched command goes on with what is forbidden",
+        (OBSERVE,),
+        "watched.py",
+        "        return said & 0xFFFF or errno.EPERM if said & ~0xFFFF == _ERRNO else errno.EPERM",
+        "        return 0",
+    ),
+    _one(
+        "a watched command goes on with any call that the filter lets through",
+        (OBSERVE,),
+        "watched.py",
+        "return 0 if number in self._may else errno.EPERM",
+        "return 0",
+    ),
+    _one(
+        "what depends on arguments goes on whatever they are",
+        (OBSERVE,),
+        "watched.py",
+        "        except struct.error:  # it looks at them\n            return False",
+        "        except struct.error:  # it looks at them\n            return True",
+    ),
+    _one(
+        "refusals of a watched command have another error",
+        (OBSERVE,),
+        "watched.py",
+        "return _ANSWER.pack(identifier, 0, -error, ",
+        "return _ANSWER.pack(identifier, 0, -min(error, 1), ",
+    ),
+    _one(
+        "a watched command is not locked into paths",
+        (OBSERVE,),
+        "listener.py",
+        '    landlock(profile["landlock"])\n',
+    ),
+    _one(
+        "without a listener nothing is filtered",
+        (OBSERVE,),
+        "listener.py",
+        '            seccomp(bytes.fromhex(profile["seccomp"]))\n',
+    ),
+    _one(
+        "a watched command keeps the listener",
+        (OBSERVE,),
+        "listener.py",
+        "        os.close(listener)\n",
+        "        os.set_inheritable(listener, True)\n",
+    ),
+    _one(
+        "somebody inside may become a listener",
+        (OBSERVE,),
+        "seccomp.py",
+        "(_JUMP_ANY_BIT, 0, 1, NEW_LISTENER), _refuse(errno.EBUSY), _accept()]",
+        "_accept()]",
+    ),
+    _one(
+        "a watch that breaks off goes unnoticed",
+        (OBSERVE,),
+        "observe.py",
+        "                self._tell(self._lost)\n",
+        "                pass\n",
+    ),
+)
+
+MUTATIONS: Final = (*_FILTER, *_LOCKS, *_MOUNTS, *_BOUNDS, *_WAYS_OUT, *_TOOLCHAINS, *_WATCH)

@@ -1088,7 +1088,7 @@ async def test_a_command_for_a_zygote_that_dies_is_lost_and_runs_nowhere_else(
 @pytest.mark.parametrize(
     "broken",
     [
-        ("kernel.py", "    program = _Program(len(instructions) // 8, instructions)", "    program = _Program(0, b'')"),
+        ("kernel.py", "    return _Program(len(instructions) // 8, instructions)", "    return _Program(0, b'')"),
         ("kernel.py", "def landlock(ruleset", "def landlock(_):\n    raise OSError(1, 'no')\ndef unused(ruleset"),
         ("kernel.py", "    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)", "    raise OSError(1, 'no')"),
         ("zygote.py", "        os.umask(0o022)", "        set_limits({'NONE': 1})"),

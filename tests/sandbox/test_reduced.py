@@ -452,7 +452,7 @@ async def test_only_the_agents_proxy_can_be_reached(
     """Landlock knows ports and no addresses: the same port of another address must not be reachable."""
     sandbox = await start(network=NETWORK)
     await reduced_test(sandbox, SystemClock())
-    port = sandbox._port
+    port = sandbox.port
     heard = elsewhere("127.0.0.2", port)
     other = elsewhere("127.0.0.1", 0)[-1].getsockname()[1]
     tries = f"""

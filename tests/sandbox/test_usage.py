@@ -102,6 +102,7 @@ time.sleep(100)
 """
     with running(code) as process:
         sampler = Sampler(process.pid)
+        until(lambda: sampler.sample().processes == 7)  # with the thread that each parent starts last
         until(lambda: (sampler.sample().memory_bytes or 0) > (24 + 3 * 8) * MIB)
         found = sampler.sample()
         assert found.processes == 7

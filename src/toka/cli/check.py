@@ -137,7 +137,7 @@ def plan(
     loose = [
         strict_refusal(config, gaps)
         for config in configs
-        if config.security.enforcement == "strict" and (gaps := unenforced(config))
+        if config.security.enforcement == "strict" and (gaps := unenforced(config, level=terms.level))
     ]
     for error in () if refused else loose:
         say(f"toka: {error.message}\n  help: {error.hint}")
@@ -162,6 +162,8 @@ def terms_of(settings: Settings, configs: Sequence[AgentConfig], workspace: Path
         hidden=inside(workspace, [settings.state]),
         tools=toolbox(settings),
         toolchains=settings.tools.toolchains,
+        level=settings.sandbox,
+        allow_unsandboxed=settings.allow_unsandboxed,
     )
 
 

@@ -16,8 +16,10 @@ from typing import Any, Final
 import click
 
 from toka.cli.door import ANY_PATH, read_settings, state_option
+from toka.cli.level import at_level
 from toka.cli.output import coloured, say
-from toka.cli.render_jail import Jailed, before, ending, layers, wider
+from toka.cli.render_jail import MOST, Jailed, before, ending, refused
+from toka.cli.render_layers import layers, unseen, wider
 from toka.cli.text import line_of, painter
 from toka.config.diagnostics import closest
 from toka.config.settings import Settings
@@ -31,7 +33,10 @@ from toka.errors import CapabilityDenied, LimitExceeded, SandboxError, UsageErro
 from toka.orchestration.toolchains import check_toolchains
 from toka.sandbox.command import CommandResult
 from toka.sandbox.egress_link import Attempt
+from toka.sandbox.level import Level
+from toka.sandbox.observe import Observer, watch
 from toka.sandbox.policy import Place, SandboxPolicy, compile_policy
+from toka.sandbox.refusal import Refusal
 from toka.sandbox.shield import Order, Shield
 from toka.sandbox.terminal import Streams
 from toka.sandbox.trusted import named_trusted
@@ -47,6 +52,8 @@ LIMITS: Final[dict[str, tuple[str, Any]]] = {
 """Kinds of --limit: the field of Limits, and what reads the value."""
 GRACE_S: Final = 3.0
 """Seconds that a command gets to end after it was asked to; a second Ctrl-C within them kills it."""
+LINE_S: Final = 0.05
+"""Seconds that a command without a terminal gets to end its own line about a refusal."""
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _TERMINAL_VARIABLES: Final = ("TERM", "COLORTERM")
 
@@ -57,6 +64,7 @@ _TERMINAL_VARIABLES: Final = ("TERM", "COLORTERM")
 @click.option("--limit", "limits", multiple=True, metavar="KIND=VALUE", help="What it may use. Repeatable.")
 @click.option("--workspace", type=ANY_PATH, help="The directory it sees as /workspace. Default: here.")
 @click.option("--explain", is_flag=True, help="Say what is in force, what was refused, and what would allow it.")
+@click.option("--dangerously-no-sandbox", "no_sandbox", is_flag=True, help="Run it without any confinement.")
 @state_option
 def jail(
     command: Sequence[str],
@@ -64,14 +72,13 @@ def jail(
     limits: Sequence[str],
     workspace: Path | None,
     state: Path | None,
-    *,
-    explain: bool,
+    **flags: bool,
 ) -> int:
     """Run a command in the sandbox that agents get: toka jail -- bash
 
     It may read the workspace and run any program of the system, and nothing else. A CAPABILITY is written as in the
     settings' [policy]: 'filesystem-write: src', 'network-access: *.example.org', python-execution. One that names
-    programs, or paths to read, takes the place of that default. The settings' [policy] holds here, too.
+    programs, or paths to read, takes the place of that default. The settings' [policy] and sandbox hold here, too.
 
     KIND is memory, cpu, processes, timeout, disk or network: memory=512MB, cpu=75%, timeout=10m, network=1Mbps.
 
@@ -91,7 +98,8 @@ def jail(
     for path in (*policy.reads, *policy.writes):
         if (place / path).is_symlink() or not (place / path).exists():
             raise UsageError(f"--grant: {path} is not there, or is a link", hint=f"grants are paths below {place}")
-    jailed = Jailed(tuple(command), place, policy, bounds.wall_s, settings.policy, grant, explain)
+    level: Level = at_level(settings, no_sandbox=flags["no_sandbox"]).sandbox
+    jailed = Jailed(tuple(command), place, policy, bounds.wall_s, settings.policy, grant, flags["explain"], level)
     for line in before(jailed, Path.home()):
         say(f"toka: {line}")
     _fill_streams()
@@ -110,10 +118,15 @@ def read_grant(texts: Iterable[str], settings: Settings) -> Grant:
         try:
             rules = parse_rule(text, settings.capabilities, takes_away=False)
         except CapabilityError as error:
-            name = text.partition(":")[0].strip()
-            near = closest(name, {*known_names(), *settings.capabilities})
-            hint = f"did you mean {near}?" if near and near != name else "known are " + ", ".join(known_names())
-            raise UsageError(f"--grant {line_of(text, 80)}: {error}", hint=hint) from None
+            name, known = text.partition(":")[0].strip(), {*known_names(), *settings.capabilities}
+            if not name:
+                raise UsageError(
+                    "--grant says nothing", hint="write it as in --grant 'filesystem-write: src'"
+                ) from None
+            near = closest(name, known)
+            hint = f"did you mean {near}?" if near else "known are " + ", ".join(known_names())
+            shown = None if name in known else hint
+            raise UsageError(f"--grant {line_of(text, 80)}: {error}", hint=shown) from None
         given = [rule for rule in rules if not isinstance(rule, CallRule)]
         if len(given) < len(rules):
             raise UsageError(f"--grant {line_of(text, 80)}: a rule about calls is no capability")
@@ -143,7 +156,7 @@ def read_limits(texts: Iterable[str]) -> Limits:
         if kind not in LIMITS or not equals:
             raise UsageError(
                 f"--limit {line_of(text, 80)}: write KIND=VALUE, such as memory=512MB",
-                hint="KIND is " + ", ".join(LIMITS),
+                hint=f"did you mean {near}?" if (near := closest(kind, LIMITS)) else "KIND is " + ", ".join(LIMITS),
             )
         field, parse = LIMITS[kind]
         try:
@@ -188,6 +201,10 @@ class _Jail:
     def __init__(self, jailed: Jailed) -> None:
         self._jailed = jailed
         self._attempts: list[Attempt] = []
+        self._refused: list[Refusal] = []
+        self._already = 0
+        """How many refusals have been told."""
+        self._watched = False
         self._streams: Streams | None = None
         self._task: asyncio.Task[Any] | None = None
         self._asked = 0
@@ -214,33 +231,66 @@ class _Jail:
         """Starts the sandbox, runs the command and closes everything; with the table of layers."""
         job = self._jailed
         order = Order(job.workspace, job.policy, ("jail", str(os.getpid())), self._attempted)
-        sandbox, test = await Shield(SystemClock()).start(order)
+        sandbox, test = await Shield(SystemClock(), level=job.level).start(order)
         try:
             table = layers(job, sandbox, test) if job.explain else []
             self._streams = streams = Streams(sandbox.host_uid())
+            observer: Observer | None = None
             try:
                 if streams.terminal:
                     self._follow_terminal(streams)
+                if job.level == "full":
+                    observer = watch(sandbox, job.workspace, streams, self._saw, self._lose)
                 env = {n: v for n in _TERMINAL_VARIABLES if (v := os.environ.get(n)) and v.isprintable()}
                 timeout_s = math.inf if job.timeout_s is None else job.timeout_s
                 result = await sandbox.attach(
                     job.command, streams, env=env if streams.terminal else {}, timeout_s=timeout_s
                 )
                 problem = await streams.finish()
+                if observer is not None:
+                    await observer.finish()
+                    self._watched = observer.seen > 0
             finally:
                 streams.close()
+                if observer is not None:
+                    observer.stop()
         finally:
             await sandbox.close()
         if problem:
             _tell(f"toka: not all output could be written: {problem}")
         return result, table
 
+    @property
+    def _terminal(self) -> bool:
+        return self._streams is not None and self._streams.terminal
+
+    def _saw(self, refusal: Refusal) -> None:
+        """Tells a refusal after the line that the command says of it; at the end when it has a terminal."""
+        self._refused.append(refusal)
+        if not self._terminal and len(self._refused) <= MOST:
+            asyncio.get_running_loop().call_later(LINE_S, self._tell_refusals)
+
+    def _tell_refusals(self) -> None:
+        for refusal in self._refused[self._already : MOST]:
+            _tell(f"toka: {refused(self._jailed, refusal)}")
+        self._already = len(self._refused)
+
+    def _lose(self) -> None:
+        """Nobody can watch any more: what would be asked about does not work any more either."""
+        assert self._streams is not None
+        self._tell_meanwhile("the watch over the command broke off, so it is ended")
+        self._streams.lifeline.cut()
+
     def _attempted(self, attempt: Attempt) -> None:
         if not attempt.allowed:
             self._attempts.append(attempt)
             if self._jailed.explain:
-                edge = "\r" if self._streams is not None and self._streams.is_raw else ""
-                _tell(f"{edge}toka: the proxy refused: {line_of(attempt.reason)}{edge}")
+                self._tell_meanwhile(f"the proxy refused: {line_of(attempt.reason)}")
+
+    def _tell_meanwhile(self, text: str) -> None:
+        """Says something while the command may have the terminal."""
+        edge = "\r" if self._streams is not None and self._streams.is_raw else ""
+        _tell(f"{edge}toka: {text}{edge}")
 
     def _told(self, result: CommandResult, table: Sequence[str]) -> int:
         """Says what is known about the end; returns the exit code."""
@@ -255,10 +305,13 @@ class _Jail:
             code = 128 + (self._asked or self._last or signal.SIGKILL)
         if limited:
             code = LimitExceeded.exit_code
-        for line in ending(job, result, self._attempts):
+        for line in ending(job, result, self._attempts, self._refused, self._already):
             _tell(f"toka: {line}")
         if job.explain:
-            for line in (*table, *(wider(job, painter(coloured(sys.stderr))) if code else ())):
+            paint = painter(coloured(sys.stderr))
+            why = unseen(job, watched=self._watched)
+            more = wider(job, paint, watched=self._watched) if code else ()
+            for line in (*table, *([why] if why else ()), *more):
                 _tell(line)
         return code
 

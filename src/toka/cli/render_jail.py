@@ -1,4 +1,4 @@
-"""What `toka jail` says on stderr: as far as it is known from outside, and no further."""
+"""What `toka jail` says on stderr of a command and of what it was refused: what was seen, and no further."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from toka.cli.text import Cell, Paint, columns, line_of, some
+from toka.cli.text import SHORT, line_of, some
 from toka.core.capability import Capability, Grant
-from toka.core.catalogue import COMMAND_EXECUTION, FILESYSTEM_WRITE, GIT_ACCESS, NETWORK_ACCESS
+from toka.core.catalogue import COMMAND_EXECUTION
 from toka.core.operator import OperatorPolicy
-from toka.core.units import format_bytes, format_cpu, format_duration, format_rate
+from toka.core.units import format_duration
 from toka.sandbox.command import CommandResult
 from toka.sandbox.egress_link import Attempt
 from toka.sandbox.egress_rules import EgressRules
-from toka.sandbox.host import Sandbox
-from toka.sandbox.mounts import WORKSPACE
+from toka.sandbox.level import Level
 from toka.sandbox.policy import SandboxPolicy
-from toka.sandbox.profile import PROXY_PORT
-from toka.sandbox.selftest import SelfTest
+from toka.sandbox.refusal import PROGRAM_LIST as PROGRAMS
+from toka.sandbox.refusal import Refusal
 
 MOST: Final = 10
 """Different refusals that are shown."""
@@ -40,6 +39,7 @@ class Jailed:
         operator: the rules of the settings.
         grant: what was asked, before those rules.
         explain: whether to say what is in force.
+        level: how strongly it is confined.
     """
 
     command: tuple[str, ...]
@@ -49,6 +49,7 @@ class Jailed:
     operator: OperatorPolicy
     grant: Grant
     explain: bool
+    level: Level = "full"
 
 
 def before(job: Jailed, home: Path) -> Iterator[str]:
@@ -62,24 +63,58 @@ def before(job: Jailed, home: Path) -> Iterator[str]:
         yield f"the workspace {place} holds your home directory: what the grant covers of it can be read inside"
 
 
-def ending(job: Jailed, result: CommandResult, attempts: Sequence[Attempt]) -> Iterator[str]:
-    """What is known to have been refused, and the limits that were met."""
+def refused(job: Jailed, refusal: Refusal) -> str:
+    """One refusal as a line: what was tried, which layer refuses it by which rule, and what would allow it."""
+    why = f"{refusal.layer}: {refusal.rule}" if refusal.rule else refusal.layer
+    if refusal.need is not None:
+        remedy = flag(job, refusal.need, refusal.example)
+    elif refusal.outside:
+        remedy = "no grant reaches outside the workspace"
+    else:
+        remedy = "no grant allows it"
+    tried = f"{refusal.what} {line_of(refusal.subject, SHORT)}".strip()
+    return f"refused: {tried} ({line_of(why, SHORT)}); {remedy}"
+
+
+def ending(
+    job: Jailed, result: CommandResult, attempts: Sequence[Attempt], told: Sequence[Refusal] = (), already: int = 0
+) -> Iterator[str]:
+    """What is known to have been refused, and the limits that were met.
+
+    Args:
+        job: the command.
+        result: how it ended.
+        attempts: its attempts to reach the network.
+        told: what was seen to be refused.
+        already: how many of these were told when they happened.
+    """
+    for refusal in told[already:MOST]:
+        yield refused(job, refusal)
+    if len(told) > MOST:
+        yield f"refused: {some(len(told) - MOST, 'more', 'more')}, not shown"
     if result.ended == "refused":
         yield f"nothing was run: {line_of(result.reason)}"
     if result.exceeded is not None and result.ended != "timeout":
         yield result.exceeded.text
     if result.ended == "timeout" and job.timeout_s is not None:
         yield f"timeout of {format_duration(job.timeout_s)} reached"
-    program = job.command[0]
-    if program in job.policy.refused_programs:
-        yield f"{program} is refused: the settings' [policy] denies it"
-    elif result.exit_code == NO_PROGRAM and _not_listed(program, job.policy):
-        yield f"{line_of(program, 80)} is not among the granted programs: {', '.join(job.policy.programs or ())}"
-        yield f"  {_flag(job, Capability(COMMAND_EXECUTION, programs=(program,)))}"
+    if job.level != "none" and not any(refusal.layer == PROGRAMS for refusal in told):
+        yield from _refused_program(job, result)
     yield from _refused_hosts(job, attempts)
 
 
-def _not_listed(program: str, policy: SandboxPolicy) -> bool:
+def _refused_program(job: Jailed, result: CommandResult) -> Iterator[str]:
+    """The command itself, where nobody saw that it was refused."""
+    program = job.command[0]
+    if program in job.policy.refused_programs:
+        yield f"{program} is refused: the settings' [policy] denies it"
+    elif result.exit_code == NO_PROGRAM and not_listed(program, job.policy):
+        yield f"{line_of(program, 80)} is not among the granted programs: {', '.join(job.policy.programs or ())}"
+        yield f"  {flag(job, Capability(COMMAND_EXECUTION, programs=(program,)))}"
+
+
+def not_listed(program: str, policy: SandboxPolicy) -> bool:
+    """Whether a list of programs was granted, and it does not hold this one."""
     return policy.programs is not None and "/" not in program and program not in policy.programs
 
 
@@ -91,113 +126,13 @@ def _refused_hosts(job: Jailed, attempts: Sequence[Attempt]) -> Iterator[str]:
         yield f"the proxy refused {place}{f' {count} times' if count > 1 else ''}: {line_of(reason)}"
         need = rules.decide(host, port).need
         if need is not None:
-            yield f"  {_flag(job, need)}"
+            yield f"  {flag(job, need)}"
     if len(counted) > MOST:
         yield f"the proxy refused {some(len(counted) - MOST, 'more host')}"
 
 
-def _flag(job: Jailed, need: Capability, text: str = "") -> str:
+def flag(job: Jailed, need: Capability, text: str = "") -> str:
     """What would allow it, if anything can."""
     if not job.operator.bound(Grant((need,))).capabilities:
         return f"the settings' [policy] does not allow {need.text}"
     return f"--grant {shlex.quote(text or need.text)} allows it"
-
-
-def layers(job: Jailed, sandbox: Sandbox, test: SelfTest | None) -> list[str]:
-    """What is in force, one line per layer; what the self-test has seen, the limits as they are held."""
-    policy = job.policy
-    held = {e.limit: e.how for e in sandbox.keeper.enforced}
-    amounts = {
-        "memory": policy.memory_bytes and format_bytes(policy.memory_bytes),
-        "cpu": policy.cpu_cores and format_cpu(policy.cpu_cores),
-        "processes": str(policy.processes),
-        "disk": policy.disk_bytes and format_bytes(policy.disk_bytes),
-        "network": policy.network_bps and format_rate(policy.network_bps),
-    }
-    shown = {access: [o.target for o in sandbox.granted.opened if o.rule.access == access]
-             for access in ("read", "write", "hide")}  # fmt: skip
-    rows: list[Sequence[Cell]] = [
-        ["mounts", f"read-only: {_listed([*shown['read'], '/usr', *policy.toolchains, 'parts of /etc'])}"],
-        ["", f"writable: {_listed([*shown['write'], f'/tmp ({format_bytes(policy.tmp_bytes)}, gone at the end)'])}"],
-    ]
-    if shown["hide"]:
-        rows.append(["", f"empty: {_listed(shown['hide'])}"])
-    version = test.landlock if test is not None else 0
-    rows += [
-        ["Landlock", f"version {version}, the same paths once more" if version else "not in this kernel"],
-        ["seccomp", "no namespaces, mounts, tracing, kernel modules, foreign sockets, typing into terminals"],
-        ["user", f"{sandbox.host_uid()} on this machine, without capabilities and ways to gain any"],
-    ]
-    for kind, amount in amounts.items():
-        if amount:
-            rows.append([f"limit {kind}", f"{amount}: {held.get(kind, '')}"])
-    if job.timeout_s is not None:
-        rows.append(["limit timeout", f"{format_duration(job.timeout_s)}: SIGKILL for all of it"])
-    hosts = "; ".join(c.text for c in policy.network)
-    rows.append(["network", f"only 127.0.0.1:{PROXY_PORT}, the proxy: {hosts}" if hosts else "none, and no proxy"])
-    rows += [["note", line_of(note)] for note in sandbox.notes]
-    return ["toka: in force:", *(f"  {line}" for line in columns(rows))]
-
-
-def wider(job: Jailed, paint: Paint) -> list[str]:
-    """After a command that failed: what is allowed, and the flags that allow more."""
-    policy = job.policy
-    reads = [_inside(p) for p in policy.reads]
-    writes = [_inside(p) for p in policy.writes]
-    anything = "any of the system" + (" and the toolchains" if policy.toolchains else "")
-    programs = anything if policy.programs is None else ", ".join(policy.programs)
-    beyond = " more of" if policy.toolchains else ""
-    read = _listed([*reads, *writes, "/usr", *policy.toolchains])
-    rows: list[Sequence[Cell]] = [
-        ["read", f"{read}. Nothing else exists inside: no{beyond} /root, /home, /run, /var"],
-        ["write", f"{_listed([*writes, '/tmp'])}"],
-        ["programs", programs + "".join(f", not {p}" for p in policy.refused_programs)],
-        ["network", "; ".join(c.text for c in policy.network) or "none"],
-    ]
-    more: list[tuple[Capability, str, str]] = []
-    if "." not in policy.writes:
-        whole = Capability(FILESYSTEM_WRITE)
-        more.append((whole, "filesystem-write: src", "makes src writable; filesystem-write alone, the whole workspace"))
-    if policy.programs is not None:
-        name = job.command[0] if _not_listed(job.command[0], policy) else "PROGRAM"
-        more.append((Capability(COMMAND_EXECUTION), f"command-execution: {name}", "adds a program"))
-    more.append((Capability(NETWORK_ACCESS), "network-access: HOST", "lets it reach a host, through the proxy"))
-    if policy.git:
-        rows.append([".git", "writable, but for hooks and config"])
-    elif (job.workspace / ".git").exists():
-        more.append((Capability(GIT_ACCESS), GIT_ACCESS, "makes .git writable, but for hooks and config"))
-    for need, text, what in more:
-        if job.operator.bound(Grant((need,))).capabilities:
-            rows.append([("wider", "info"), f"--grant {shlex.quote(text)} {what}"])
-    head = "toka: what was refused inside cannot be seen from outside; this is what was allowed:"
-    return [
-        head,
-        *(f"  {line}" for line in columns(rows, paint=paint)),
-        "toka: which layer an error comes from that the command printed:",
-        *(f"  {line}" for line in columns(list(_errors(job)))),
-    ]
-
-
-def _errors(job: Jailed) -> Iterator[Sequence[Cell]]:
-    """The errors that a program meets at each layer, as it prints them, and what would allow what was tried."""
-
-    def granted(need: Capability, text: str) -> str:
-        return f"; {_flag(job, need, text)}"
-
-    write = granted(Capability(FILESYSTEM_WRITE), "filesystem-write: PATH")
-    yield "No such file or directory", "mounts: what is not granted does not exist inside"
-    yield "Read-only file system", f"mounts: the path may only be read{write} below /workspace"
-    yield "Permission denied", "Landlock, a mount from which no program may be run, or the mode of the file"
-    yield "Operation not permitted", "seccomp, or a capability that nobody has inside; no grant allows it"
-    network = granted(Capability(NETWORK_ACCESS), "network-access: HOST")
-    yield "Address family not supported", f"seccomp: no such sockets{'' if job.policy.network else network}"
-    yield "Resource temporarily unavailable", f"the limit of processes, {job.policy.processes}; --limit processes=N"
-
-
-def _inside(path: str) -> str:
-    return WORKSPACE if path == "." else f"{WORKSPACE}/{path}"
-
-
-def _listed(items: Sequence[str]) -> str:
-    shown = [line_of(item, 80) for item in items[:MOST]]
-    return ", ".join(shown) + (f" and {len(items) - MOST} more" if len(items) > MOST else "")

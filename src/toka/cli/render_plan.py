@@ -19,7 +19,7 @@ from toka.core.limits import Limits
 from toka.core.reference import as_text, references
 from toka.orchestration.compiled import Compiled
 from toka.orchestration.plan import AgentPlan, Plan
-from toka.sandbox.keeper import Enforcement
+from toka.sandbox.enforcement import Enforcement
 
 WIDTH: Final = 160
 LABEL: Final = 10

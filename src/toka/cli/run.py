@@ -20,6 +20,7 @@ from toka.app import open_runtime, read_settings, submit_command
 from toka.cli.attach import Display, already_ended, author, follow
 from toka.cli.check import check_server, check_specs, warn_of
 from toka.cli.door import ANY_PATH, again, folded, open_run
+from toka.cli.level import at_level
 from toka.cli.live import Lines, LiveView
 from toka.cli.output import EXIT_BROKEN_PIPE, ReaderGone, emit_json, live, say
 from toka.cli.rows import listed
@@ -40,7 +41,7 @@ from toka.orchestration.request import RunRequest
 from toka.orchestration.result import RunResult
 from toka.orchestration.session import RunSession
 from toka.runtime.context import Runtime
-from toka.sandbox.level import NO_SANDBOX, REDUCED_SANDBOX
+from toka.sandbox.level import NO_SANDBOX
 
 LAST_LINE_S: Final = 1.0
 """How long the last line may take to reach its reader when a second signal ends the process."""
@@ -160,12 +161,7 @@ def leave_libraries_alone() -> None:
 @asynccontextmanager
 async def _runtime(settings: Settings, *, no_sandbox: bool) -> AsyncGenerator[Runtime]:
     """The runtime of this process; without sandboxes only if a person said so, who is told what that means."""
-    if no_sandbox:
-        say(f"toka: {NO_SANDBOX} (--dangerously-no-sandbox)")
-        settings = replace(settings, sandbox="none")
-    elif settings.sandbox == "reduced":
-        say(f"toka: {REDUCED_SANDBOX} (sandbox, from {settings.origins.get('sandbox', 'the caller')})")
-    async with open_runtime(settings) as runtime:
+    async with open_runtime(at_level(settings, no_sandbox=no_sandbox)) as runtime:
         yield runtime
 
 

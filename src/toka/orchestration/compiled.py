@@ -18,7 +18,7 @@ from toka.errors import SandboxError
 from toka.orchestration.enforce import held, machine, why_not
 from toka.orchestration.rights import Rights
 from toka.orchestration.unmet import look
-from toka.sandbox.keeper import Enforcement
+from toka.sandbox.enforcement import Enforcement
 from toka.sandbox.landlock import EXECUTE, READ_DIR, READ_FILE, WRITE_FILE, abi
 from toka.sandbox.mounts import Granted, Opened
 from toka.sandbox.policy import PathRule, SandboxPolicy
@@ -107,7 +107,7 @@ def compile_here(rights: Rights, workspace: Path) -> Compiled:
         dict(_landlock(policy, mounts)) if linux else {},
         refused_calls(os.uname().machine) if linux else {},
         tuple(p for p in policy.programs or () if find_program(p, policy.toolchains) is None) if linux else (),
-        tuple((each, why_not(each, hierarchies)) for each in held(policy, hierarchies)),
+        tuple((each, why_not(each, hierarchies)) for each in held(policy, hierarchies, rights.level)),
     )
 
 

@@ -15,7 +15,8 @@ from toka.core.effect import Effect
 from toka.core.units import format_bytes, format_cpu, format_rate
 from toka.errors import MissingError
 from toka.sandbox.cgroup_find import Hierarchies, Kind
-from toka.sandbox.keeper import Enforcement, enforcements
+from toka.sandbox.enforcement import Enforcement, enforcements
+from toka.sandbox.level import Level
 from toka.sandbox.policy import SandboxPolicy, compile_policy
 
 BY_CGROUP: Final[Mapping[str, Kind]] = {"memory": "memory", "cpu": "cpu", "processes": "pids"}
@@ -34,23 +35,26 @@ def machine() -> Hierarchies:
     return Hierarchies.find()
 
 
-def held(policy: SandboxPolicy, hierarchies: Hierarchies) -> tuple[Enforcement, ...]:
-    """How each limit that is set will be held: what `Keeper.enforced` says once the sandbox runs."""
+def held(policy: SandboxPolicy, hierarchies: Hierarchies, level: Level = "full") -> tuple[Enforcement, ...]:
+    """How each limit that is set will be held: what `Keeper.enforced` says once the sandbox runs at that level."""
     places = ((kind, hierarchies.places.get(kind, ())) for kind in BY_CGROUP.values())
-    return enforcements(policy, {kind: found[0].title for kind, found in places if found})
+    return enforcements(policy, {kind: found[0].title for kind, found in places if found}, level)
 
 
-def unenforced(config: AgentConfig, *, hierarchies: Hierarchies | None = None) -> list[str]:
+def unenforced(config: AgentConfig, *, hierarchies: Hierarchies | None = None, level: Level = "full") -> list[str]:
     """Limits of a spec that can only be best effort here, one clause each with the reason; empty when all hold.
 
     Args:
         config: the spec.
         hierarchies: where cgroups are; None = as this machine has them.
+        level: how strongly its sandbox confines.
     """
     hierarchies = hierarchies or machine()
     policy = limits_of(config)
     return [
-        best_effort(policy, each, why_not(each, hierarchies)) for each in held(policy, hierarchies) if not each.strict
+        best_effort(policy, each, why_not(each, hierarchies))
+        for each in held(policy, hierarchies, level)
+        if not each.strict
     ]
 
 

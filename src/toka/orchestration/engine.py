@@ -51,7 +51,7 @@ class OrchestrationEngine:
         configs = _unique(request.configs)
         for config in request.configs:
             _check_tasks(config, request.enabled)
-            if config.security.enforcement == "strict" and (gaps := unenforced(config)):
+            if config.security.enforcement == "strict" and (gaps := unenforced(config, level=self._runtime.level)):
                 raise strict_refusal(config, gaps)
         check_groups(request.configs, request.enabled)
         if not request.workspace.is_dir():

@@ -18,9 +18,9 @@ from toka.core.reference import references
 from toka.core.taken import Taken, taken_json
 from toka.orchestration.dependency import DependencyResolver
 from toka.orchestration.enforce import best_effort, held, once_only, why_not
-from toka.orchestration.rights import Terms, limits_json, rights_of
+from toka.orchestration.rights import Rights, Terms, limits_json, rights_of
 from toka.sandbox.cgroup_find import Hierarchies
-from toka.sandbox.keeper import Enforcement
+from toka.sandbox.enforcement import Enforcement
 from toka.sandbox.policy import SandboxPolicy
 from toka.tools.tool import spec_of
 
@@ -162,7 +162,7 @@ def _agent(
     tasks = config.task_list(enabled)
     needs_model = any(t.run is None for t in tasks)
     checked = sum(1 for o in config.objectives if o.check is not None)
-    by = _held(config, rights.policy, machine) if machine is not None else ()
+    by = _held(config, rights, machine) if machine is not None else ()
     notes = [note.text for note in config.grant_notes(terms.presets)]
     notes += without_key((request.name for request in config.security.capabilities_required), terms.tools.keyed)
     notes += [*once_only(config), *_refusals(config, rights.policy, by)]
@@ -200,11 +200,11 @@ def _flow_json(flow: Flow) -> dict[str, Any]:
     return out
 
 
-def _held(config: AgentConfig, policy: SandboxPolicy, machine: Hierarchies) -> tuple[tuple[Enforcement, str], ...]:
+def _held(config: AgentConfig, rights: Rights, machine: Hierarchies) -> tuple[tuple[Enforcement, str], ...]:
     """How the limits that a spec sets are held; the number of processes is always limited, and then not told."""
     return tuple(
         (each, why_not(each, machine))
-        for each in held(policy, machine)
+        for each in held(rights.policy, machine, rights.level)
         if each.limit != "processes" or config.limits.processes is not None
     )
 

@@ -20,6 +20,7 @@ from toka.core.operator import CallRule, OperatorPolicy
 from toka.core.taken import Taken, taken_json, taken_out
 from toka.runtime.effective import Effective, compile_agent
 from toka.sandbox.environment import environment_of
+from toka.sandbox.level import Level
 from toka.sandbox.policy import Place, SandboxPolicy
 from toka.tools.builtin import Toolbox, needed_names
 from toka.tools.tool import Tool
@@ -45,6 +46,8 @@ class Terms:
         hidden: folders of the workspace that no agent sees: Toka's own state.
         tools: all there are.
         toolchains: folders of programs that sandboxes show.
+        level: how strongly sandboxes confine.
+        allow_unsandboxed: whether `sandbox: false` in a spec counts.
     """
 
     presets: Presets = field(default_factory=dict[str, tuple[Capability, ...]])
@@ -54,6 +57,8 @@ class Terms:
     hidden: tuple[str, ...] = ()
     tools: Toolbox = field(default_factory=Toolbox)
     toolchains: tuple[Toolchain, ...] = ()
+    level: Level = "full"
+    allow_unsandboxed: bool = False
 
 
 def effective(config: AgentConfig, terms: Terms) -> Effective:
@@ -112,6 +117,7 @@ class Rights:
         environment: the variables of each command; further ones are in GIVEN.
         asked: what its spec asks for, in order.
         taken: what the operator took out, each once.
+        level: how strongly its sandbox confines.
     """
 
     agent: AgentName
@@ -123,6 +129,7 @@ class Rights:
     environment: Mapping[str, str]
     asked: tuple[Asked, ...]
     taken: tuple[Taken, ...]
+    level: Level = "full"
 
     def to_json(self) -> dict[str, Any]:
         """The part of `toka explain grant --json` that is the same on every machine."""
@@ -172,6 +179,7 @@ def rights_of(config: AgentConfig, terms: Terms) -> Rights:
         environment=environment_of(got.policy),
         asked=tuple(_asked(request, terms) for request in config.security.capabilities_required),
         taken=taken,
+        level="none" if terms.allow_unsandboxed and not config.security.sandbox else terms.level,
     )
 
 

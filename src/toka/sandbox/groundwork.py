@@ -1,4 +1,4 @@
-"""What the zygote checks and makes before it says ready.
+"""What the zygote checks and makes before it says ready, and the descriptors of a process.
 
 Standard library and `kernel.py` only: it runs inside the sandbox, under the system's Python (>= 3.9).
 """
@@ -9,13 +9,39 @@ import errno
 import os
 import socket
 
-from toka.sandbox.kernel import MS_BIND, MS_NODEV, MS_NOSUID, mount
+from toka.sandbox.kernel import MS_BIND, MS_NODEV, MS_NOSUID, close_from, mount
 
 TYPE_CHECKING = False  # importing typing would cost every start 3 ms
 if TYPE_CHECKING:
     from typing import Any
 
 PROGRAMS = "/toka/bin"
+
+
+def open_fds() -> list[int]:
+    """Our open descriptors, and one that the listing itself used."""
+    return [int(name) for name in os.listdir("/proc/self/fd")]
+
+
+def is_open(fd: int) -> bool:
+    """Whether the descriptor is open."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def keep(status: int, further: int = -1) -> None:
+    """Puts the pipe of the report at 3, a further descriptor, if there is one, at 4; closes all others but 0 to 2."""
+    if further >= 0:
+        import fcntl  # no agent's command needs it
+
+        further = fcntl.fcntl(further, fcntl.F_DUPFD_CLOEXEC, 5)
+    os.dup2(status, 3, inheritable=False)
+    if further >= 0:
+        os.dup2(further, 4, inheritable=False)
+    close_from(4 if further < 0 else 5)
 
 
 def check_mounts(expected: list[list[Any]]) -> None:

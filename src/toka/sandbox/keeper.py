@@ -23,6 +23,8 @@ from toka.sandbox.egress import Egress
 from toka.sandbox.egress_credential import Credential
 from toka.sandbox.egress_link import Attempt
 from toka.sandbox.egress_rules import EgressRules
+from toka.sandbox.enforcement import Enforcement, enforcements
+from toka.sandbox.level import Level
 from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.spawn import starter
 from toka.sandbox.usage import Sampler, Usage
@@ -30,12 +32,6 @@ from toka.sandbox.usage import Sampler, Usage
 N = TypeVar("N", int, float)
 WATCH_S: Final = 0.05
 """Seconds between two looks at what is not held by a cgroup, while something runs."""
-WITHOUT: Final[Mapping[str, str]] = {
-    "memory": "looked at 20 times a second while commands run",
-    "cpu": "a lower priority, and a bound on seconds",
-    "processes": "RLIMIT_NPROC",
-}
-"""How those are held where there is no cgroup."""
 OWN_PROCESSES: Final = 3
 """The zygote, the file worker, and the init of a command: not the agent's own."""
 _NUMBERS: Final = itertools.count()
@@ -101,43 +97,6 @@ class Spent:
 
 
 @dataclass(frozen=True, slots=True)
-class Enforcement:
-    """How one limit is held.
-
-    Attributes:
-        limit: `memory`, `cpu`, `processes`, `disk`, `network`.
-        how: by what, in a few words.
-        strict: whether the kernel or the proxy holds it; False = best effort.
-    """
-
-    limit: str
-    how: str
-    strict: bool
-
-
-def enforcements(policy: SandboxPolicy, held: Mapping[str, str]) -> tuple[Enforcement, ...]:
-    """How each limit that is set is held.
-
-    Args:
-        policy: the limits.
-        held: `memory`, `cpu`, `pids`: by which cgroup, in words; those that none holds are missing.
-    """
-    out: list[Enforcement] = []
-    if policy.memory_bytes is not None:
-        by = held.get("memory")
-        out.append(Enforcement("memory", by or WITHOUT["memory"], by is not None))
-    if policy.cpu_cores is not None:
-        by = held.get("cpu")
-        out.append(Enforcement("cpu", by or WITHOUT["cpu"], by is not None))
-    out.append(Enforcement("processes", held.get("pids") or WITHOUT["processes"], strict=True))
-    if policy.disk_bytes is not None:
-        out.append(Enforcement("disk", "counted while commands run; RLIMIT_FSIZE for one file", strict=False))
-    if policy.network_bps is not None or policy.network_bytes is not None:
-        out.append(Enforcement("network", "the proxy", strict=True))
-    return tuple(out)
-
-
-@dataclass(frozen=True, slots=True)
 class Surroundings:
     """What a sandbox is given beside its policy.
 
@@ -185,9 +144,11 @@ class Keeper:
 
     Attributes:
         running: the measures of commands that run now.
+        level: how strongly the sandbox confines.
         counted_alone: whether the limit on processes counts all of this sandbox and nothing else.
     """
 
+    level: Level = "full"
     counted_alone = True
 
     def __init__(self, policy: SandboxPolicy, around: Surroundings) -> None:
@@ -257,7 +218,7 @@ class Keeper:
     def enforced(self) -> tuple[Enforcement, ...]:
         """How each limit that is set is held; only known after `join`."""
         held: Mapping[str, str] = self._cgroup.enforced if self._cgroup is not None else {}
-        return enforcements(self._policy, held)
+        return enforcements(self._policy, held, self.level)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -158,12 +158,17 @@ def _landlock_path(rules: int, path: str, rights: int) -> None:
         os.close(fd)
 
 
+def program_of(instructions: bytes) -> ctypes.Structure:
+    """A filter as the kernel takes it, for as long as the instructions live."""
+    return _Program(len(instructions) // 8, instructions)
+
+
 def seccomp(instructions: bytes) -> None:
     """Filters this process's system calls for good, and those of all it starts.
 
     Args:
         instructions: an array of struct sock_filter.
     """
-    program = _Program(len(instructions) // 8, instructions)
+    program = program_of(instructions)
     number = SYS_SECCOMP[os.uname().machine]
     call(number, "seccomp", SECCOMP_SET_MODE_FILTER, 0, ctypes.byref(program))

@@ -44,7 +44,8 @@ REDUCED_SANDBOX: Final = "reduced sandbox: Landlock and filters, no namespaces"
 NETWORK_FROM, SIGNALS_FROM, TRUNCATE_FROM = 4, 6, 3
 """Versions of Landlock that hold connections, signals to others, and truncation."""
 NO_LANDLOCK_HINT: Final = "use a kernel with Landlock (Linux 5.13, with landlock in /sys/kernel/security/lsm)"
-DEVICES: Final = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+DEVICES: Final = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty")
+"""The last is a process's own terminal, which a person's command has, and nothing else."""
 MACHINE: Final = ("/proc/cpuinfo", "/proc/meminfo", "/proc/version", "/proc/filesystems", "/proc/sys/kernel/osrelease")
 """Of /proc, what tells nothing of anybody's processes."""
 ACCOUNTS: Final = ("passwd", "group", "nsswitch.conf", "hosts", "ld.so.preload", "ld.so.conf")

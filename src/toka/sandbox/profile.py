@@ -109,13 +109,17 @@ def _commands(policy: SandboxPolicy, granted: Granted, programs: tuple[str, ...]
     rules = system_rules(folders=folders, execute=execute, programs_only=fixed)
     rules += _workspace(granted, 0 if fixed else EXECUTE)
     ports = (PROXY_PORT,) if policy.network else ()
-    families = (socket.AF_INET, socket.AF_INET6) if policy.network else ()
-    profile = _profile(Ruleset(tuple(rules), connect_ports=ports), Syscalls(families, memfd=not listed))
+    profile = _profile(Ruleset(tuple(rules), connect_ports=ports), calls_of(policy, programs))
     if listed:
         others = (t for t in policy.toolchains if t not in toolchains)
         hidden = [f for f in (*HIDDEN, *others) if not any(below(h, f) for h in (*helpers, *toolchains))]
         profile |= {"listed": True, "noexec": _writable(granted) if fixed else ["/dev/shm"], "hidden": hidden}
     return profile
+
+
+def calls_of(policy: SandboxPolicy, programs: tuple[str, ...] | None) -> Syscalls:
+    """The system calls of commands that may name these programs only; None = any."""
+    return Syscalls((socket.AF_INET, socket.AF_INET6) if policy.network else (), memfd=programs is None)
 
 
 def _own(policy: SandboxPolicy, granted: Granted, execute: Sequence[str], *, network: bool) -> dict[str, Any]:

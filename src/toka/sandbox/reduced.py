@@ -19,7 +19,7 @@ import socket
 import subprocess
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from toka.errors import SandboxError, SandboxUnavailable
 from toka.sandbox import landlock
 from toka.sandbox.host import Sandbox
 from toka.sandbox.idmap import PYTHON, agent_uid
-from toka.sandbox.keeper import Enforcement, Keeper, Surroundings
+from toka.sandbox.keeper import Keeper, Surroundings
 from toka.sandbox.landlock import EXECUTE, READ, WRITE
 from toka.sandbox.launch import Zygote, to_the_end
 from toka.sandbox.level import (
@@ -57,18 +57,8 @@ LAYERS: Final = (
 )  # fmt: skip
 """What a passed test has shown to hold, in words."""
 OUTSIDE: Final = (
-    "/root",
-    "/home",
-    "/run",
-    "/var",
-    "/sys",
-    "/boot",
-    "/srv",
-    "/tmp",
-    "/etc/shadow",
-    "/etc/ssh",
-    "/proc/1",
-)
+    "/root", "/home", "/run", "/var", "/sys", "/boot", "/srv", "/tmp", "/etc/shadow", "/etc/ssh", "/proc/1",
+)  # fmt: skip
 """What must not be readable; the workspace may lie below one of these."""
 READ_ONLY: Final = ("/", "/usr", "/etc", "/tmp", "/dev/shm", "/proc/self/comm")
 """What must not be writable."""
@@ -221,28 +211,18 @@ class Tree(Zygote):
 
 
 class TreeKeeper(Keeper):
-    """The limits of an agent whose processes are counted with all of the same user.
+    """The limits of an agent whose processes are counted with all of the same user."""
 
-    Attributes:
-        past_proxy: whether commands reach the network by themselves, so that nobody counts what they send.
-    """
-
-    past_proxy = False
     counted_alone = False
-
-    @property
-    def enforced(self) -> tuple[Enforcement, ...]:
-        """See Keeper."""
-        other: dict[str, str] = {}
-        if not self.holds("pids"):
-            other["processes"] = "RLIMIT_NPROC, counted with the user's other processes"
-        if self.past_proxy:
-            other["network"] = "nothing: without a sandbox commands reach the network past the proxy"
-        return tuple(Enforcement(e.limit, other[e.limit], False) if e.limit in other else e for e in super().enforced)
 
 
 class ReducedSandbox(Sandbox):
-    """A `Sandbox` without namespaces; at the level `none` without confinement, too."""
+    """A `Sandbox` without namespaces; at the level `none` without confinement, too.
+
+    Attributes:
+        home: the agent's own temporary folder; empty before the first start.
+        port: where its proxy listens; 0 = there is none.
+    """
 
     def __init__(self, workspace: Path, policy: SandboxPolicy, around: Surroundings, level: Level) -> None:
         super().__init__(workspace.resolve(), replace(policy, network=()), around)
@@ -251,9 +231,9 @@ class ReducedSandbox(Sandbox):
         online = policy if level == "reduced" else replace(policy, network=())
         # Anybody on this machine can reach the proxy, so it has no keys to add.
         self._keeper = TreeKeeper(online, replace(around, credentials={}))
-        self._keeper.past_proxy = level == "none"
-        self._home = ""
-        self._port = 0
+        self._keeper.level = level
+        self.home = ""
+        self.port = 0
 
     @staticmethod
     async def open(workspace: Path, policy: SandboxPolicy, around: Surroundings, level: Level) -> ReducedSandbox:
@@ -298,13 +278,13 @@ class ReducedSandbox(Sandbox):
         if reduced:
             check(self._policy)
         uid = agent_uid() if reduced and os.geteuid() == 0 else os.geteuid()
-        if not self._home:
-            self._home = tempfile.mkdtemp(prefix="toka-")
-            os.chown(self._home, uid, -1)
+        if not self.home:
+            self.home = tempfile.mkdtemp(prefix="toka-")
+            os.chown(self.home, uid, -1)
         policy = self._policy if reduced else SandboxPolicy()
         listener = socket.create_server(("127.0.0.1", 0)) if reduced and self._policy.network else None
-        self._port = listener.getsockname()[1] if listener else 0
-        plan = Plan(self._workspace, policy, self._level, self._home, uid, self._port)
+        self.port = listener.getsockname()[1] if listener else 0
+        plan = Plan(self._workspace, policy, self._level, self.home, uid, self.port)
         starting = asyncio.get_running_loop().run_in_executor(None, _spawn, plan)
         tree: Tree | None = None
         try:
@@ -328,9 +308,9 @@ class ReducedSandbox(Sandbox):
     def _request(self, argv: Sequence[str], cwd: str, env: Mapping[str, str], timeout_s: float) -> dict[str, Any]:
         request = super()._request(argv, cwd, env, timeout_s)
         request["cwd"] = str(self._workspace) + request["cwd"][len(WORKSPACE) :]
-        own = {**request["env"], "HOME": self._home, "TMPDIR": self._home}
-        if self._port:
-            proxy = f"http://127.0.0.1:{self._port}"
+        own = {**request["env"], "HOME": self.home, "TMPDIR": self.home}
+        if self.port:
+            proxy = f"http://127.0.0.1:{self.port}"
             own |= dict.fromkeys(("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"), proxy)
         request["env"] = {**own, **env}
         limits = request["rlimits"]
@@ -343,11 +323,11 @@ class ReducedSandbox(Sandbox):
     def wanted(self) -> dict[str, Any]:
         """What the self-test must find closed: what is not granted, and nothing on the way to what is."""
         shown = {str(self._workspace / o.rule.path): o.rule.access for o in self.granted.opened}
-        own = [self._home, *(path for path, access in shown.items() if access != "hide")]
+        own = [self.home, *(path for path, access in shown.items() if access != "hide")]
         read = [path for path in OUTSIDE if path not in own and not any(path.startswith(o + "/") for o in own)]
         kept = [path for path, access in shown.items() if access != "write"]
         return {
-            "network": bool(self._port),
+            "network": bool(self.port),
             "write": [*READ_ONLY, *self._policy.toolchains, *kept],
             "read": [*read, *(path for path, access in shown.items() if access == "hide")],
         }
@@ -355,7 +335,7 @@ class ReducedSandbox(Sandbox):
     async def close(self) -> None:
         """See Sandbox. Takes the agent's temporary folder away, too."""
         await super().close()
-        home, self._home = self._home, ""
+        home, self.home = self.home, ""
         if home:
             await asyncio.to_thread(shutil.rmtree, home, ignore_errors=True)
 
@@ -379,9 +359,9 @@ async def reduced_test(sandbox: ReducedSandbox, clock: Clock) -> SelfTest:
         SandboxError: something succeeded that must fail, so nothing may run in it; or the test did not end.
     """
     began = clock.monotonic()
-    limits: Callable[[], Any] = lambda: tuple((e.limit, e.how, e.strict) for e in sandbox.keeper.enforced)  # noqa: E731
+    limits = tuple((e.limit, e.how, e.strict) for e in sandbox.keeper.enforced)
     if sandbox.level == "none":
-        return SelfTest((), 0, sandbox.host_uid(), limits(), clock.monotonic() - began, "none")
+        return SelfTest((), 0, sandbox.host_uid(), limits, clock.monotonic() - began, "none")
     problems: list[str] = []
     for kind in ("person", "agent"):
         try:
@@ -397,5 +377,4 @@ async def reduced_test(sandbox: ReducedSandbox, clock: Clock) -> SelfTest:
         raise SandboxError(
             f"the sandbox does not hold: {'; '.join(dict.fromkeys(problems))}", hint="nothing was run in this sandbox"
         )
-    spent = clock.monotonic() - began
-    return SelfTest(LAYERS, landlock.abi(), sandbox.host_uid(), limits(), spent, "reduced")
+    return SelfTest(LAYERS, landlock.abi(), sandbox.host_uid(), limits, clock.monotonic() - began, "reduced")

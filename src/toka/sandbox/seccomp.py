@@ -76,13 +76,17 @@ BLOCK_DEVICE: Final = 0o060000
 FILE_TYPE: Final = 0o170000
 SET_IDS: Final = 0o6000
 """Mode bits that let a program run as the file's owner or group: outside, that is whoever owns the workspace."""
+EMPTY_PATH: Final = 0x1000
+"""AT_EMPTY_PATH."""
 CREATES: Final = os.O_CREAT | (os.O_TMPFILE & ~os.O_DIRECTORY)
 """Flags of open with which its mode counts."""
 THREAD: Final = 0x10000
 """CLONE_THREAD."""
+NEW_LISTENER: Final = 8
+"""The flag with which a filter is installed whose calls somebody is asked about."""
 
 _LOAD, _AND, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
-_ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
+_ALLOW, _KILL, _ERRNO, _ASK = 0x7FFF0000, 0x80000000, 0x00050000, 0x7FC00000
 _NUMBER_AT, _ARCH_AT, _ARGUMENTS_AT = 0, 4, 16
 
 Instruction = tuple[int, int, int, int]
@@ -111,12 +115,15 @@ def numbers(machine: str) -> dict[str, int]:
     return {name: number for name, pair in table.items() if (number := pair[column]) is not None}
 
 
-def compile_filter(machine: str, allowed: Syscalls) -> bytes:
+def compile_filter(machine: str, allowed: Syscalls, asked: Mapping[int, int] | None = None) -> bytes:
     """The filter as an array of `struct sock_filter`.
 
     Args:
         machine: `x86_64` or `aarch64`, as `os.uname` says.
         allowed: what the policy lets through.
+        asked: None: the filter decides by itself. Else its listener is asked about each call that it would refuse, but
+            for those that do not exist (ENOSYS), and about these further calls: number -> which argument with the bit
+            AT_EMPTY_PATH, so without a path, lets it through unasked; -1 = none. No other listener can be installed.
 
     Raises:
         ValueError: the machine is not supported; nothing must run there.
@@ -132,9 +139,14 @@ def compile_filter(machine: str, allowed: Syscalls) -> bytes:
     ]
     if machine == X86_64:
         program += [(_JUMP_GREATER_EQUAL, 0, 1, X32_BIT), (_RETURN, 0, 0, _KILL)]
-    for name, body in _cases(allowed).items():
-        if name in number:
-            program += [(_JUMP_EQUAL, 0, len(body), number[name]), *body]
+    cases = {number[name]: body for name, body in _cases(allowed).items() if name in number}
+    if asked is not None:
+        cases = {call: [_ask(step) for step in body] for call, body in cases.items()}
+        cases |= {call: _ask_unless(argument) for call, argument in asked.items()}
+        only = [_argument(1), (_JUMP_ANY_BIT, 0, 1, NEW_LISTENER), _refuse(errno.EBUSY), _accept()]
+        cases[number["seccomp"]] = only
+    for call, body in cases.items():
+        program += [(_JUMP_EQUAL, 0, len(body), call), *body]
     program.append((_RETURN, 0, 0, _ALLOW))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
 
@@ -183,6 +195,18 @@ def _socket(families: Sequence[int]) -> list[Instruction]:
     for family in families:
         body += _accept_if(family)
     return [*body, _refuse(errno.EAFNOSUPPORT)]
+
+
+def _ask(step: Instruction) -> Instruction:
+    """The same step of a filter, asking where it would refuse what exists."""
+    refuses = step[0] == _RETURN and step[3] & ~0xFFFF == _ERRNO and step[3] & 0xFFFF != errno.ENOSYS
+    return (_RETURN, 0, 0, _ASK) if refuses else step
+
+
+def _ask_unless(argument: int) -> list[Instruction]:
+    """Asks, but for a call whose argument says that there is no path."""
+    unless = [_argument(argument), (_JUMP_ANY_BIT, 0, 1, EMPTY_PATH), _accept()] if argument >= 0 else []
+    return [*unless, (_RETURN, 0, 0, _ASK)]
 
 
 def _argument(index: int) -> Instruction:

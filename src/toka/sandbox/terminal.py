@@ -215,6 +215,11 @@ class Streams:
             self._ours[number] = ours
         self.request: Mapping[str, Any] = {"streams": places}
 
+    def bring(self, name: str, words: Mapping[str, Any], fd: int) -> None:
+        """Sends one more descriptor along, which goes with the others; the request says what it is, and its place."""
+        self.request = {**self.request, name: {**words, "at": len(self.theirs)}}
+        self.theirs.append(fd)
+
     def sent(self) -> None:
         """The command has its ends: closes our copies and begins to copy."""
         self._let_go()

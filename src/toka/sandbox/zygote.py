@@ -28,7 +28,7 @@ import time
 if __name__ == "__main__":  # inside a sandbox, where only these few files of the package are
     sys.path.insert(0, "/toka/lib")
 
-from toka.sandbox.groundwork import PROGRAMS, check_mounts, gather_programs, listen
+from toka.sandbox.groundwork import PROGRAMS, check_mounts, gather_programs, is_open, keep, listen, open_fds
 from toka.sandbox.kernel import (
     CLONE_NEWIPC,
     CLONE_NEWNS,
@@ -44,7 +44,6 @@ from toka.sandbox.kernel import (
     PR_SET_PDEATHSIG,
     add_mount_flags,
     clone,
-    close_from,
     drop_capabilities,
     empty_bounding_set,
     landlock,
@@ -69,25 +68,11 @@ NOTHING = "/toka/none"
 KEPT = ("/tmp", "/dev/shm")
 """What outlives a command: gone with the sandbox."""
 MAX_MESSAGE = 256 * 1024
-MAX_FDS = 4
+MAX_FDS = 5
 MAX_WAIT = 3600.0
 MAX_REASON = 1000  # keeps a report below PIPE_BUF: it is written whole or not at all
 REFUSED = 126
 NO_PROGRAM = 127
-
-
-def open_fds() -> list[int]:
-    """Our open descriptors, and one that the listing itself used."""
-    return [int(name) for name in os.listdir("/proc/self/fd")]
-
-
-def is_open(fd: int) -> bool:
-    """Whether the descriptor is open."""
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
 
 
 # ---- one command
@@ -105,8 +90,8 @@ def run_command(request: dict[str, Any], fds: list[int], status: int) -> None:
         os.setsid()
         for target, source in enumerate(streams_of(request, fds)):
             os.dup2(source, target)
-        os.dup2(status, 3, inheritable=False)
-        close_from(4)
+        watch: dict[str, Any] = request.get("watch", {})
+        keep(status, fds[int(watch["at"])] if watch else -1)
         os.chdir(request["cwd"])
         os.umask(0o022)
         set_limits(request["rlimits"])
@@ -115,7 +100,12 @@ def run_command(request: dict[str, Any], fds: list[int], status: int) -> None:
             signal.signal(number, signal.SIG_DFL)
         if request["op"] == "probe":
             run_probe(request)
-        lock(request["profile"])
+        if watch:
+            from toka.sandbox.listener import lock_watched  # before the lock; no agent's command needs it
+
+            lock_watched(request["profile"], watch["filter"], 4)
+        else:
+            lock(request["profile"])
     except BaseException as error:
         os.write(3 if is_open(3) else status, json.dumps({"refused": str(error)[:MAX_REASON]}).encode() + b"\n")
         os._exit(REFUSED)
