@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +13,7 @@ from toka.cli.detect import Found, detect, is_empty
 from toka.cli.output import emit
 from toka.cli.teams import project_team, starter_team
 from toka.cli.text import clean
+from toka.cli.writing import replace_file
 from toka.config.load import spec_files
 from toka.errors import UsageError
 
@@ -74,20 +73,8 @@ def write(folder: Path, team: Mapping[str, str], *, force: bool) -> list[Path]:
         )
     folder.mkdir(exist_ok=True)
     for path, text in paths.items():
-        _replace(path, text)
+        replace_file(path, text)
     return list(paths)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes beside the path and renames: a link in the way is replaced, not followed."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "w") as file:
-            file.write(text)
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def _place(name: str) -> int:

@@ -166,11 +166,11 @@ class AgentConfig(Part):
         return cls.load_team(*files, inputs=inputs)
 
     @classmethod
-    def read(cls, paths: Iterable[str | Path], inputs: Given = None) -> Reading:
+    def read(cls, paths: Iterable[str | Path | Source], inputs: Given = None) -> Reading:
         """Reads files and directories without raising; a file that is named twice is read once.
 
         Args:
-            paths: team files, specs, and directories of them.
+            paths: team files, specs, and directories of them; a Source is a text that was read already.
             inputs: values for the inputs of team files, by name; None = their defaults.
         """
         values = Inputs.of(inputs)
@@ -179,7 +179,7 @@ class AgentConfig(Part):
         drafts: list[AgentConfig] = []
         findings: list[Finding] = []
         complete = True
-        for document in documents.read(map(Path, paths)):
+        for document in documents.read(p if isinstance(p, Source) else Path(p) for p in paths):
             config, source = cls._of(document), document.origin.source
             findings += in_order(source.findings)
             complete &= config is not None and not config.lacks("metadata", "name")

@@ -51,9 +51,12 @@ class Documents:
         self.complete = True
         self._workspace: Workspace | None = None
 
-    def read(self, paths: Iterable[Path]) -> Iterator[Document]:
-        """The agents of files and directories, one at a time."""
+    def read(self, paths: Iterable[Path | Source]) -> Iterator[Document]:
+        """The agents of files, directories and texts, one at a time."""
         for given in paths:
+            if isinstance(given, Source):
+                yield from self.of_source(given, None)
+                continue
             files, notes = spec_files(given) if is_directory(given) else ((given,), Source(""))
             self.findings += notes.findings
             self.complete &= not notes.broken
