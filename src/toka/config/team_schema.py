@@ -69,6 +69,7 @@ def team_schema() -> Schema:
             "Grants": _grants(),
             "Limits": _closed(_properties({name: key for name, (_, key) in LIMITS.items()}, {}, _QUANTITY)),
             "Need": _closed(_properties(NEED, {"reason": _QUANTITY}, _TRUTH)),
+            "TeamCheck": _check(definitions["Check"]),
             "TeamOutput": _output(),
         },
     }
@@ -147,7 +148,7 @@ def _input() -> dict[str, Schema]:
 
 def _agent(sections: Schema) -> Schema:
     """An agent. The sections of a spec are as there; `metadata` needs no name."""
-    checks: Schema = {"anyOf": [*_COMMAND["anyOf"], _ref("Check")]}
+    checks: Schema = {"anyOf": [*_COMMAND["anyOf"], _ref("TeamCheck")]}
     name = {"type": "string"}
     shapes: dict[str, Schema] = {
         "priority": {"anyOf": [{"enum": ["critical", "high", "medium", "low"]}, _INPUT]},
@@ -197,6 +198,13 @@ def _grants() -> Schema:
     for field in properties.values():
         field["anyOf"] = [option for option in field["anyOf"] if option != _NOTHING]
     return {"type": "object", "properties": properties, "additionalProperties": value}
+
+
+def _check(check: Schema) -> Schema:
+    """A check of a spec, whose command may be words."""
+    mapping: Schema = next(option for option in check["anyOf"] if "properties" in option)
+    run = {k: v for k, v in mapping["properties"]["run"].items() if k in ("description", "examples")}
+    return {**mapping, "properties": {**mapping["properties"], "run": {**run, **_COMMAND}}}
 
 
 def _output() -> Schema:
