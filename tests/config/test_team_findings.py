@@ -168,6 +168,11 @@ def test_each_mistake_is_found_where_it_stands(name: str) -> None:
     assert all(f.source == text.splitlines()[f.line - 1][:4000] for f in found)
 
 
+def test_a_team_that_does_not_say_so_is_told() -> None:
+    (found,) = findings("agents: {a: {run: x}}\n")
+    assert (found.code, found.line, found.help) == ("TK2021", 1, "begin it with toka: 1")
+
+
 def test_all_mistakes_of_a_file_are_found_at_once() -> None:
     text = HEAD + (
         "  a: {run: 'echo ${b.x} ${HOME}', gaol: x, limits: {tme: 3m}}\n"
