@@ -57,7 +57,7 @@ def test_findings_have_their_lines_in_every_format(toka: Toka, team: Path) -> No
     assert done.code == 3
     assert " --> team.yaml:16:17\n" in done.out
     assert "16 |     run: wc -l '${item}'\n" in done.out
-    assert "file=team.yaml,line=16,endLine=16,col=17" in toka("validate", "team.yaml", "--format", "github").out
+    assert "file=team.yaml,line=16,col=17,endColumn=24" in toka("validate", "team.yaml", "--format", "github").out
     (run,) = toka("validate", "team.yaml", "--format", "sarif").json["runs"]
     (result,) = run["results"]
     place = result["locations"][0]["physicalLocation"]
