@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import jsonschema_rs
 import pytest
 
 from cli.records import Ran, Toka
@@ -15,6 +16,10 @@ from toka.cli.detect import Found
 from toka.cli.teams import project_team, starter_team
 from toka.config.agent import AgentConfig
 from toka.config.check import check
+from toka.config.nodes import plain
+from toka.config.source import Source
+from toka.config.team_schema import team_schema
+from toka.config.yaml import read_nodes
 
 UNITTEST = "import unittest\n\n\nclass T(unittest.TestCase):\n    def test_a(self):\n        self.assertTrue(True)\n"
 NODE = '{"name": "x", "version": "1.0.0", "scripts": {"test": "node check.js"}}'
@@ -118,7 +123,7 @@ def test_what_cannot_be_tested_is_said_plainly_and_the_run_ends_well(
     written = toka("init")
     assert written.code == 0
     assert told in written.out
-    tester = project / "agents/tester.yaml"
+    tester = project / "agents/team.yaml"
     text = tester.read_text().replace("command -v cargo", "false").replace("python3 -c 'import pytest'", "false")
     tester.write_text(text)  # this machine may have what the test says it lacks
     ran = toka("run", "agents", "--json")
@@ -131,7 +136,7 @@ def test_empty_directory_gets_a_small_team_that_runs(toka: Toka, project: Path) 
     (project / ".git").mkdir()
     written = toka("init")
     assert written.out.splitlines() == [
-        "wrote agents/greeter.yaml", "wrote agents/counter.yaml", "wrote agents/writer.yaml", "",
+        "wrote agents/team.yaml", "wrote agents/.schema/team.json", "",
         "next", "  toka plan agents", "  toka run agents",
     ]  # fmt: skip
     assert toka("validate", "agents").code == 0
@@ -150,14 +155,14 @@ def test_directory_with_specs_of_its_own_keeps_them_and_the_next_command_leaves_
     assert written.code == 0
     assert (project / "agents/mine.yaml").read_text() == "not: [a spec"
     command = written.out.splitlines()[-1].split()
-    assert command[:3] == ["toka", "run", "agents/surveyor.yaml"]
+    assert command == ["toka", "run", "agents/team.yaml"]
     assert toka(*command[1:], "--json").code == 0
 
 
 @pytest.mark.slow
 def test_named_directory_is_made_and_the_next_command_names_it(toka: Toka, project: Path) -> None:
     written = toka("init", "a new one")
-    assert (project / "a new one/agents/greeter.yaml").is_file()
+    assert (project / "a new one/agents/team.yaml").is_file()
     assert written.out.splitlines()[-1] == "  toka run 'a new one/agents' --workspace 'a new one'"
     ran = toka("run", "a new one/agents", "--workspace", "a new one", "--quiet")
     assert ran.code == 0, ran.err
@@ -168,24 +173,24 @@ def test_named_directory_is_made_and_the_next_command_names_it(toka: Toka, proje
 
 def test_second_init_finds_the_files_of_the_first(toka: Toka, project: Path) -> None:
     assert toka("init").code == 0
-    assert "agents/greeter.yaml, agents/counter.yaml, agents/writer.yaml: there already" in toka("init").err
-    assert len(list((project / "agents").iterdir())) == 3
+    assert "agents/team.yaml, agents/.schema/team.json: there already" in toka("init").err
+    assert len(list((project / "agents").iterdir())) == 2
 
 
 def test_files_that_are_there_are_named_and_nothing_is_written(toka: Toka, project: Path) -> None:
-    fill(project, {"agents/tester.yaml": "mine", "agents/reporter.yaml": "mine too", "Makefile": "test:\n"})
+    fill(project, {"agents/team.yaml": "mine", "agents/reporter.yaml": "mine too", "Makefile": "test:\n"})
     before = tree(project)
     refused = toka("init")
     assert refused.code == 2
-    assert "agents/tester.yaml, agents/reporter.yaml: there already; nothing was written" in refused.err
+    assert "agents/team.yaml: there already; nothing was written" in refused.err
     assert refused.out == ""
     assert tree(project) == before
 
 
 def test_force_overwrites_those_files_and_no_others(toka: Toka, project: Path) -> None:
-    fill(project, {"agents/tester.yaml": "mine", "agents/other.yaml": "mine", "Makefile": "test:\n"})
+    fill(project, {"agents/team.yaml": "mine", "agents/other.yaml": "mine", "Makefile": "test:\n"})
     assert toka("init", "--force").code == 0
-    assert "name: tester" in (project / "agents/tester.yaml").read_text()
+    assert "  tester:" in (project / "agents/team.yaml").read_text()
     assert (project / "agents/other.yaml").read_text() == "mine"
 
 
@@ -196,11 +201,16 @@ def test_links_are_not_followed(toka: Toka, project: Path, tmp_path: Path) -> No
     assert toka("init", "--force").code == 2
     (project / "agents").unlink()
     (project / "agents").mkdir()
-    (project / "agents/greeter.yaml").symlink_to(outside / "victim")
+    (project / "agents/team.yaml").symlink_to(outside / "victim")
     assert toka("init").code == 2
     assert toka("init", "--force").code == 0
     assert tree(outside) == {"victim": "keep me"}
-    assert not (project / "agents/greeter.yaml").is_symlink()
+    assert not (project / "agents/team.yaml").is_symlink()
+    (project / "agents/.schema/team.json").unlink()
+    (project / "agents/.schema").rmdir()
+    (project / "agents/.schema").symlink_to(outside)
+    assert toka("init", "--force").code == 2
+    assert tree(outside) == {"victim": "keep me"}
 
 
 def test_directory_that_cannot_be_written_is_an_error_of_use(toka: Toka, project: Path) -> None:
@@ -217,12 +227,46 @@ def test_directory_that_cannot_be_written_is_an_error_of_use(toka: Toka, project
 )
 def test_whatever_a_file_is_called_the_specs_have_no_findings(source: str) -> None:
     for missing in ("", "the sandbox has no make"):
-        team = project_team(Found("make test", source, "make", "command -v make > /dev/null", missing))
-        configs = [AgentConfig.parse(text, name) for name, text in team.items()]
-        assert check(configs) == ()
-        assert {c.name for c in configs} == {"surveyor", "tester", "reporter", "explainer"}
+        text = project_team(Found("make test", source, "make", "command -v make > /dev/null", missing))
+        assert names_of(text) == ["explainer", "reporter", "surveyor", "tester"]
+
+
+def names_of(text: str) -> list[str]:
+    """The agents of a team file without a finding that its schema accepts."""
+    configs, drafts, findings, _ = AgentConfig.read([Source("team.yaml", text)])
+    assert (drafts, findings, check(configs)) == ((), (), ())
+    node = read_nodes(Source("team.yaml", text))
+    assert node is not None
+    schema = json.loads(json.dumps(team_schema()))
+    assert [e.message for e in jsonschema_rs.validator_for(schema).iter_errors(plain(node))] == []
+    return sorted(c.name for c in configs)
 
 
 def test_teams_have_no_findings() -> None:
-    for team in (starter_team(), project_team(None)):
-        assert check([AgentConfig.parse(text, name) for name, text in team.items()]) == ()
+    assert names_of(starter_team()) == ["counter", "greeter", "writer"]
+    assert names_of(project_team(None)) == ["explainer", "reporter", "surveyor", "tester"]
+
+
+def test_the_first_line_tells_editors_of_the_schema_that_lies_beside(toka: Toka, project: Path) -> None:
+    assert toka("init").code == 0
+    first = (project / "agents/team.yaml").read_text().splitlines()[0]
+    assert first == "# yaml-language-server: $schema=.schema/team.json"
+    schema = json.loads((project / "agents" / first.partition("=")[2]).read_text())
+    assert schema == toka("schema", "--team").json
+
+
+@pytest.mark.slow
+def test_the_team_runs_with_a_model_too(toka: Toka, project: Path) -> None:
+    (project / ".git").mkdir()
+    assert toka("init").code == 0
+    (project / "script.yaml").write_text(
+        "script: 1\nagents:\n  writer:\n    task-1:\n"
+        "      - calls: [{write_file: {path: answer.txt, content: 'Hello yourself.'}}]\n"
+        "      - report: {status: succeeded, summary: answered}\n"
+    )
+    ran = toka("run", "agents", "--model", "scripted:script.yaml", "--json")
+    assert ran.code == 0, ran.out
+    assert {name: a["state"] for name, a in done(ran).items()} == dict.fromkeys(
+        ["greeter", "counter", "writer"], "COMPLETED"
+    )
+    assert (project / "answer.txt").read_text() == "Hello yourself."

@@ -17,7 +17,8 @@ def test_version(toka: Toka) -> None:
 def test_the_schema_is_one(toka: Toka) -> None:
     schema = toka("schema").json
     assert schema["$schema"].endswith("2020-12/schema")
-    assert "metadata" in schema["required"]
+    assert "metadata" in schema["$defs"]["Spec"]["required"]
+    assert "toka" in schema["$defs"]["Team"]["required"]
 
 
 @pytest.mark.parametrize("code", CODES)

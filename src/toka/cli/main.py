@@ -24,6 +24,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "init": ("toka.cli.init:init", "Write a first team for the project in this directory."),
     "validate": ("toka.cli.check:validate", "Check specs and print every finding."),
     "plan": ("toka.cli.check:plan", "Show what would run: order, grants, limits, warnings."),
+    "convert": ("toka.cli.convert:convert", "Write specs as a team file, or a team file as specs."),
     "run": ("toka.cli.run:run", "Run a team of agents."),
     "resume": ("toka.cli.run:resume", "Go on with an interrupted run, or lift a pause."),
     "resolve": ("toka.cli.resolve:resolve", "Answer whether a step in doubt happened."),

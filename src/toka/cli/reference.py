@@ -21,11 +21,27 @@ LOOK_ALIKE = str.maketrans("OIL", "011")
 
 
 @click.command()
-def schema() -> int:
-    """Print the JSON Schema of a spec, for editors."""
-    from toka.config.schema import spec_schema
+@click.option("--team", "form", flag_value="team", help="Of team files alone.")
+@click.option("--spec", "form", flag_value="spec", help="Of specs of one agent alone.")
+@click.option(
+    "--draft", type=click.Choice(["2020-12", "7"]), default="2020-12", show_default=True, help="Of JSON Schema."
+)
+@click.option("--markdown", is_flag=True, help="Print the manual of both forms instead.")
+def schema(form: str | None, draft: str, *, markdown: bool) -> int:
+    """Print the JSON Schema of team files and specs, for editors; which of them a file is, its key `toka` says.
 
-    emit(json.dumps(spec_schema(), indent=2))
+    An editor that speaks YAML's language server reads it from the first line of a file:
+    # yaml-language-server: $schema=team.schema.json
+    """
+    from toka.config.manual import manual
+    from toka.config.schema import spec_schema
+    from toka.config.team_schema import as_draft_7, both_schema, team_schema
+
+    if markdown:
+        emit(manual().removesuffix("\n"))
+        return 0
+    made = {"team": team_schema, "spec": spec_schema}.get(form or "", both_schema)()
+    emit(json.dumps(as_draft_7(made) if draft == "7" else made, indent=2))
     return 0
 
 

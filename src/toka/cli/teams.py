@@ -1,4 +1,4 @@
-"""The teams that `toka init` writes: templates of the package, filled in with what was found."""
+"""The team files that `toka init` writes: templates of the package, filled in with what was found."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ RESULT: Final = "toka-report/tests.txt"
 PASSED: Final = f"tail -n 1 {RESULT} | grep -qx 'exit 0'"
 
 
-def starter_team() -> dict[str, str]:
-    """A first team for an empty directory: file name -> text."""
-    return _templates("starter")
+def starter_team() -> str:
+    """A first team for an empty directory, as the text of a team file."""
+    return _template("starter")
 
 
-def project_team(found: Found | None) -> dict[str, str]:
-    """A team for a project: file name -> text.
+def project_team(found: Found | None) -> str:
+    """A team for a project, as the text of a team file.
 
     When the sandbox has what the test command needs, the tests must pass; else the team records why they did not run.
     """
-    team = _templates("project")
-    values = _unknown() if found is None else _known(found)
-    for name, value in values.items():
-        team["tester.yaml"] = team["tester.yaml"].replace(f"@{name}@", value)
-    return team
+    text = _template("project")
+    for name, value in (_unknown() if found is None else _known(found)).items():
+        text = text.replace(f"@{name}@", value)
+    return text
 
 
 def _known(found: Found) -> dict[str, str]:
@@ -46,26 +45,25 @@ def _known(found: Found) -> dict[str, str]:
         "CHECK": json.dumps(check),
         "TITLE": json.dumps(title),
         "RUN": _block([*run, f"tail -n 20 {RESULT}"]),
-        "GRANT": "filesystem-write" if found.writes else "filesystem-read",
+        "GRANT": "write" if found.writes else "read",
     }
 
 
 def _unknown() -> dict[str, str]:
-    reason = "not run: no test command was found; write yours into the spec of the tester"
+    reason = "not run: no test command was found; write yours into the tester of agents/team.yaml"
     return {
         "ORIGIN": f"No test command was found. Write yours into `run`, and make this the check: {PASSED}",
         "OBJECTIVE": "It is on record why the tests did not run",
         "CHECK": json.dumps(f"test -s {RESULT}"),
         "TITLE": "Run the tests",
         "RUN": _block([f"echo '{reason}' > {RESULT}", f"cat {RESULT}"]),
-        "GRANT": "filesystem-read",
+        "GRANT": "read",
     }
 
 
 def _block(lines: list[str]) -> str:
-    return "\n".join(" " * 8 + line for line in lines)
+    return "\n".join(" " * 6 + line.replace("${", "$${") for line in lines)
 
 
-def _templates(team: str) -> dict[str, str]:
-    folder = files("toka") / "cli" / "templates" / team
-    return {f.name: f.read_text("utf-8") for f in folder.iterdir() if f.name.endswith(".yaml")}
+def _template(name: str) -> str:
+    return (files("toka") / "cli" / "templates" / f"{name}.yaml").read_text("utf-8")

@@ -15,7 +15,7 @@ from toka.config import rules
 from toka.config.diagnostics import Finding, Position, in_order, summary
 from toka.config.documents import Document, Documents
 from toka.config.draft import standing, unreliable, without
-from toka.config.faults import place_of, report
+from toka.config.faults import path_text, place_of, report
 from toka.config.fields import Part, Priority, Prose
 from toka.config.flow import Flow
 from toka.config.flow_rules import spec_problems
@@ -42,6 +42,7 @@ from toka.config.parts import (
 from toka.config.requests import GrantNote, Presets, granted, notes_of, written_paths
 from toka.config.source import MAX_BYTES, Source, screen
 from toka.config.tasks import TaskEntry, Tasks, TaskSpec, resolve_tasks
+from toka.config.team_keys import team_path
 from toka.core.capability import Grant
 from toka.core.ids import AgentName
 from toka.core.limits import Limits
@@ -166,11 +167,11 @@ class AgentConfig(Part):
         return cls.load_team(*files, inputs=inputs)
 
     @classmethod
-    def read(cls, paths: Iterable[str | Path], inputs: Given = None) -> Reading:
+    def read(cls, paths: Iterable[str | Path | Source], inputs: Given = None) -> Reading:
         """Reads files and directories without raising; a file that is named twice is read once.
 
         Args:
-            paths: team files, specs, and directories of them.
+            paths: team files, specs, and directories of them; a Source is a text that was read already.
             inputs: values for the inputs of team files, by name; None = their defaults.
         """
         values = Inputs.of(inputs)
@@ -179,7 +180,7 @@ class AgentConfig(Part):
         drafts: list[AgentConfig] = []
         findings: list[Finding] = []
         complete = True
-        for document in documents.read(map(Path, paths)):
+        for document in documents.read(p if isinstance(p, Source) else Path(p) for p in paths):
             config, source = cls._of(document), document.origin.source
             findings += in_order(source.findings)
             complete &= config is not None and not config.lacks("metadata", "name")
@@ -377,7 +378,7 @@ class AgentConfig(Part):
         try:
             config = cls.model_validate(given, context=origin) if root is None else cls._built(root, origin)
         except ValidationError as error:
-            report(error, root, origin.source)
+            report(error, root, origin.source, team_path if origin.team else path_text)
             lost = None if root is None else standing(lambda n: cls._built(n, origin), root, error)
             if root is None or lost is None:
                 return None

@@ -13,9 +13,10 @@ from toka.config.load import is_directory, label_of, read_source, spec_files
 from toka.config.nodes import MapNode, ScalarNode, at
 from toka.config.origin import Origin, Workspace
 from toka.config.source import Source
-from toka.config.team import Team, is_team, read_team
+from toka.config.team import MARK, Team, is_team, read_team
 from toka.config.team_agent import expand
 from toka.config.team_file import TeamFile
+from toka.config.team_keys import VERSION
 from toka.config.yaml import read_nodes
 
 UNKNOWN: Final = frozenset({("security", "capabilities_required")})
@@ -51,9 +52,12 @@ class Documents:
         self.complete = True
         self._workspace: Workspace | None = None
 
-    def read(self, paths: Iterable[Path]) -> Iterator[Document]:
-        """The agents of files and directories, one at a time."""
+    def read(self, paths: Iterable[Path | Source]) -> Iterator[Document]:
+        """The agents of files, directories and texts, one at a time."""
         for given in paths:
+            if isinstance(given, Source):
+                yield from self.of_source(given, None)
+                continue
             files, notes = spec_files(given) if is_directory(given) else ((given,), Source(""))
             self.findings += notes.findings
             self.complete &= not notes.broken
@@ -69,6 +73,11 @@ class Documents:
         if not chain:
             self._workspace = None
         nodes = None if source.broken else read_nodes(source)
+        if isinstance(nodes, MapNode) and not is_team(nodes) and "agents" in nodes.entries and not _is_spec(nodes):
+            message = "this looks like a team file, and does not say so"
+            source.add("TK2021", message, at(nodes.keys["agents"]), help=f"begin it with {MARK}: {VERSION}")
+            yield Document(Origin(source, path), None)
+            return
         if not isinstance(nodes, MapNode) or not is_team(nodes):
             root = canonical(nodes, source) if nodes else None
             yield Document(Origin(source, path, workspace=self._workspace), root)
@@ -127,6 +136,10 @@ class Documents:
             return False
         self._seen.add(absolute)
         return True
+
+
+def _is_spec(root: MapNode) -> bool:
+    return any(name in root.entries for name in ("metadata", "spec", "tasks"))
 
 
 def _absolute(path: Path) -> Path:

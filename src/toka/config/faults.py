@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -57,22 +57,24 @@ def path_text(path: Path) -> str:
     return out or "the spec"
 
 
-def report(error: ValidationError, root: Node | None, source: Source) -> None:
-    """Adds a finding for each validation error."""
+def report(
+    error: ValidationError, root: Node | None, source: Source, text_of: Callable[[Path], str] = path_text
+) -> None:
+    """Adds a finding for each validation error. `text_of` says how a path of the canonical spec is called."""
     for detail in error.errors(include_url=False):
-        _one(detail, root, source)
+        _one(detail, root, source, text_of)
 
 
-def _one(detail: ErrorDetails, root: Node | None, source: Source) -> None:
+def _one(detail: ErrorDetails, root: Node | None, source: Source, text_of: Callable[[Path], str]) -> None:
     path = [step for step in detail["loc"] if step != "[key]"]
     at = place_of(root, path)
-    where = path_text(path)
+    where = text_of(path)
     kind = detail["type"]
     context: dict[str, Any] = detail.get("ctx") or {}
     if kind == "toka_finding":
         source.add(context["code"], context["message"], at, label=context["label"], help=context["help"])
     elif kind == "missing":
-        source.add("TK2001", f"{path_text(path[:-1])} lacks {quoted(str(path[-1]))}", at)
+        source.add("TK2001", f"{text_of(path[:-1])} lacks {quoted(str(path[-1]))}", at)
     elif kind == "extra_forbidden":
         source.add("TK2003", f"unknown key {quoted(str(path[-1]))}", at)
     elif kind in _WANTED:
@@ -82,6 +84,9 @@ def _one(detail: ErrorDetails, root: Node | None, source: Source) -> None:
         source.add("TK2004", message, at, label=f"expected {context['expected']}")
     elif kind == "string_too_short":
         source.add("TK2006", f"{where} must not be empty", at)
+    elif kind == "string_pattern_mismatch":
+        expected = "expected letters, digits and '_', the first no digit"
+        source.add("TK2005", f"{quoted(str(path[-1]))} cannot be the name of a variable", at, label=expected)
     elif kind in ("string_too_long", "too_long"):
         unit = "characters" if kind == "string_too_long" else "entries"
         source.add("TK2006", f"{where} has more than {context['max_length']} {unit}", at)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
 from toka.config.agent import AgentConfig
+from toka.config.schema_examples import EXAMPLES
 from toka.core.capability import ARGUMENTS
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
+VARIABLES: Final = "^[A-Za-z_][A-Za-z0-9_]{0,199}$"
+"""What variables may be called."""
 Schema = dict[str, Any]
+
+DEFAULT: Final = "Default: "
+"""What stands in a description before what holds without the key."""
 
 _SCALAR: Final[Schema] = {"type": ["string", "number"]}
 _TEXTS: Final[Schema] = {"anyOf": [_SCALAR, {"type": "array", "items": _SCALAR}, {"type": "null"}]}
@@ -38,6 +45,8 @@ def spec_schema() -> Schema:
     for name in ("behavioral_directives", "success_criteria"):
         section: Schema = {"anyOf": [{"type": "object", "additionalProperties": _TEXTS}, _TEXTS]}
         sections[name] = {"description": sections[name]["description"], **section}
+    for name, examples in EXAMPLES.items():
+        _exemplify(definitions[name] if name else schema, examples)
     return {
         "$schema": DIALECT,
         "title": "Toka agent",
@@ -55,11 +64,28 @@ def _loosen(definition: Schema) -> None:
     for name, field in cast("dict[str, Schema]", definition.get("properties", {})).items():
         field.pop("title", None)
         description = field.pop("description", None)
-        field.pop("default", None)
+        default = field.pop("default", None)
+        if isinstance(default, (bool, int, str)) and default != "":
+            description = f"{description} {DEFAULT}{_word(default, field)}."
         loose = _loose(field)
         if name not in required:
             loose = _with(loose, _NOTHING)
         definition["properties"][name] = {"description": description, **loose} if description else loose
+
+
+def _exemplify(definition: Schema, examples: Mapping[str, Any]) -> None:
+    """Adds the examples of the keys of a definition, in whatever spelling it is."""
+    for option in (definition, *definition.get("anyOf", ())):
+        for key, field in option.get("properties", {}).items():
+            if key in examples:
+                option["properties"][key] = {**field, "examples": [examples[key]]}
+
+
+def _word(default: object, field: Schema) -> str:
+    """A default as it is written."""
+    if isinstance(default, int) and not isinstance(default, bool) and "enum" in field:
+        return str(field["enum"][default])
+    return default if isinstance(default, str) else json.dumps(default)
 
 
 def _loose(field: Schema) -> Schema:
@@ -124,6 +150,14 @@ def _security(definition: Schema) -> Schema:
     return definition
 
 
+def _flow(definition: Schema) -> Schema:
+    properties: dict[str, Schema] = definition["properties"]
+    names = {VARIABLES: {"type": ["string", "number", "boolean"]}}
+    values: Schema = {"type": "object", "patternProperties": names, "additionalProperties": False}
+    properties["env"] = {"description": properties["env"]["description"], "anyOf": [values, _NOTHING]}
+    return definition
+
+
 def _requests() -> Schema:
     arguments: Schema = {
         "type": "object",
@@ -143,9 +177,11 @@ def _tasks(definition: Schema) -> Schema:
 
 
 _SPELLINGS: Final[dict[str, Callable[[Schema], Schema]]] = {
+    "Approval": _or_text,
     "Check": _or_text,
     "Dependencies": _dependencies,
     "Dependency": _or_text,
+    "Flow": _flow,
     "Metric": _metric,
     "Objective": _or_text,
     "Reporting": _reporting,

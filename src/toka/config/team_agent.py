@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from toka.config.diagnostics import quoted
-from toka.config.nodes import ListNode, MapNode, Node, ScalarNode, absent, at, copied, mapping, node_of
+from toka.config.nodes import ListNode, MapNode, Node, ScalarNode, absent, at, copied, mapping, node_of, plain
 from toka.config.source import Source
 from toka.config.substitute import Substitution
 from toka.config.team import Team
@@ -72,7 +72,8 @@ class _Writer:
         own = {name: node.entries[name] for name in check_keys(node, AGENT, source, "key of an agent")}
         shared = {name: value for name, value in team.defaults.entries.items() if name in DEFAULTS}
         self._refers = self._flag(own.get("references", shared.get("references")))
-        self._values = Substitution(team.declared, team.values, source)
+        own_inputs = _inputs_of(own.get("flow"))
+        self._values = Substitution({*team.declared, *own_inputs}, {**team.values, **own_inputs}, source)
         self._own = self._settled(own)
         self._shared = self._settled(shared)
         for name, default in team.defaults.keys.items():
@@ -341,6 +342,12 @@ class _Writer:
                 out.put(ScalarNode(name, *at(self._key)), node_of(value, at(self._key)))
         if given is None:
             section.put(ScalarNode("inputs", *at(self._key)), out)
+
+
+def _inputs_of(flow: Node | None) -> dict[str, Any]:
+    """The inputs that an agent has of its own."""
+    inputs = flow.entries.get("inputs") if isinstance(flow, MapNode) else None
+    return {name: plain(node) for name, node in inputs.entries.items()} if isinstance(inputs, MapNode) else {}
 
 
 def _edges(node: Node) -> ListNode:

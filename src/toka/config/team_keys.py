@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+
+from toka.config.faults import path_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,3 +159,22 @@ OUTPUT: Final[Mapping[str, tuple[str, Key]]] = {
     "description": ("description", Key("What it is; the model that reports it reads this.", "Tests that fail.")),
 }  # fmt: skip
 """Each with its key in `flow.outputs`."""
+
+
+def team_path(path: Sequence[str | int]) -> str:
+    """How a team file calls a place in the canonical spec: `limits.cost`, `outputs.failing.as`, `tasks[2].retries`."""
+    match tuple(path):
+        case ("flow", "outputs", name, str(key)):
+            return f"outputs.{name}.{next((short for short, (long, _) in OUTPUT.items() if long == key), key)}"
+        case ("flow", "repairs"):
+            return "limits.repairs"
+        case ("flow" | "spec", *rest) if rest:
+            return path_text(rest)
+        case ("security", "resource_limits", key):
+            return f"limits.{next((short for short, (long, _) in LIMITS.items() if long == key), key)}"
+        case ("tasks", "default", *rest) if rest:
+            return path_text(["tasks", *rest])
+        case ():
+            return "the agent"
+        case _:
+            return path_text(path)

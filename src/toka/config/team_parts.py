@@ -102,20 +102,24 @@ def requests(grants: MapNode, source: Source) -> Iterator[Node]:
 
 def _argument(name: str, capability: str, given: Node, source: Source) -> Node | None:
     """The one argument that a list, or one text, stands for."""
-    target = ALIASES.get(capability, capability)
-    taken = PRIMITIVES.get(target) or ()
-    for preset in PRESETS.get(capability, ()):
-        taken = taken or PRIMITIVES.get(preset.name) or ()
+    first = first_argument(capability)
     if absent(given):
         help_ = f"write {name}: true for all of it"
         source.add("TK2002", f"the grant {quoted(name)} says nothing", at(given), help=help_)
-    elif not taken:
+    elif first is None:
         known = capability in PRIMITIVES or capability in PRESETS
         label = "expected true" if known else f"expected true, or a mapping such as {{{ARGUMENTS[0]}: [src]}}"
         source.add("TK2002", f"what {quoted(name)} is narrowed to has to be named", at(given), label=label)
     else:
-        return mapping(given, {taken[0]: given})
+        return mapping(given, {first: given})
     return None
+
+
+def first_argument(capability: str) -> str | None:
+    """What a list narrows a capability to: paths, programs or hosts; None when it takes nothing or nobody knows it."""
+    target = ALIASES.get(capability, capability)
+    names = [target, *(preset.name for preset in PRESETS.get(target, ()))]
+    return next((PRIMITIVES[name][0] for name in names if PRIMITIVES.get(name)), None)
 
 
 def limits(node: MapNode, source: Source) -> tuple[MapNode, Node | None]:

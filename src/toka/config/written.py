@@ -47,6 +47,8 @@ def _request(request: Mapping[str, Any]) -> object:
 
 
 def _quantity(name: str, value: Any) -> Any:
+    if name == "max_network_bandwidth":
+        return units.format_rate(units.parse_rate(value))
     if name not in QUANTITIES:
         return value
     write, read = QUANTITIES[name]

@@ -1,0 +1,117 @@
+"""An example for each key of a spec, as plain data: for editors and the manual."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+EXAMPLES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "": {
+        "metadata": {"name": "builder", "version": "v1.0.0"},
+        "spec": {"name": "Builder", "domain": "quality-assurance"},
+        "model": "auto",
+        "capabilities": {"primary": ["Python"]},
+        "objectives": [{"description": "The tests pass", "check": "make test"}],
+        "tasks": [{"run": "make"}, "Explain what was built."],
+        "dependencies": {"required": {"survey": "The inventory comes first"}},
+        "reporting": {"frequency": "daily", "channels": ["build"]},
+        "security": {"capabilities_required": ["filesystem-read"], "resource_limits": {"timeout": "30m"}},
+        "flow": {"outputs": {"failing": {"source": "stdout", "type": "lines"}}},
+        "behavioral_directives": {"style": ["Keep changes small"]},
+        "risk_mitigation": {"monitoring": ["Size of the change"]},
+        "success_criteria": {"release": ["Notes are clear"]},
+    },
+    "AgentSpec": {
+        "name": "Builder",
+        "domain": "quality-assurance",
+        "priority": "high",
+        "description": "Builds the project and says what broke.",
+    },
+    "Approval": {"question": "Merge ${fix.verified} repairs?", "expires": "2h"},
+    "Check": {"run": "make test", "expect_exit": 0, "timeout": "10m"},
+    "Dependencies": {"required": {"survey": {"verified": True}}, "optional": {"lint": "Style is looked at first"}},
+    "Dependency": {"reason": "The inventory comes from it", "verified": True},
+    "Flow": {
+        "inputs": {"area": "tests/"},
+        "outputs": {"failing": {"source": "stdout", "type": "lines"}},
+        "for_each": "${survey.failing}",
+        "max_parallel": 4,
+        "when": ["${survey.broken}"],
+        "approve": {"question": "Merge ${fix.verified} repairs?"},
+        "env": {"GH_TOKEN": "${secret:github}"},
+        "repairs": 2,
+    },
+    "Metadata": {
+        "name": "builder",
+        "version": "v1.0.0",
+        "created": "2026-05-02",
+        "modified": "2026-05-09",
+        "workstream": "Build",
+        "branch": "feature/build",
+        "schema_version": "1.0.0",
+        "checksum": "00c0ffee",
+    },
+    "Metric": {"name": "open-cases", "description": "Cases that still fail", "type": "gauge", "unit": "cases"},
+    "Objective": {
+        "description": "The tests pass",
+        "deliverable": "A green test run",
+        "validation": "A person runs the tests",
+        "priority": "high",
+        "check": "make test",
+    },
+    "Output": {
+        "source": "stdout",
+        "path": "out/failing.json",
+        "type": "lines",
+        "description": "Tests that fail.",
+    },
+    "Reporting": {
+        "frequency": "on-completion",
+        "channels": ["build"],
+        "metrics": [{"name": "open-cases", "unit": "cases"}],
+    },
+    "ResourceLimits": {
+        "max_memory": "512MB",
+        "max_cpu": "75%",
+        "timeout": "2h",
+        "max_disk_usage": "1GB",
+        "max_cost": "$2.50",
+        "max_tokens": "200k",
+        "max_processes": 64,
+        "max_model_calls": 40,
+        "max_tool_calls": 100,
+        "max_network_bandwidth": "100Mbps",
+        "max_network_usage": "500MB",
+        "max_output": "1MB",
+    },
+    "Risk": {
+        "risk": "Old inputs are read differently",
+        "mitigation": "Keep them all as tests",
+        "probability": "medium",
+        "impact": "high",
+    },
+    "RiskMitigation": {
+        "high_priority_risks": [{"risk": "Old inputs are read differently", "mitigation": "Keep them as tests"}],
+        "monitoring": ["Size of the change"],
+    },
+    "Security": {
+        "sandbox": True,
+        "capabilities_required": ["filesystem-read", {"filesystem-write": {"paths": ["src"]}}],
+        "resource_limits": {"timeout": "30m", "max_cost": "$1"},
+        "enforcement": "strict",
+    },
+    "Skills": {"primary": ["Python"], "secondary": ["documentation"]},
+    "TaskEntry": {
+        "id": "build",
+        "description": "Build the project.",
+        "priority": "high",
+        "run": "make",
+        "depends_on": ["survey"],
+        "timeout": "10m",
+        "retries": 1,
+        "effect": "idempotent",
+        "estimated_duration": "2h",
+    },
+    "Tasks": {"default": [{"run": "make"}], "conditional": {"release": [{"run": "make dist"}]}},
+}
+"""By the name of the definition in the schema, empty for the spec itself, and the key."""
