@@ -245,6 +245,15 @@ def test_agents_share_nothing_that_could_be_changed() -> None:
     assert [o.check.run for o in found["a"].objectives if o.check] == ["a b", "a b"]
 
 
+@pytest.mark.parametrize("references", ["true", "false"])
+def test_what_an_alias_stands_for_is_each_agents_own(references: str) -> None:
+    found = team(
+        f"toka: 1\ndefaults: {{references: {references}}}\nagents:\n  a: {{tasks: &t [x], timeout: 1m}}\n"
+        "  b: {tasks: *t, timeout: 2m}\n"
+    )
+    assert [c.task_list()[0].timeout_s for c in found.values()] == [60, 120]
+
+
 TEXT = """\
 toka: 1
 inputs: {area: tests/}
@@ -291,7 +300,7 @@ def test_parts_stand_where_they_were_written(file: Path) -> None:
     assert place(fix, "objectives", 0, "check", "run") == (14, 12)
     assert place(fix, "security", "resource_limits", "timeout") == (15, 20)
     assert place(fix, "extensions") == (10, 3)
-    assert (survey.first, fix.first) == ((6, 3), (10, 3))
+    assert (survey.origin.first, fix.origin.first) == ((6, 3), (10, 3))
 
 
 def test_requests_know_where_they_stand(file: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from toka.config.agent import AgentConfig
 from toka.config.convert import spec_text, team_text
+from toka.config.diagnostics import Finding
 from toka.config.emit import to_yaml
 from toka.config.nodes import plain
 from toka.config.source import Source
@@ -45,7 +46,8 @@ def test_the_original_specs_are_the_same_after_both_ways(shared_specs: Path) -> 
 
 
 LINE = st.sampled_from(
-    ["x", "a b", "true", "null", "1.10", "- a", "# no", "a: b", "${x}", "$${x}", "${inputs.n}", "it's", '"q"', "é☃",
+    ["x", "a b", "true", "null", "1.10", "- a", "# no", "a: b", "${x}", "$${x}", "${inputs.n}", "a ${b.c}", "it's", '"q"',
+     "é☃",
      "yes", "0o17", "2026-01-01", "a #b", "end:", "*star", "&and", "{a}", "[a]", "trailing ", "%TAG", "!x", "|", ">",
      "~", "1e3", "\U0001f600", "@x", "`y`", "="]
 )  # fmt: skip
@@ -89,16 +91,16 @@ REQUEST = st.one_of(
     st.just({"command-execution": {"programs": ["git", "true"]}}),
 )  # fmt: skip
 FLOW = maybe(
-    inputs=st.dictionaries(st.sampled_from(["n", "unused"]), JSON, max_size=2),
+    inputs=st.dictionaries(st.sampled_from(["n", "unused"]), JSON, max_size=2).map(lambda d: {**d, "l": ["a", "${x}"]}),
     outputs=st.dictionaries(st.sampled_from(["out", "more"]), st.sampled_from(
-        [{"source": "file", "path": "a/${item}"},
-         {"source": "file", "path": "b", "type": "json", "description": "${x}"}]
+        [{"source": "file", "path": "a/${item}"}, {"source": "stdout"}, {"source": "stdout", "type": "lines"},
+         {"source": "file", "path": "b", "type": "json", "description": "${x}"}, {"source": "report"}]
     )),
-    for_each=st.lists(JSON, min_size=1, max_size=3),
+    for_each=st.lists(JSON, min_size=1, max_size=3) | st.sampled_from(["${b.list}", "${inputs.l}"]),
     max_parallel=st.integers(1, 9),
-    when=st.lists(st.sampled_from(["model.available", "not model.available"]), max_size=2),
+    when=st.lists(st.sampled_from(["model.available", "not model.available", "not ${b.ok}"]), max_size=2),
     approve=st.sampled_from([{"question": "${item}?"}, {"question": "go?", "expires": "90m"}]),
-    env=st.dictionaries(st.sampled_from(["A", "B"]), st.sampled_from(["x", "${secret:s}", "1.10", "true"])),
+    env=st.dictionaries(st.sampled_from(["A", "B"]), st.sampled_from(["x", "${secret:s}", "1.10", "true", "${b.c}"])),
     repairs=st.integers(0, 5),
 )  # fmt: skip
 
@@ -182,6 +184,16 @@ def test_quantities_are_written_as_people_do() -> None:
     limits = spec_data(config)["security"]["resource_limits"]
     assert limits == {"max_memory": "512MB", "timeout": "1h30m", "max_cost": "$0.40", "max_network_bandwidth": "8Kbps"}
     assert spec_data(config)["tasks"]["default"] == [{"run": "x", "timeout": "1m30s"}]
+
+
+@pytest.mark.parametrize("notes", [["x" * 19_000] * 30, ["x"] * 26_000])
+def test_what_would_be_too_large_for_one_file_is_refused(notes: list[str]) -> None:
+    specs = [{"metadata": {"name": name}, "spec": {}, "tasks": ["x"], "notes": notes} for name in ("a", "b")]
+    configs = [AgentConfig.parse(to_yaml(spec)) for spec in specs]
+    with pytest.raises(ConfigError, match="this cannot be written as one file") as caught:
+        team_text(configs)
+    assert [f.code for f in caught.value.findings if isinstance(f, Finding)] == ["TK1004"]
+    assert team_text(configs[:1])
 
 
 def test_short_keys_are_used_where_they_say_the_same() -> None:

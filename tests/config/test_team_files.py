@@ -35,6 +35,7 @@ def test_team_files_specs_and_folders_are_included(tmp_path: Path) -> None:
     found = checked(tmp_path / "t", {"team.yaml": head + A, "more/b.yaml": B, "../specs/c.yml": C})
     assert found.findings == tuple(f for f in found.findings if f.code == "TK4004")
     assert [c.name for c in found.configs] == ["a", "b", "c"]
+    assert found.configs[1].origin.files == (tmp_path / "t/more/b.yaml", tmp_path / "t/team.yaml")
     assert {str(c.source) for c in found.configs} == {
         str(tmp_path / "t/team.yaml"), str(tmp_path / "t/more/b.yaml"), str(tmp_path / "t/../specs/c.yml"),
     }  # fmt: skip
@@ -142,7 +143,7 @@ def test_the_workspace_is_told_to_all_agents_of_the_file(tmp_path: Path) -> None
         "d.yaml": C.replace("name: c", "name: d"),
     }
     found = checked(tmp_path, files, "t/team.yaml", "d.yaml").configs
-    named = {str(c.name): c.workspace and (c.workspace.path, c.workspace.file) for c in found}
+    named = {str(c.name): (w := c.origin.workspace) and (w.path, w.file) for c in found}
     wanted = (tmp_path / "t/project", tmp_path / "t/team.yaml")
     assert named == {"a": wanted, "b": wanted, "c": wanted, "d": None}
 

@@ -212,6 +212,12 @@ def test_what_to_do_is_said(text: str, help_: str) -> None:
     assert found.help == help_
 
 
+def test_a_value_of_the_agent_itself_is_told_as_such() -> None:
+    (found,) = findings(HEAD + "  a: {run: 'echo ${a.status}'}\n")
+    assert found.message == "${a.status} is a value of this agent itself, which has none before it ends"
+    assert found.help is None
+
+
 def test_a_reference_in_a_block_is_shown_on_its_own_line() -> None:
     text = HEAD + "  a:\n    run: |\n      echo one\n      echo ${nobody.x}\n"
     (found,) = findings(text)

@@ -153,7 +153,7 @@ def compiled_of(configs: Sequence[AgentConfig], terms: Terms, workspace: Path) -
 
 def terms_of(settings: Settings, configs: Sequence[AgentConfig], workspace: Path) -> Terms:
     """What these settings and a workspace add to specs."""
-    sources = list(dict.fromkeys(config.source for config in configs if config.source is not None))
+    sources = list(dict.fromkeys(file for config in configs for file in config.origin.files))
     return Terms(
         settings.capabilities,
         settings.policy,

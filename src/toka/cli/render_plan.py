@@ -213,7 +213,7 @@ def by_agent(configs: Sequence[AgentConfig], findings: Sequence[Finding]) -> dic
     files: dict[str, list[tuple[tuple[int, int], AgentName]]] = {}
     for config in configs:
         if config.source is not None:
-            files.setdefault(label_of(config.source), []).append((config.first, config.name))
+            files.setdefault(label_of(config.source), []).append((config.origin.first, config.name))
     for starts in files.values():
         starts.sort()
     out: dict[AgentName, list[Finding]] = {}

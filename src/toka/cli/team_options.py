@@ -54,7 +54,8 @@ def folder_of(workspace: Path | None, configs: Iterable[AgentConfig] = ()) -> Pa
 
 
 def _named(configs: Iterable[AgentConfig]) -> Path | None:
-    named = {config.workspace.path.resolve(): config.workspace for config in configs if config.workspace is not None}
+    asked_for = (config.origin.workspace for config in configs)
+    named = {asked.path.resolve(): asked for asked in asked_for if asked is not None}
     if not named:
         return None
     if len(named) > 1:

@@ -22,7 +22,7 @@ from toka.config.flow_rules import spec_problems
 from toka.config.inputs import Inputs
 from toka.config.load import read_source, spec_files
 from toka.config.nodes import MapNode
-from toka.config.origin import Origin, Workspace, data_of
+from toka.config.origin import Origin, data_of
 from toka.config.parts import (
     AgentSpec,
     CapabilityRequest,
@@ -262,14 +262,9 @@ class AgentConfig(Part):
         return self._origin.path
 
     @property
-    def first(self) -> tuple[int, int]:
-        """Line and column at which it begins in its file."""
-        return self._origin.first
-
-    @property
-    def workspace(self) -> Workspace | None:
-        """The directory that the team file names which was asked for; None when it names none, and for specs."""
-        return self._origin.workspace
+    def origin(self) -> Origin:
+        """Where it came from."""
+        return self._origin
 
     @property
     def findings(self) -> tuple[Finding, ...]:

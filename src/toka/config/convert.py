@@ -10,7 +10,7 @@ from toka.config.agent import AgentConfig
 from toka.config.diagnostics import closest
 from toka.config.emit import to_yaml
 from toka.config.flow_rules import references_of
-from toka.config.source import Source
+from toka.config.source import MAX_BYTES, Source
 from toka.config.team import MARK
 from toka.config.team_keys import GRANTS, LIMITS, OUTPUT, VERSION
 from toka.config.team_parts import CAPABILITIES, first_argument
@@ -60,7 +60,11 @@ def spec_text(config: AgentConfig) -> str:
 
 def check_same(text: str, wanted: Iterable[AgentConfig], file: str) -> None:
     """Raises ConfigError when a text, read again, does not hold exactly these agents."""
-    found, _, findings, _ = AgentConfig.read([Source(file, text)])
+    source = Source(file, text)
+    if len(text.encode()) > MAX_BYTES:
+        source.text = ""
+        source.add("TK1004", "it would be larger than 1 MB", (1, 1, 1))
+    found, _, findings, _ = AgentConfig.read([source])
     wrong = tuple(f for f in findings if f.severity == "error")
     if wrong:
         raise ConfigError(f"this cannot be written as one file: {wrong[0].message}", wrong)

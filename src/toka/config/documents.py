@@ -80,7 +80,7 @@ class Documents:
             return
         if not isinstance(nodes, MapNode) or not is_team(nodes):
             root = canonical(nodes, source) if nodes else None
-            yield Document(Origin(source, path, workspace=self._workspace), root)
+            yield Document(Origin(source, path, workspace=self._workspace, including=chain), root)
             return
         team = read_team(nodes, source, given)
         file = TeamFile(source, given)
@@ -92,8 +92,9 @@ class Documents:
             own = source.beside()
             spec = expand(team, agent, own)
             lost = UNKNOWN if own.broken else frozenset[tuple[str | int, ...]]()
-            key = team.agents[agent][0]
-            origin = Origin(own, path, None, lost, file, agent, (key.line, key.column), self._workspace)
+            first = team.agents[agent][0]
+            at_ = (first.line, first.column)
+            origin = Origin(own, path, None, lost, file, agent, at_, self._workspace, chain)
             yield Document(origin, canonical(spec, own))
         for place in team.include:
             yield from self._included(team, place, path, given.beneath(team.values), chain)
@@ -106,7 +107,7 @@ class Documents:
             team.source.add("TK2021", "a text that is no file can include nothing", at(place))
             return
         target = path.parent / place.text
-        chain = (*chain, path.absolute())
+        chain = (*chain, path)
         files, notes = spec_files(target) if is_directory(target) else ((target,), Source(""))
         for note in notes.findings:
             team.source.add(note.code, f"{note.message}: {note.file}", at(place), severity=note.severity)

@@ -41,6 +41,7 @@ class Origin:
         lost: the paths that errors took out of a draft.
         team, agent: the team file that the spec was expanded from, and the agent's key there; None and empty otherwise.
         first: line and column at which the agent begins.
+        including: the team files through which it was reached.
         workspace: the directory that the team file names which was asked for; None when it names none.
     """
 
@@ -52,6 +53,12 @@ class Origin:
     agent: str = ""
     first: tuple[int, int] = (1, 1)
     workspace: Workspace | None = None
+    including: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that made the agent what it is: its own, and those that include it."""
+        return self.including if self.path is None else (self.path, *self.including)
 
     def canonical_nodes(self) -> MapNode | None:
         """The canonical nodes, read again: keeping them would cost ten times the memory of the spec."""
