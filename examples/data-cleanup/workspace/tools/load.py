@@ -1,6 +1,6 @@
 """Loads out/members.csv into out/members.db, and prints which share of the rows of FILE is in it.
 
-    python3 tools/load.py FILE [LEAST]    exits 1 when that is less than LEAST
+python3 tools/load.py FILE [LEAST]    exits 1 when that is less than LEAST
 """
 
 import csv

@@ -1,7 +1,7 @@
 """The rules of data/rules.md, as far as a table can be held to them.
 
-    python3 tools/rules.py profile FILE    prints, as JSON, how many rows there are and how many break a rule
-    python3 tools/rules.py prove FILE      exits 1 unless out/members.csv and out/rejected.csv keep to all rules
+python3 tools/rules.py profile FILE    prints, as JSON, how many rows there are and how many break a rule
+python3 tools/rules.py prove FILE      exits 1 unless out/members.csv and out/rejected.csv keep to all rules
 """
 
 import csv
@@ -51,7 +51,8 @@ def prove(source):
         yield "an address stands twice"
     every, both = [row["id"] for row in rows(source)], ids + [row["id"] for row in rejected]
     if sorted(both) != sorted(every):
-        yield f"lost: {sorted(set(every) - set(both))}; more than once: {sorted({i for i in both if both.count(i) > 1})}"
+        twice = {id_ for id_ in both if both.count(id_) > 1}
+        yield f"lost: {sorted(set(every) - set(both))}; more than once: {sorted(twice)}"
     first = earliest(rows(source))
     for row in kept:
         if first.get(row["email"]) != row["id"]:

@@ -5,4 +5,5 @@ from app.bill import bill
 
 class Tabular(unittest.TestCase):
     def test_a_bill(self):
-        self.assertEqual(bill([("tea", 250), ("a cake", 1125)]), "tea     2.50 EUR\na cake  11.25 EUR\ntotal   13.75 EUR\n")
+        lines = ["tea     2.50 EUR", "a cake  11.25 EUR", "total   13.75 EUR"]
+        self.assertEqual(bill([("tea", 250), ("a cake", 1125)]), "\n".join(lines) + "\n")

@@ -1,6 +1,6 @@
 """Takes a version of a package from index/ into vendor/, as a package manager would from its registry.
 
-    python3 tools/fetch.py NAME VERSION
+python3 tools/fetch.py NAME VERSION
 """
 
 import shutil

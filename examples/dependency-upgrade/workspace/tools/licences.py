@@ -1,6 +1,7 @@
-"""Prints the licence of each package in vendor/; exits 1 when one is not in the list that is given.
+"""Prints the licence of each package in vendor/.
 
-    python3 tools/licences.py MIT Apache-2.0
+python3 tools/licences.py                     of all
+python3 tools/licences.py MIT Apache-2.0      exits 1 when one is not in this list
 """
 
 import re
@@ -10,6 +11,6 @@ from pathlib import Path
 wrong = False
 for file in sorted(Path("vendor").glob("*/__init__.py")):
     (licence,) = re.findall(r'^__licence__ = "(.+)"$', file.read_text(), re.MULTILINE)
-    wrong |= licence not in sys.argv[1:]
+    wrong |= len(sys.argv) > 1 and licence not in sys.argv[1:]
     print(f"{file.parent.name}: {licence}")
 sys.exit(wrong)

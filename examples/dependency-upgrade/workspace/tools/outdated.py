@@ -1,7 +1,7 @@
 """Compares vendor/ with the newest versions that index/latest.json knows.
 
-    python3 tools/outdated.py          prints, as JSON, what is outdated: [{"name", "old", "new"}]
-    python3 tools/outdated.py NAME     exits 1 if that package is outdated
+python3 tools/outdated.py          prints, as JSON, what is outdated: [{"name", "old", "new"}]
+python3 tools/outdated.py NAME     exits 1 if that package is outdated
 """
 
 import json

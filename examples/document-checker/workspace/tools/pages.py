@@ -1,7 +1,7 @@
 """Finds what is wrong in pages of documentation: links, examples, and defaults in tables.
 
-    python3 tools/pages.py '["docs/a.md", "docs/b.md"]'    prints, as JSON, the pages with problems, and exits 0
-    python3 tools/pages.py docs/a.md                       prints the problems of one page; exits 1 if there are any
+python3 tools/pages.py '["docs/a.md", "docs/b.md"]'    prints, as JSON, the pages with problems, and exits 0
+python3 tools/pages.py docs/a.md                       prints the problems of one page; exits 1 if there are any
 """
 
 import doctest
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, "src")
-from fetch.settings import DEFAULTS  # noqa: E402
+from fetch.settings import DEFAULTS
 
 
 def problems(page):

@@ -1,6 +1,6 @@
 """Proves that a review quotes what is there: each item is "- FILE:LINE: `text`: remark", and the file says so.
 
-    python3 tools/quotes.py review.md
+python3 tools/quotes.py review.md
 """
 
 import re

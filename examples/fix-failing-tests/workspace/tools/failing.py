@@ -1,6 +1,6 @@
 """Prints the names of the tests that fail, one a line, in the order of their names.
 
-    python3 tools/failing.py tests
+python3 tools/failing.py tests
 """
 
 import sys

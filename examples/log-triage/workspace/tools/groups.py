@@ -1,6 +1,6 @@
 """Groups the errors of logs/*.log: same file, and same text but for numbers.
 
-    python3 tools/groups.py        prints how many errors there are, and writes the groups to out/groups.json
+python3 tools/groups.py        prints how many errors there are, and writes the groups to out/groups.json
 """
 
 import json

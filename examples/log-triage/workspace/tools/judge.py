@@ -1,6 +1,6 @@
 """Proves out/triage.csv: each group of errors stands in it once, with the count that the logs give, and a severity.
 
-    python3 tools/judge.py
+python3 tools/judge.py
 """
 
 import csv

@@ -1,7 +1,7 @@
 """Signed messages for a pager gateway, which fetches them from out/: nothing is sent from here.
 
-    python3 tools/pager.py TEXT        writes out/page.json, signed with the key in PAGER_KEY
-    python3 tools/pager.py --verify    exits 1 unless its signature is that of the key
+python3 tools/pager.py TEXT        writes out/page.json, signed with the key in PAGER_KEY
+python3 tools/pager.py --verify    exits 1 unless its signature is that of the key
 """
 
 import hashlib

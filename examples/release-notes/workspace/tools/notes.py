@@ -16,13 +16,17 @@ def git(*words):
     return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout
 
 
+def sections(text):
+    """[(version, text)], in the order of the file."""
+    return re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+
+
 version, since = sys.argv[1:]
 subjects = git("log", "--format=%s", f"{since}..HEAD").splitlines()
 subjects = [s for s in subjects if s != f"Release {version}"]
 wanted = {re.search(r"#\d+", s)[0]: s for s in subjects if not s.startswith("chore:")}
-text = Path("CHANGELOG.md").read_text()
-sections = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
-section = sections.pop(version, "")
+head, *earlier = sections(Path("CHANGELOG.md").read_text())
+section = head[1] if head[0] == version else ""
 told = re.findall(r"#\d+", section)
 wrong = [f"{n} is missing: {wanted[n]}" for n in wanted if n not in told]
 wrong += [f"{n} is no change since {since}, or a chore" for n in told if n not in wanted]
@@ -32,8 +36,7 @@ if any("Breaking" in item for item in items) != bool(breaking):
     wrong.append(f"what breaks: {breaking}")
 if breaking and items and not items[0].startswith("- Breaking"):
     wrong.append("what breaks comes first")
-old = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", git("show", f"{since}:CHANGELOG.md"), re.MULTILINE | re.DOTALL))
-if sections != old:
-    wrong.append("sections of earlier versions were changed")
+if earlier != sections(git("show", f"{since}:CHANGELOG.md")):
+    wrong.append("the sections of earlier versions are not as they were")
 print("\n".join(wrong) or f"{len(wanted)} changes, all told")
 sys.exit(bool(wrong))
