@@ -179,6 +179,8 @@ def agent_lines(view: RunView, agent: AgentState, paint: Paint = plain) -> list[
     status = agent.status.value
     weak = confinement(agent.level)
     used = [f"{done}/{total} tasks", some(agent.usage.tokens, "token"), money(agent.cost_usd)]
+    if agent.made is not None:
+        used = [some(agent.made.count, "instance")]
     if agent.tool_calls:
         used.append(some(agent.tool_calls, "tool call"))
     if agent.started_at is not None:
@@ -188,7 +190,7 @@ def agent_lines(view: RunView, agent: AgentState, paint: Paint = plain) -> list[
     out = [f"{head}  {paint(weak, 'bad' if agent.level == 'none' else 'warn')}" if weak else head]
     for line in explanation(view, agent):
         out += [f"  {text}" for text in lines_of(line, REASON_LINES)]
-    out += [f"  {line}" for line in _tasks(view, agent, paint)]
+    out += [f"  {line}" for line in _tasks(view, agent, paint)] if agent.made is None else ()
     for objective in (agent.objectives[n] for n in sorted(agent.objectives)):
         out += [f"  {line}" for line in _objective(objective, paint)]
     for denial in view.denials.get(agent.name, ()):

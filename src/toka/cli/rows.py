@@ -66,7 +66,9 @@ def row_of(agent: AgentState, total: int, waits_for: tuple[str, ...] = ()) -> Ro
     """
     task = current_task(agent)
     done = sum(1 for t in agent.tasks.values() if t.status in TASK_ENDS)
-    if task is not None:
+    if agent.made is not None:
+        what = f"{agent.made.count} instances"
+    elif task is not None:
         what = f"{task.id}: {task.title}" if task.title and task.title != task.id else task.id
     else:
         what = "checks its objectives" if agent.status is AgentStatus.RUNNING and 0 < total <= done else ""

@@ -100,6 +100,8 @@ def _in_order(state: RunState) -> list[AgentState]:
 def _agent(agent: AgentState) -> tuple[str, ...]:
     tasks = agent.tasks.values()
     done = f"{sum(1 for t in tasks if t.status is TaskStatus.SUCCEEDED)}/{len(tasks)} tasks" if tasks else ""
+    if agent.made is not None:
+        done = some(agent.made.count, "instance")
     tokens = f"{agent.usage.tokens:,} tokens" if agent.usage.tokens else ""
     repairs = sum(1 for t in agent.tasks if t.startswith("repair-"))
     facts = [

@@ -86,7 +86,7 @@ class ObjectiveVerifier:
         except (SandboxError, StepFailure) as e:
             value = {"exit": None, "ended": "lost", "output": str(e), "dropped": 0}
         passed = value["ended"] == "exited" and value["exit"] == check.expect_exit
-        shown = self._agent.values.prose(check.run) if self._agent.config.flow is not None else check.run
+        shown = self._agent.values.command(check.run)
         reason = verdict(value, shown, timeout)
         evidence = {"command": shown, "exit": value["exit"], "ended": value["ended"], "output": tail(value)}
         status = ObjectiveStatus.VERIFIED if passed else ObjectiveStatus.FAILED

@@ -89,7 +89,8 @@ class TaskExecutor:
             async def command(number: int, last: str) -> dict[str, Any]:  # noqa: ARG001 - a command takes no advice
                 return await self._command(task, task.run or "", effect, number, timeout)
 
-            return await self._execute(_Work(task.id, task.description, task.retries or 0, timeout, command))
+            title = self._agent.values.command(task.description) if task.description == task.run else task.description
+            return await self._execute(_Work(task.id, title, task.retries or 0, timeout, command))
         retries = execution.task_retries if task.retries is None else task.retries
         report = self._report if task.id == last_talk(self._agent) else REPORT_TOOL
         talk = self._talk(task.id, prompt, report)
@@ -191,7 +192,7 @@ class TaskExecutor:
             result = await run_line(self._agent, StepKey(task.id, number, 1, "run"), line, effect, timeout_s)
         except SandboxError as e:
             raise StepFailure("sandbox", e.message) from e
-        end = verdict(result.value, self._agent.values.prose(line) if self._agent.config.flow else line, timeout_s)
+        end = verdict(result.value, self._agent.values.command(line), timeout_s)
         output = tail(result.value)
         if result.failed:
             over = met(result.value)

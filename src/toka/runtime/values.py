@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -43,6 +44,13 @@ class Values:
     def prose(self, text: str) -> str:
         """A text with its references replaced by what stands within a sentence."""
         return substitute(text, lambda each: _inline(each, self.known))
+
+
+    def command(self, text: str) -> str:
+        """A command line with its references replaced by quoted values, for people: what was run in effect."""
+        if not self.known:
+            return text
+        return substitute(text, lambda each: each.text if each.kind == "secret" else _quoted(each, self.known))
 
 
 def instance_name(template: str, number: int) -> AgentName:
@@ -239,6 +247,14 @@ def _inline(reference: Reference, known: Mapping[str, Any]) -> str:
         return reference.text
     text = as_text(_value(reference, known))
     return text if _fits(text) else f"(the value {reference.key}, given below)"
+
+
+def _quoted(reference: Reference, known: Mapping[str, Any]) -> str:
+    try:
+        text = as_text(_value(reference, known))
+    except ValueMissing:
+        return reference.text
+    return shlex.quote(text if len(text) <= MAX_INLINE else text[: MAX_INLINE - 1] + "…")
 
 
 def _short(value: object) -> str:
