@@ -19,6 +19,7 @@ from toka.config.emit import to_yaml
 from toka.config.source import Source
 from toka.config.team_keys import AGENT, TEAM
 from toka.core.shellwords import shell_command
+from toka.errors import ConfigError
 
 PIECES = [
     "- ", ": ", "\n", "  ", "{", "}", "[", "]", "&a ", "*a", '"', "'", "#", "| ", "> ", "toka: 1\n", "agents:\n",
@@ -42,6 +43,10 @@ def attempt(text: str, **inputs: object) -> None:
     for config in (*reading.configs, *reading.drafts):
         config.position("metadata", "name")
         config.position("tasks", "default", 0, "run")
+    try:
+        assert AgentConfig.parse(text, "team.yaml", inputs) == reading.configs[0]
+    except ConfigError as error:
+        assert error.findings
     for config in reading.configs:
         assert AgentConfig.from_json(config.to_json()) == config
         assert config.task_list()
