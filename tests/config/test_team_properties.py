@@ -62,6 +62,7 @@ def test_any_sequence_of_pieces(text: str) -> None:
     attempt("toka: 1\nagents:\n  a:\n    run: x\n" + text)
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.dictionaries(st.sampled_from([*AGENT, "goall"]), JSON, max_size=5), JSON)
 def test_any_values_of_any_keys(agent: dict[str, Any], value: object) -> None:
@@ -69,6 +70,7 @@ def test_any_values_of_any_keys(agent: dict[str, Any], value: object) -> None:
     attempt(to_yaml({"toka": 1, "defaults": agent, "agents": {"b": {"run": "x"}}}), x=value)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([name for name in TEAM if name != "include"]), JSON, max_size=4))
 def test_any_values_at_the_top(team: dict[str, Any]) -> None:
