@@ -198,6 +198,13 @@ def test_every_code_of_references_and_teams_has_a_case() -> None:
         (HEAD + "  a: {run: x, gaol: y}\n", 'did you mean "goal"?'),
         ("toka: 1\ngoal: x\nagents: {a: {run: x}}\n", "it is a key of an agent: put it below agents: NAME:"),
         (HEAD + "  a: {run: 'echo ${HOME}'}\n", "write $NAME, or $${NAME}, for a variable of the shell"),
+        (
+            HEAD + "  a: {run: 'echo ${area}'}\n",
+            "write $NAME, or $${NAME}, for a variable of the shell; an input is ${inputs.area}",
+        ),
+        (HEAD + "  a: {run: x, outputs: {o: lines}}\n", "write {from: stdout, as: lines}"),
+        (HEAD + "  a: {run: x, limits: {timeout: 1m}}\n", 'did you mean "time"?'),
+        (HEAD + "  a: {for_each: survey.o, run: x}\n", "write such as ${survey.failing}, or [a, b]"),
         (HEAD + "  a: {run: x, limits: {max_cost: 1}}\n", 'did you mean "cost"?'),
         (HEAD + "  a: {run: x, grants: {raed: [x]}}\n", 'did you mean "read"?'),
         (HEAD + "  a: {run: x}\n  b: {run: 'echo ${a.status}'}\n", "add it to needs: a"),

@@ -19,6 +19,7 @@ from toka.config.emit import to_yaml
 from toka.config.source import Source
 from toka.config.team_keys import AGENT, TEAM
 from toka.core.shellwords import shell_command
+from toka.errors import ConfigError
 
 PIECES = [
     "- ", ": ", "\n", "  ", "{", "}", "[", "]", "&a ", "*a", '"', "'", "#", "| ", "> ", "toka: 1\n", "agents:\n",
@@ -42,6 +43,10 @@ def attempt(text: str, **inputs: object) -> None:
     for config in (*reading.configs, *reading.drafts):
         config.position("metadata", "name")
         config.position("tasks", "default", 0, "run")
+    try:
+        assert AgentConfig.parse(text, "team.yaml", inputs) == reading.configs[0]
+    except ConfigError as error:
+        assert error.findings
     for config in reading.configs:
         assert AgentConfig.from_json(config.to_json()) == config
         assert config.task_list()
@@ -57,6 +62,7 @@ def test_any_sequence_of_pieces(text: str) -> None:
     attempt("toka: 1\nagents:\n  a:\n    run: x\n" + text)
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.dictionaries(st.sampled_from([*AGENT, "goall"]), JSON, max_size=5), JSON)
 def test_any_values_of_any_keys(agent: dict[str, Any], value: object) -> None:
@@ -64,6 +70,7 @@ def test_any_values_of_any_keys(agent: dict[str, Any], value: object) -> None:
     attempt(to_yaml({"toka": 1, "defaults": agent, "agents": {"b": {"run": "x"}}}), x=value)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([name for name in TEAM if name != "include"]), JSON, max_size=4))
 def test_any_values_at_the_top(team: dict[str, Any]) -> None:

@@ -33,8 +33,8 @@ ELSEWHERE = ("TK3001", "TK3002")
 def convert(paths: Sequence[Path], form: str, output: Path | None, inputs: Inputs, *, force: bool) -> int:
     """Write specs as one team file, or the agents of a team file as specs, one file each.
 
-    Both ways nothing is lost but comments: what is written is read again and compared first. In specs, inputs have the
-    values that they have now.
+    Both ways nothing of the agents is lost but comments: what is written is read again and compared first. Of a team
+    file's head its name, description and workspace are left out, and in specs inputs have the values they have now.
     """
     configs, _, findings = check_paths(paths, warned_settings().capabilities, inputs)
     wrong = [f for f in findings if f.severity == "error" and f.code not in ELSEWHERE]

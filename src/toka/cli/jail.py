@@ -305,7 +305,8 @@ class _Jail:
             code = 128 + (self._asked or self._last or signal.SIGKILL)
         if limited:
             code = LimitExceeded.exit_code
-        for line in ending(job, result, self._attempts, self._refused, self._already):
+        already, self._already = self._already, len(self._refused)  # a timer may still fire while the loop winds down
+        for line in ending(job, result, self._attempts, self._refused, already):
             _tell(f"toka: {line}")
         if job.explain:
             paint = painter(coloured(sys.stderr))

@@ -145,4 +145,5 @@ def _grants(config: AgentConfig, custom: Presets | None) -> Iterator[Problem]:
     if requests or commands:
         message = "nothing is granted, so the agent sees no file of the workspace"
         path = ("security", "capabilities_required") if requests else ("tasks",)
-        yield Problem("TK4004", message, path, help="ask for filesystem-read or filesystem-write")
+        example = "grants: {read: [.]}" if config.origin.team else "filesystem-read or filesystem-write"
+        yield Problem("TK4004", message, path, help=f"ask for {example}")

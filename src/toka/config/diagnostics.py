@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final, TypedDict
 
@@ -19,6 +19,10 @@ WINDOW: Final = 110
 """Columns of a source line that a snippet shows."""
 MAX_CANDIDATES: Final = 200
 """Known words that are compared with a misspelled one; comparing is slow."""
+
+
+MAX_LOOKUPS: Final = 100
+"""Misspelled words for which one is found that may be meant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +177,20 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """`did you mean "high"?`; None when no known word is near."""
     near = closest(word, known)
     return f'did you mean "{near}"?' if near else None
+
+
+class Nearest:
+    """Finds what words may have been meant to be: each word once, and no more than MAX_LOOKUPS of them."""
+
+    def __init__(self, known: Collection[str]) -> None:
+        self._known = known
+        self._found: dict[str, str | None] = {}
+
+    def to(self, word: str) -> str | None:
+        """As `did_you_mean`; None also for a word too many."""
+        if word not in self._found and len(self._found) < MAX_LOOKUPS:
+            self._found[word] = did_you_mean(word, self._known)
+        return self._found.get(word)
 
 
 def one_of(words: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
 from toka.config.agent import AgentConfig
-from toka.config.diagnostics import did_you_mean, one_of, quoted
+from toka.config.diagnostics import Nearest, did_you_mean, one_of, quoted
 from toka.config.flow import BUILT_IN
 from toka.config.flow_rules import Text, condition, references_of
 from toka.config.rules import Problem
@@ -15,15 +15,22 @@ from toka.core.reference import Reference, only_reference
 
 TEXT_BUILT_IN: Final = ("status", "report")
 """Built-in values that are text; the others are integers."""
+MAX_NAMES: Final = 20
+"""Outputs that are told, or compared with a misspelled one."""
 _LISTS: Final = ("lines", "list", "json")
 _TRUTHS: Final = ("boolean", "json")
 
 
 class Upstream:
-    """The agents that one waits for, directly and through others; each is found out once."""
+    """The agents that one waits for, directly and through others; each is found out once.
+
+    Attributes:
+        near: what the name of an unknown agent may be meant to be.
+    """
 
     def __init__(self, known: Mapping[AgentName, AgentConfig]) -> None:
         self._known = known
+        self.near = Nearest(known)
         self._found: dict[AgentName, frozenset[AgentName]] = {}
 
     def of(self, name: AgentName) -> frozenset[AgentName]:
@@ -32,8 +39,12 @@ class Upstream:
             seen: set[AgentName] = set()
             front = [name]
             while front:
-                config = self._known.get(front.pop())
+                current = front.pop()
+                config = self._known.get(current)
                 if config is None:
+                    continue
+                if current in self._found:
+                    seen |= self._found[current]
                     continue
                 edges = (*config.dependencies.required, *config.dependencies.optional)
                 fresh = [AgentName(t) for t in edges if t not in seen]
@@ -77,14 +88,14 @@ def _problem(
         message = f"{reference.text} is a value of this agent itself, which has none before it ends"
         return Problem("TK3010", message, text.path, text=reference.text)
     if target is None:
-        near = did_you_mean(reference.agent, known)
+        near = upstream.near.to(reference.agent)
         return Problem("TK3008", f"there is no agent {told} in this team", text.path, text=reference.text, help=near)
     kind = type_of(target, reference.name)
     if kind is None:
         if target.lacks("flow"):
             return None
         names = (*(target.flow.outputs if target.flow else ()), *BUILT_IN)
-        near = did_you_mean(reference.name, names) or f"it has {one_of(names)}"
+        near = did_you_mean(reference.name, names[:MAX_NAMES]) or f"it has {one_of(names[:MAX_NAMES])}"
         message = f"{told} has no output {quoted(reference.name)}"
         return Problem("TK3009", message, text.path, text=reference.text, help=near)
     if target.name not in upstream.of(config.name) and not config.lacks("dependencies"):

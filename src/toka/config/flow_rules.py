@@ -29,6 +29,7 @@ _MALFORMED: Final = {
     "command": "write $NAME, or $${NAME}, for a variable of the shell",
     "env": "write $${ for the two characters as they are",
 }
+_BARE: Final = re.compile(r"\$\{([a-z][a-z0-9_-]*)\}")
 _CONDITION: Final = "write a reference such as ${survey.ready}, or model.available, with `not` before it if need be"
 
 
@@ -145,6 +146,13 @@ def flow_problems(spec: Spec) -> Iterator[Problem]:
             yield Problem("TK2020", message, ("flow", "env", name), help="choose another name")
 
 
+def malformed_help(text: str, use: str) -> str:
+    """What to write for something that only looks like a reference."""
+    told = _MALFORMED.get(use, "write ${AGENT.OUTPUT}, ${inputs.NAME} or ${item}; $${ for plain text")
+    bare = _BARE.fullmatch(text)
+    return f"{told}; an input is ${{inputs.{bare[1]}}}" if bare and use in _MALFORMED else told
+
+
 def condition(text: str) -> Reference | None:
     """The reference of a condition of `when`; None when it is `model.available` or nothing that can be one."""
     return only_reference(NOT.sub("", text.strip(), count=1) if NOT.match(text.strip()) else text.strip())
@@ -153,7 +161,7 @@ def condition(text: str) -> Reference | None:
 def _text_problems(text: Text, flow: Flow) -> Iterator[Problem]:
     for each in find_references(text.text):
         if isinstance(each, Malformed):
-            help_ = _MALFORMED.get(text.use, "write ${AGENT.OUTPUT}, ${inputs.NAME} or ${item}; $${ for plain text")
+            help_ = malformed_help(each.text, text.use)
             yield Problem("TK2014", f"{quoted(each.text)} is no reference", text.path, help=help_, text=each.text)
         else:
             yield from _reference_problems(each, text, flow)

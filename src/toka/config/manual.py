@@ -65,7 +65,8 @@ _TEAM: Final = (
     ("inputs", "Input", "A value alone is the default, with its type."),
     ("agents", "TeamAgent", "One of `goal`, `run` and `tasks`. Keys that are sections of a spec are as there."),
     ("grants", "Grants", "A list narrows a grant, `true` does not, `false` takes that of `defaults` back. Further keys "
-     "are names of capabilities: see [specs.md](specs.md)."),
+     "are names of capabilities: see [specs.md](specs.md). So what a denial says would be needed, such as "
+     "`- filesystem-write: {paths: [docs]}`, is a key of `grants` without its dash."),
     ("limits", "Limits", ""),
     ("needs", "Need", ""),
     ("outputs", "TeamOutput", "`stdout` or `report` alone is a text from there."),

@@ -12,6 +12,8 @@ from toka.config.diagnostics import Finding, Position, severity_of
 
 MAX_BYTES: Final = 1024 * 1024
 """The largest file that is read."""
+REACH: Final = 100_000
+"""Characters in which a piece of a value is looked for."""
 MAX_FINDINGS: Final = 50
 """Findings reported per file; more would only bury the first ones."""
 
@@ -63,7 +65,8 @@ class Source:
         """Where a piece of text stands from a place on; the place itself when it is not found."""
         if not at[0] or not self.line(at[0]) or self._starts is None:
             return at
-        index = self.text.find(text, self._starts[at[0] - 1] + at[1] - 1)
+        start = self._starts[at[0] - 1] + at[1] - 1
+        index = self.text.find(text, start, start + REACH)
         if index < 0:
             return at
         row = bisect_right(self._starts, index)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from toka.config.diagnostics import did_you_mean, quoted
+from toka.config.diagnostics import Nearest, quoted
 from toka.config.nodes import ListNode, MapNode, Node, ScalarNode, at, node_of
 from toka.config.source import Source
 from toka.core.reference import Malformed, Reference, as_text, find_references, only_reference, substitute
@@ -22,10 +22,13 @@ class Substitution:
         live: whether such a text holds a reference or an escaped one.
     """
 
-    def __init__(self, declared: Collection[str], values: Mapping[str, Any], source: Source) -> None:
+    def __init__(
+        self, declared: Collection[str], values: Mapping[str, Any], source: Source, near: Nearest | None = None
+    ) -> None:
         self._declared = declared
         self._values = values
         self._source = source
+        self._near = near or Nearest(declared)
         self.used: dict[str, Any] = {}
         self.live = False
 
@@ -83,7 +86,7 @@ class Substitution:
         if reference.name in self._declared:
             return True
         message = f"this team declares no input {quoted(reference.name)}"
-        near = did_you_mean(reference.name, self._declared) or f"declare it: inputs: {{{reference.name}: ...}}"
+        near = self._near.to(reference.name) or f"declare it: inputs: {{{reference.name}: ...}}"
         self._source.add("TK2017", message, self._source.within(at(node), reference.text), help=near)
         return False
 

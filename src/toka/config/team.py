@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from toka.config.diagnostics import quoted
+from toka.config.diagnostics import Nearest, quoted
 from toka.config.inputs import Declared, Inputs, read_declarations, values_of
 from toka.config.nodes import ListNode, MapNode, Node, ScalarNode, absent, at
 from toka.config.source import Source
@@ -29,6 +29,7 @@ class Team:
         agents: each with the node of its name, in order.
         include: paths as written.
         workspace: as written; None = it names none.
+        near: what the name of an unknown input may be meant to be.
     """
 
     source: Source
@@ -38,6 +39,9 @@ class Team:
     agents: dict[str, tuple[ScalarNode, MapNode]] = field(default_factory=dict[str, tuple[ScalarNode, MapNode]])
     include: list[ScalarNode] = field(default_factory=list[ScalarNode])
     workspace: ScalarNode | None = None
+
+    def __post_init__(self) -> None:
+        self.near = Nearest(self.declared)
 
 
 def is_team(root: Node | None) -> bool:
@@ -59,7 +63,7 @@ def read_team(root: MapNode, source: Source, inputs: Inputs) -> Team:
     if not isinstance(mark, ScalarNode) or mark.text != VERSION:
         source.add("TK2021", "this version of Toka reads team files of version 1", at(mark), label="expected 1")
     if "inputs" in given:
-        team.declared = read_declarations(given["inputs"], source)
+        team.declared.update(read_declarations(given["inputs"], source))
     team.values = values_of(team.declared, inputs, source)
     if "defaults" in given and is_mapping(given["defaults"], "defaults", "{grants: {read: [.]}}", source):
         team.defaults = _defaults(given["defaults"], source)

@@ -73,7 +73,7 @@ class _Writer:
         shared = {name: value for name, value in team.defaults.entries.items() if name in DEFAULTS}
         self._refers = self._flag(own.get("references", shared.get("references")))
         own_inputs = _inputs_of(own.get("flow"))
-        self._values = Substitution({*team.declared, *own_inputs}, {**team.values, **own_inputs}, source)
+        self._values = Substitution({*team.declared, *own_inputs}, {**team.values, **own_inputs}, source, team.near)
         self._own = self._settled(own)
         self._shared = self._settled(shared)
         for name, default in team.defaults.keys.items():

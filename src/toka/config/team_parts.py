@@ -6,9 +6,10 @@ Nodes go in and come out, so that each finding has its place in the team file.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Final
+from typing import Final, get_args
 
 from toka.config.diagnostics import closest, did_you_mean, one_of, quoted
+from toka.config.flow import ValueType
 from toka.config.nodes import ListNode, MapNode, Node, ScalarNode, absent, at, mapping, value_of
 from toka.config.source import Source
 from toka.config.team_keys import GRANTS, LIMITS, NEED, OUTPUT
@@ -23,6 +24,7 @@ CAPABILITIES: Final = {
     "github-api": "github-api-access",
 }  # fmt: skip
 """What each short name of a grant stands for."""
+TYPES: Final[tuple[str, ...]] = get_args(ValueType)
 _GIT: Final = {"commit": GIT_ACCESS, "read": "filesystem-read"}
 _LONG_LIMITS: Final = {long: short for short, (long, _) in LIMITS.items()}
 
@@ -109,7 +111,9 @@ def _argument(name: str, capability: str, given: Node, source: Source) -> Node |
     elif first is None:
         known = capability in PRIMITIVES or capability in PRESETS
         label = "expected true" if known else f"expected true, or a mapping such as {{{ARGUMENTS[0]}: [src]}}"
-        source.add("TK2002", f"what {quoted(name)} is narrowed to has to be named", at(given), label=label)
+        help_ = None if known else f"usual grants: {one_of(GRANTS)}"
+        message = f"what {quoted(name)} is narrowed to has to be named"
+        source.add("TK2002", message, at(given), label=label, help=help_)
     else:
         return mapping(given, {first: given})
     return None
@@ -193,6 +197,11 @@ def outputs(node: MapNode, source: Source) -> MapNode:
                 message = f"the output {quoted(name)} does not say where it comes from"
                 source.add("TK2001", message, at(node.keys[name]), label="expected from: stdout, file or report")
                 continue
+        elif isinstance(value, ScalarNode) and value.text in TYPES:
+            message = f"the output {quoted(name)} does not say where it comes from"
+            help_ = f"write {{from: stdout, as: {value.text}}}"
+            source.add("TK2001", message, at(value), label="expected stdout, file or report", help=help_)
+            continue
         elif isinstance(value, ScalarNode) and not absent(value):
             one.put(ScalarNode("source", *at(value)), value)
         else:

@@ -31,6 +31,7 @@ _NO_XDEV, _NO_MAGIC, _IN_ROOT = 1, 2, 16
 _FDCWD: Final = -100
 _NOFOLLOW: Final = 0x100
 _SEE: Final = os.O_PATH | os.O_CLOEXEC
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -161,14 +162,10 @@ class Window:
 
     def _memory(self, pid: int, address: int, size: int) -> bytes:
         try:
-            fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+            return _memory_of(pid, address, size)
         except PermissionError:
             self.blind = True
             raise
-        try:
-            return os.pread(fd, size, address)
-        finally:
-            os.close(fd)
 
     def _text(self, pid: int, address: int) -> str:
         """A path in the memory of a process; raises ValueError when it is longer than paths are."""
@@ -220,6 +217,24 @@ class Window:
         """Where a link leads, as it says."""
         with _opened(self._root, path, _IN_ROOT | _NO_MAGIC, os.O_NOFOLLOW) as fd:
             return os.readlink("", dir_fd=fd)
+
+
+def _memory_of(pid: int, address: int, size: int) -> bytes:
+    """Memory of a process, up to where nothing is mapped any more. Raises OSError.
+
+    Not by /proc/PID/mem, which belongs to root for a process that is not dumpable, as each is before its first exec.
+    """
+    first = min(size, _PAGE - address % _PAGE)  # what lies on one page is had whole or not at all
+    data = ctypes.create_string_buffer(size)
+    ours = (ctypes.c_size_t * 2)(ctypes.addressof(data), size)
+    theirs = (ctypes.c_size_t * 4)(address, first, address + first, size - first)
+    got = _libc.process_vm_readv(
+        ctypes.c_int(pid), ours, ctypes.c_ulong(1), theirs, ctypes.c_ulong(2), ctypes.c_ulong(0)
+    )
+    if got < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return data.raw[:got]
 
 
 @contextlib.contextmanager
