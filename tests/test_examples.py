@@ -119,6 +119,12 @@ def test_there_are_six_and_the_index_names_them_all() -> None:
         assert sorted(set(re.findall(r"examples/([a-z-]+)/\)", readme.read_text()))) == NAMES, readme
 
 
+def test_every_link_leads_to_a_file() -> None:
+    for readme in EXAMPLES.rglob("README.md"):
+        for target in re.findall(r"\]\(([^)#:]+)\)", readme.read_text()):
+            assert (readme.parent / target).exists(), (readme, target)
+
+
 def test_editors_find_the_schema_that_is_in_force() -> None:
     for team in (*EXAMPLES.glob("*/team.yaml"), EXAMPLES / "document-checker" / "style.yaml"):
         modeline = re.fullmatch(r"# yaml-language-server: \$schema=(\S+)", team.read_text().partition("\n")[0])
@@ -223,7 +229,10 @@ def test_logs_without_a_model_are_kept_for_a_person(tmp_path: Path) -> None:
 def test_logs_without_the_secret_are_not_begun(tmp_path: Path) -> None:
     example = Example("log-triage", tmp_path)
     model = ("--model", "scripted:script.yaml")
-    assert "${secret:pager} is not there" in example.toka("run", "team.yaml", *model, code=4, PAGER_KEY="").stderr
+    unset = example.toka("run", "team.yaml", *model, code=4, PAGER_KEY="").stderr
+    assert "${secret:pager} is not there: ${env:PAGER_KEY} is not set\n  help: set it where" in unset
+    unnamed = example.toka("run", "team.yaml", *model, code=4, XDG_CONFIG_HOME=str(tmp_path / "none")).stderr
+    assert '${secret:pager} is not there: no settings name it\n  help: write pager = "${env:NAME}"' in unnamed
     assert not (example.work / "out").exists()
 
 
@@ -289,7 +298,10 @@ def test_data_is_cleaned_by_a_program_that_stays(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Break:
-    """One place that is broken, and who must notice: the agent whose objective fails, and who is skipped therefore."""
+    """One place that is broken, and who must notice: the agent whose objective fails, and who is skipped therefore.
+
+    Without a file, `new` is an input that cannot be satisfied.
+    """
 
     name: str
     file: str
@@ -297,7 +309,6 @@ class Break:
     new: str
     fails: str
     skips: tuple[str, ...] = ()
-    more: tuple[str, ...] = ()
 
 
 BREAKS = (
@@ -310,14 +321,14 @@ BREAKS = (
     ),
     Break("log-triage", "script.yaml", 'new: "E2,8"', 'new: "E2,7"', "triage", ("page",)),
     Break("log-triage", "workspace/tools/pager.py", "signature(sys.argv[1])", '"signed"', "page"),
-    Break("log-triage", "team.yaml", "default: 100", "default: 10", "count", ("triage", "page")),
+    Break("log-triage", "", "", "most=10", "count", ("triage", "page")),
     Break("document-checker", "script.yaml", 'new: "[0, 1, 2, 4]"', 'new: "[0, 1, 2, 3]"', "mend[1]"),
     Break("document-checker", "script.yaml", "new: it is tried three", "new: it is tried four", "review", ("tell",)),
-    Break("document-checker", "team.yaml", "width: 120", "width: 60", "style", ("verdict",)),
+    Break("document-checker", "", "", "width=60", "style", ("verdict",)),
     Break("release-notes", "script.yaml", "an error (#41)", "an error (#44)", "write", ("publish", "tag")),
     Break("release-notes", "script.yaml", 'old: "## 1.2.0"', 'old: "# Changes\\n"', "write", ("publish", "tag")),
     Break("data-cleanup", "script.yaml", '= "no such day"', '= ""', "clean", ("load", "tell")),
-    Break("data-cleanup", "team.yaml", "default: 0.5", "default: 0.9", "load", ("tell",)),
+    Break("data-cleanup", "", "", "least=0.9", "load", ("tell",)),
 )  # fmt: skip
 
 
@@ -329,9 +340,12 @@ def test_each_example_is_broken_in_some_way() -> None:
 @pytest.mark.parametrize("broken", BREAKS, ids=lambda each: f"{each.name}-{each.fails}")
 def test_an_example_that_is_broken_ends_unverified(broken: Break, tmp_path: Path) -> None:
     example = Example(broken.name, tmp_path)
-    example.change(broken.file, broken.old, broken.new)
+    if broken.file:
+        example.change(broken.file, broken.old, broken.new)
+    else:
+        assert f"--input {broken.new}" in example.readme
     example.begin()
-    example.run(code=1)
+    example.run(*([] if broken.file else ["--input", broken.new]), code=1)
     agents = example.agents()
     assert agents[broken.fails]["state"] == "FAILED"
     assert "failed" in [objective["state"] for objective in agents[broken.fails]["objectives"]]

@@ -110,6 +110,8 @@ def test_sdist_is_enough_to_run_the_tests(sdist: Path) -> None:
         "Makefile",
         "scripts/setup",
         "scripts/test",
+        "examples/.schema/team.json",
+        "examples/log-triage/workspace/logs/shop.log",
         "requirements/dev.txt",
         "requirements/bootstrap.txt",
         "tests/test_packaging.py",

@@ -93,10 +93,11 @@ def _secrets(runtime: Runtime, request: RunRequest) -> None:
     for config in request.configs:
         for text, reference in references_of(config):
             if reference.kind == "secret" and reference.name not in runtime.secrets:
-                why = runtime.unset_secrets.get(reference.name, "no settings name it")
+                why = runtime.unset_secrets.get(reference.name)
+                entry = f'{reference.name} = "${{env:NAME}}" under [secrets] in your own config.toml'
                 raise MissingError(
-                    f"{config.position(*text.path).text}: {reference.text} is not there: {why}",
-                    hint=f'write {reference.name} = "${{env:NAME}}" under [secrets] in your own config.toml',
+                    f"{config.position(*text.path).text}: {reference.text} is not there: {why or 'no settings name it'}",
+                    hint="set it where the settings look for it" if why else f"write {entry}",
                 )
 
 
