@@ -94,10 +94,11 @@ def _secrets(runtime: Runtime, request: RunRequest) -> None:
         for text, reference in references_of(config):
             if reference.kind == "secret" and reference.name not in runtime.secrets:
                 why = runtime.unset_secrets.get(reference.name)
-                entry = f'{reference.name} = "${{env:NAME}}" under [secrets] in your own config.toml'
+                named = f'write {reference.name} = "${{env:NAME}}" under [secrets] in your own config.toml'
+                missing = f"{config.position(*text.path).text}: {reference.text} is not there"
                 raise MissingError(
-                    f"{config.position(*text.path).text}: {reference.text} is not there: {why or 'no settings name it'}",
-                    hint="set it where the settings look for it" if why else f"write {entry}",
+                    f"{missing}: {why or 'no settings name it'}",
+                    hint="set it where the settings look for it" if why else named,
                 )
 
 
