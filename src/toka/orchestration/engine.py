@@ -163,7 +163,7 @@ class OrchestrationEngine:
 
 def _sources(configs: Mapping[AgentName, AgentConfig]) -> list[Path]:
     """The files of the specs, as far as they are known."""
-    return [config.source for config in configs.values() if config.source is not None]
+    return list(dict.fromkeys(file for config in configs.values() for file in config.origin.files))
 
 
 def _need_workspace(created: RunCreated | None) -> None:
