@@ -64,8 +64,10 @@ def verdict(state: RunState) -> tuple[RunStatus, str]:
     failed = [a for a in agents if a.status is AgentStatus.FAILED]
     if failed:
         return RunStatus.FAILED, "; ".join(f"{a.name}: {_line(a.reason)}" for a in failed[:5])
-    if any(a.status is AgentStatus.STOPPED for a in agents):
-        return RunStatus.STOPPED, "stopped by a person"
+    stopped = [a for a in agents if a.status is AgentStatus.STOPPED]
+    if stopped:
+        denied = "; ".join(f"{a.name}: {_line(a.reason)}" for a in stopped[:5] if a.why == "denied")
+        return RunStatus.STOPPED, denied or "stopped by a person"
     unmet = [a for a in agents if a.status is AgentStatus.SKIPPED and a.why not in BENIGN]
     if unmet:
         return RunStatus.FAILED, "; ".join(f"{a.name}: {_line(a.reason)}" for a in unmet[:5])
@@ -90,5 +92,6 @@ def _agent(agent: AgentState) -> dict[str, Any]:
         "cost_usd": None if agent.cost_usd is None else round(agent.cost_usd, 6),
         "denied": agent.denied,
         "error": agent.reason if ended_badly else None,
+        "approvals": [a.id for a in agent.asking],
         "attention": [t.id for t in agent.tasks.values() if t.status is TaskStatus.NEEDS_ATTENTION],
     }
