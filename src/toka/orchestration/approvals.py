@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 from toka.core.ids import AgentName
@@ -20,6 +21,7 @@ class Approvals:
     def __init__(self, run: RunContext) -> None:
         """Looks at what the run's record says."""
         self._run = run
+        self._settling = asyncio.Lock()  # from looking whether a question is open until its answer is recorded
 
     async def answer(self, command: Command) -> bool:
         """Records a person's answer to the questions that it names, as far as they are open.
@@ -37,11 +39,12 @@ class Approvals:
         at = min(now, given) if isinstance(given, int | float) else now
         named = command.arguments.get("approvals")
         settled = False
-        for each in self._agent(command.agent).asking:
-            if isinstance(named, list) and each.id in named and (each.expires_at is None or at < each.expires_at):
-                answered = ApprovalAnswered(each.id, VERBS[command.verb], command.author, command.reason)
-                await self._run.recorder.record(command.agent, answered)
-                settled = True
+        async with self._settling:
+            for each in self._agent(command.agent).asking:
+                if isinstance(named, list) and each.id in named and (each.expires_at is None or at < each.expires_at):
+                    answered = ApprovalAnswered(each.id, VERBS[command.verb], command.author, command.reason)
+                    await self._run.recorder.record(command.agent, answered)
+                    settled = True
         return settled
 
     async def expire(self) -> list[AgentName]:
@@ -52,11 +55,12 @@ class Approvals:
         """
         now = self._run.runtime.clock.now()
         out: list[AgentName] = []
-        for agent in tuple(self._run.recorder.state.agents.values()):
-            for each in agent.asking if agent.approvals else ():
-                if each.expires_at is not None and now >= each.expires_at:
-                    await self._run.recorder.record(agent.name, ApprovalAnswered(each.id, "unanswered"))
-                    out.append(AgentName(agent.name))
+        async with self._settling:
+            for agent in tuple(self._run.recorder.state.agents.values()):
+                for each in agent.asking if agent.approvals else ():
+                    if each.expires_at is not None and now >= each.expires_at:
+                        await self._run.recorder.record(agent.name, ApprovalAnswered(each.id, "unanswered"))
+                        out.append(AgentName(agent.name))
         return out
 
     def _agent(self, name: str) -> AgentState:

@@ -314,7 +314,7 @@ class RunSession:
                 await self.manager.pause(name, command.reason, command.author)
             case "stop":
                 self._stopped.add(name)
-                if name in self._running:
+                if name in self._running and not self._running[name].outcome.done():
                     await self.manager.stop(name, command.reason, command.author)
                 else:
                     await self._end_stop(name)
