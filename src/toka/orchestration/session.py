@@ -150,6 +150,8 @@ class RunSession:
                 continue
             if error is not None:
                 raise error
+            if name in self._stopped and not self.manager.state(name).ended:
+                await self._end_stop(name)
             await self._note(schedule, name)
             if name in self._again and not self.manager.state(name).ended:
                 self._queue_again(name)
@@ -317,7 +319,6 @@ class RunSession:
                 if name in self._running and not self._running[name].outcome.done():
                     await self.manager.stop(name, command.reason, command.author)
                 else:
-                    await self._end_stop(name)
                     self._ended.put_nowait(name)
             case "resolve":
                 await self._resolve(name, command)
