@@ -172,7 +172,7 @@ async def test_each_instance_asks_for_itself_and_keeps_its_place_in_the_row(team
     flow = {"for_each": ["a", "b", "c"], "max_parallel": 1}
     result = await team.run(ship("Mend ${item}?", "mkdir lock; sleep 0.1; rmdir lock; touch ${item}", flow=flow))
     names = ["ship[1]", "ship[2]", "ship[3]"]
-    assert result.reason == "ship: ; ship[1]: Mend a?; ship[2]: Mend b?; ship[3]: Mend c?"
+    assert result.reason == "ship[1]: Mend a?; ship[2]: Mend b?; ship[3]: Mend c?"
     for name, verb in zip(names, ("approve", "deny", "approve"), strict=True):
         await answer(team, result.run, verb, open_ids(result, name), name)
     result = await go_on(team, result.run)

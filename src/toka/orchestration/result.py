@@ -60,14 +60,15 @@ def verdict(state: RunState) -> tuple[RunStatus, str]:
     agents = list(state.agents.values())
     waiting = [a for a in agents if not a.ended]
     if waiting:
-        return RunStatus.WAITING, "; ".join(f"{a.name}: {_line(a.reason)}" for a in waiting[:5])
+        return RunStatus.WAITING, "; ".join(
+            f"{a.name}: {_line(a.reason)}" for a in [a for a in waiting if a.reason][:5]
+        )
     failed = [a for a in agents if a.status is AgentStatus.FAILED]
     if failed:
         return RunStatus.FAILED, "; ".join(f"{a.name}: {_line(a.reason)}" for a in failed[:5])
-    stopped = [a for a in agents if a.status is AgentStatus.STOPPED]
-    if stopped:
-        denied = "; ".join(f"{a.name}: {_line(a.reason)}" for a in stopped[:5] if a.why == "denied")
-        return RunStatus.STOPPED, denied or "stopped by a person"
+    if any(a.status is AgentStatus.STOPPED for a in agents):
+        denied = [a for a in agents if a.status is AgentStatus.STOPPED and a.why == "denied" and a.made is None]
+        return RunStatus.STOPPED, "; ".join(f"{a.name}: {_line(a.reason)}" for a in denied[:5]) or "stopped by a person"
     unmet = [a for a in agents if a.status is AgentStatus.SKIPPED and a.why not in BENIGN]
     if unmet:
         return RunStatus.FAILED, "; ".join(f"{a.name}: {_line(a.reason)}" for a in unmet[:5])
