@@ -52,6 +52,7 @@ spec: {name: Other, domain: testing}
 tasks:
   default:
     - {id: keep, run: 'until [ -e effects ]; do sleep 0.02; done', effect: idempotent}
+security: {capabilities_required: [filesystem-read]}
 """
 """Is at work until the end, so that the first process lives while the person answers."""
 SCRIPT: dict[str, Any] = {
@@ -104,6 +105,7 @@ async def answer(session: RunSession) -> None:
                     arguments = {"approvals": [each.id], "at": SystemClock().now()}
                     by = ("ada", "fine")
                     await journal.submit(context.id, "approve", agent=agent.name, arguments=arguments, by=by)
+                    assert context.runtime.state is not None
                     poke(context.runtime.state, context.id)
         asked.clear()
         await asked.wait()
@@ -118,21 +120,21 @@ def left(folder: Path) -> dict[str, Any]:
         records = reader.read(runs[0])
     state = fold_all(runs[0], records)
 
-    def at(kind: type[Any]) -> dict[str, list[int]]:
-        out: dict[str, list[int]] = {}
-        for record in records:
-            if isinstance(record.event, kind):
-                out.setdefault(record.event.approval, []).append(record.id)
-        return out
-
+    asked: dict[str, list[int]] = {}
+    answered: dict[str, list[int]] = {}
+    for record in records:
+        if isinstance(record.event, ApprovalAsked):
+            asked.setdefault(record.event.approval, []).append(record.id)
+        elif isinstance(record.event, ApprovalAnswered):
+            answered.setdefault(record.event.approval, []).append(record.id)
     began = [r.id for r in records if r.stream == "ship" and isinstance(r.event, TaskStateChanged)]
     called = [r.id for r in records if isinstance(r.event, StepIntent) and r.event.what == "write_file"]
     return {
         "run": runs[0],
         "status": state.status.value,
         "tasks": {t.id: t.status.value for a in state.agents.values() for t in a.tasks.values()},
-        "asked": at(ApprovalAsked),
-        "answered": at(ApprovalAnswered),
+        "asked": asked,
+        "answered": answered,
         "began": began,
         "called": called,
     }
@@ -145,7 +147,7 @@ def one_case(folder: Path, at: int, before: bool) -> dict[str, Any]:
     result = None
     for number in range(LIVES):
         known = left(folder) if number else {"run": None, "status": None}
-        if known["status"] in (RUN_ENDS if known["run"] or not number else {None}):
+        if number and known["status"] in (None, *RUN_ENDS):
             break
         kill = (at, before) if not number else (NEVER, False)
         (folder / "result").unlink(missing_ok=True)

@@ -49,6 +49,7 @@ def judge(outcome: dict[str, Any]) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_killed_at_any_write_each_question_is_asked_once_and_its_answer_counts(tmp_path: Path) -> None:
     (whole,) = survived(tmp_path / "whole", [(NEVER, False)])
     assert judge(whole) == "lived" and len(whole["lives"]) == 1
