@@ -94,6 +94,11 @@ def test_summary_of_a_large_run_is_bounded_and_begins_with_what_failed() -> None
     assert f"  toka logs {RUN} zz" in lines
 
 
+def test_names_of_instances_are_quoted_in_commands_for_a_shell() -> None:
+    lines = summary_lines(RunResult(RUN, RunStatus.FAILED, state(AgentState("fix[3]", AgentStatus.FAILED, "why"))))
+    assert f"  toka logs {RUN} 'fix[3]'" in lines
+
+
 @pytest.mark.slow
 async def test_details_come_from_the_record(tmp_path: Path) -> None:
     script = {"default": [call("write_file", path="no.txt", content=""), call("read_file", path="x"), succeed()]}

@@ -85,6 +85,13 @@ def test_the_plan_shows_what_passes_between_agents(toka: Toka, team: Path) -> No
     assert "visible" not in done.out
 
 
+def test_the_plan_says_who_must_be_verified(toka: Toka, team: Path) -> None:
+    team.write_text(TEAM.replace("needs: [survey]", "needs: {survey: {verified: true}}"))
+    assert "    needs     survey (verified)" in toka("plan", "team.yaml").lines
+    team.write_text(TEAM)
+    assert "    needs     survey" in toka("plan", "team.yaml").lines
+
+
 def test_the_plan_as_json_has_it_too(toka: Toka, team: Path) -> None:
     agents = toka("plan", "team.yaml", "--json").json["agents"]
     assert agents["survey"]["flow"]["outputs"] == {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from toka.cli.render_findings import as_json
@@ -62,19 +62,25 @@ def plan_lines(
     for number, wave in enumerate(plan.waves, 1):
         out += ["", paint(f"wave {number}", "dim")]
         for name in wave:
-            out += _agent(plan.agents[name], compiled[name], told.get(name, []), default_model, paint)
+            proven = {edge.on for edge in plan.graph.before[name] if edge.verified}
+            out += _agent(plan.agents[name], proven, compiled[name], told.get(name, []), default_model, paint)
     named = {f for fs in told.values() for f in fs}
     rest = [f.text for f in findings if f not in named]
     return [*out, "", *rest] if rest else out
 
 
 def _agent(
-    agent: AgentPlan, compiled: Compiled, findings: Sequence[Finding], default_model: str, paint: Paint
+    agent: AgentPlan,
+    proven: Collection[AgentName],
+    compiled: Compiled,
+    findings: Sequence[Finding],
+    default_model: str,
+    paint: Paint,
 ) -> list[str]:
     title = "" if agent.title == agent.name else f"  {line_of(agent.title, 80)}"
     out = [f"  {paint(line_of(agent.name), 'bold')}  {agent.priority.lower()}{title}"]
     if agent.needs:
-        out.append(_row("needs", ", ".join(agent.needs)))
+        out.append(_row("needs", ", ".join(f"{n} (verified)" if n in proven else n for n in agent.needs)))
     if agent.after:
         out.append(_row("after", ", ".join(agent.after)))
     for place, (task, what, fixed) in enumerate(agent.tasks):

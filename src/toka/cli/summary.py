@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -182,7 +183,7 @@ def _commands(state: RunState) -> list[str]:
         *(a.name for a in agents if a.usage.calls),
         *(a.name for a in agents),
     ]
-    logs = [f"toka logs {state.id} {clean(curious[0])}"] if curious else []
+    logs = [f"toka logs {state.id} {shlex.quote(clean(curious[0]))}"] if curious else []
     return [f"toka show {state.id}", *logs, f"toka events {state.id}", f"toka audit verify {state.id}"]
 
 

@@ -1,0 +1,7 @@
+"""How long a visit takes."""
+
+from spans import minutes
+
+
+def takes(count):
+    return "takes " + minutes(count)
