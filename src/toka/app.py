@@ -75,13 +75,13 @@ async def submit_command(
     by: tuple[str, str],
     agent: str = "",
     arguments: Mapping[str, Any] | None = None,
-) -> None:
-    """Leaves a request for the executor of a run, durable, and nudges it.
+) -> int:
+    """Leaves a request for the executor of a run, durable, and nudges it. Returns its number.
 
     Args:
         settings: where the run is recorded.
         run: the run.
-        verb: what is asked: `resume`, `resolve`.
+        verb: what is asked: `resume`, `resolve`, `approve`, `deny`.
         by: (author, reason).
         agent: whom it concerns; empty means all.
         arguments: of the verb; None: it has none.
@@ -91,10 +91,11 @@ async def submit_command(
     """
     journal = SqliteJournal(settings.state, SystemClock())
     try:
-        await journal.submit(run, verb, agent=agent, arguments=arguments or {}, by=by)
+        number = await journal.submit(run, verb, agent=agent, arguments=arguments or {}, by=by)
     finally:
         await journal.aclose()
     poke(settings.state, run)
+    return number
 
 
 @asynccontextmanager

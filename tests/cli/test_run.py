@@ -453,6 +453,26 @@ def test_a_relative_script_of_a_spec_means_the_same_after_a_resume_from_elsewher
     assert json.loads(plan.stdout)["agents"]["thinker"]["objectives"] == {"checked": 0, "total": 2}
 
 
+def test_specs_stay_protected_after_a_resume_from_elsewhere(place: Path) -> None:
+    """Their paths were relative to where the run was started."""
+    (place / "ws/specs").mkdir()
+    grant = "security: {capabilities_required: [filesystem-write]}\n"
+    tail = "sh -c 'while [ ! -e go ]; do sleep 0.05; done; echo x >> specs/slow.yaml && touch changed; true'"
+    spec = f"metadata: {{name: slow}}\nspec: {{name: Slow}}\n{grant}tasks:\n"
+    spec += "  - {run: touch started}\n" + f'  - {{run: "{tail}", effect: idempotent}}\n'
+    (place / "ws/specs/slow.yaml").write_text(spec)
+    line = command(place, "run", "specs", "--workspace", ".")
+    with subprocess.Popen(
+        line, cwd=place / "ws", env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as run:
+        wait_for(place / "ws/started")
+        run.kill()
+    (place / "ws/go").touch()
+    assert toka(place, "resume", "@last").returncode == 0
+    assert (place / "ws/specs/slow.yaml").read_text() == spec
+    assert not (place / "ws/changed").exists()
+
+
 def test_a_run_whose_workspace_is_gone_waits_for_it(place: Path) -> None:
     (place / "agents/slow.yaml").write_text(SLOW)
     line = command(place, "run", "agents", "--workspace", "ws")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from toka.cli.text import age, line_of
+from toka.cli.questions import is_late, late_text
+from toka.cli.text import age, line_of, moment
 from toka.cli.view import Planned, RunView
 from toka.events.lifecycle import AGENT_ENDS, AgentStatus, RunStatus, TaskStatus
 from toka.events.state import AgentState
@@ -32,7 +33,7 @@ def explanation(view: RunView, agent: AgentState) -> list[str]:
     """Why the agent waits, or how it ended, one sentence each; empty when it goes without saying."""
     if agent.status in AGENT_ENDS:
         return _ending(agent)
-    out = _questions(agent)
+    out = _approvals(view, agent) + _questions(agent)
     for hold, reason in {**view.state.holds, **agent.holds}.items():
         lift = _LIFTED.get(hold, "toka resume {run}").format(run=f"{view.state.id}{view.options}")
         out.append(f"held by {hold}: {reason or 'no reason given'}; to go on: {lift}")
@@ -55,6 +56,15 @@ def _ending(agent: AgentState) -> list[str]:
     if agent.status is AgentStatus.COMPLETED:
         return []
     return [agent.reason or agent.why or f"{agent.status.lower()} without a reason"]
+
+
+def _approvals(view: RunView, agent: AgentState) -> list[str]:
+    return [
+        f"asked: {each.question} ({late_text(each)})"
+        if is_late(each, view.now)
+        else f"awaits approval since {moment(each.asked_at)}: {each.question}"
+        for each in agent.asking
+    ]
 
 
 def _questions(agent: AgentState) -> list[str]:

@@ -27,6 +27,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "convert": ("toka.cli.convert:convert", "Write specs as a team file, or a team file as specs."),
     "run": ("toka.cli.run:run", "Run a team of agents."),
     "resume": ("toka.cli.run:resume", "Go on with an interrupted run, or lift a pause."),
+    "approve": ("toka.cli.approve:approve", "Agree to what an agent asks."),
+    "deny": ("toka.cli.approve:deny", "Refuse what an agent asks."),
     "resolve": ("toka.cli.resolve:resolve", "Answer whether a step in doubt happened."),
     "demo": ("toka.cli.demo:demo", "Run four agents on a small project that comes with Toka."),
     "jail": ("toka.cli.jail:jail", "Run a command in the sandbox that agents get."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final, cast
 
-from toka.cli.text import Paint, compact, line_of, lines_of, needed, plain, some
+from toka.cli.text import Paint, compact, line_of, lines_of, moment, needed, plain, some
 from toka.events.event import (
     AgentStateChanged,
     CommandApplied,
@@ -22,12 +22,13 @@ from toka.events.event import (
     TaskStateChanged,
     Unknown,
 )
+from toka.events.flow import ApprovalAnswered, ApprovalAsked
 
 MALFORMED: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What showing a record raises whose fields are not of the kind they should be: somebody edited it."""
 _STYLES: Final = {
     "SUCCEEDED": "good", "COMPLETED": "good", "verified": "good", "FAILED": "bad", "failed": "bad",
-    "NEEDS_ATTENTION": "warn", "WAITING": "warn", "STOPPED": "warn",
+    "NEEDS_ATTENTION": "warn", "WAITING": "warn", "STOPPED": "warn", "AWAITING_APPROVAL": "warn",
 }  # fmt: skip
 
 
@@ -65,6 +66,13 @@ def change_lines(event: Event, paint: Paint = plain) -> list[str]:
             return [f"answered by {line_of(event.author) or 'somebody'}: {line_of(event.answer)}"]
         case StepInDoubt():
             return [f"{paint('in doubt', 'warn')}: {line_of(event.question)}"]
+        case ApprovalAsked():
+            until = f" (until {moment(event.expires_at)})" if event.expires_at is not None else ""
+            whose = f"{line_of(event.task, 60)} " if event.task else ""
+            return [f"{whose}{paint('asks', 'warn')}: {line_of(event.question)}{until}"]
+        case ApprovalAnswered():
+            by = f" by {line_of(event.author, 60)}" if event.author else ""
+            return _told(f"{line_of(event.answer, 40)}{by}", event.reason)
         case ObjectiveChanged():
             title = line_of(event.title.strip().partition("\n")[0], 200)
             return [f"objective {event.objective} {painted_state(event.state, paint)}: {title}"]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from toka.cli.explain_state import explanation, run_explanation
+from toka.cli.questions import question_lines
 from toka.cli.render_change import confinement, network_lines, sandbox_lines
 from toka.cli.tally import RunLine, is_scripted
 from toka.cli.text import (
@@ -33,6 +34,7 @@ from toka.events.state import AgentState, ObjectiveState, TaskState
 STYLES: Final = {
     "COMPLETED": "good", "SUCCEEDED": "good", "verified": "good", "FAILED": "bad", "failed": "bad", "UNREADABLE": "bad",
     "STOPPED": "warn", "INTERRUPTED": "warn", "WAITING": "warn", "NEEDS_ATTENTION": "warn", "CANCELLED": "warn",
+    "AWAITING_APPROVAL": "warn",
     "RUNNING": "info", "SKIPPED": "dim", "QUEUED": "dim", "claimed": "dim", "CONFIGURED": "dim", "READY": "dim",
 }  # fmt: skip
 """Colours only repeat what the word says."""
@@ -79,6 +81,7 @@ def list_lines(runs: Sequence[RunLine], now: float, paint: Paint = plain, option
             continue
         if level := confinement(line.level):
             out.append(f"  {paint(level, 'warn')}")
+        out += [f"  {line_of(agent, 60)} asks: {line_of(question, 200)}" for agent, question in line.asks]
         if (what := hint(line, options)) is not None:
             out.append(paint(f"  {what}", "dim"))
     return out
@@ -88,7 +91,7 @@ def hint(line: RunLine, options: str = "") -> str | None:
     """The command that helps a run on; None when nothing is to be done."""
     if line.status is RunStatus.INTERRUPTED:
         return f"toka resume {line.run}{options}"
-    return f"toka show {line.run}{options}" if line.status is RunStatus.WAITING else None
+    return f"toka show {line.run}{options}" if line.status is RunStatus.WAITING or line.asks else None
 
 
 def _row(line: RunLine, now: float) -> list[Cell]:
@@ -190,6 +193,8 @@ def agent_lines(view: RunView, agent: AgentState, paint: Paint = plain) -> list[
     out = [f"{head}  {paint(weak, 'bad' if agent.level == 'none' else 'warn')}" if weak else head]
     for line in explanation(view, agent):
         out += [f"  {text}" for text in lines_of(line, REASON_LINES)]
+    for question in agent.asking:
+        out += [f"    {line}" for line in question_lines(view.state.id, agent.name, question, view.now, view.options)]
     out += [f"  {line}" for line in _tasks(view, agent, paint)] if agent.made is None else ()
     for objective in (agent.objectives[n] for n in sorted(agent.objectives)):
         out += [f"  {line}" for line in _objective(objective, paint)]
@@ -297,5 +302,6 @@ def list_json(line: RunLine, now: float, options: str = "") -> dict[str, Any]:
         "scripted": line.scripted,
         "sandbox": line.level,
         "executor": {"pid": line.executor[0], "host": line.executor[1]} if line.executor else None,
+        "asks": [{"agent": agent, "question": question} for agent, question in line.asks],
         "hint": hint(line, options),
     }

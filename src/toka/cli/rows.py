@@ -26,6 +26,8 @@ _TASK_LINES: Final = {
     "task_skipped": "{task} skipped: {text}",
     "task_cancelled": "{task} cancelled: {text}",
     "task_needs_attention": "{task} needs a person: {text}",
+    "approval_asked": "{task} asks: {text}",
+    "approval_answered": "{task}: {text}",
     "step_in_doubt": "{task} in doubt: {text}",
     "tool_denied": "{text}",
 }
@@ -188,4 +190,8 @@ def _note(agent: AgentState, task: TaskState | None, waits_for: tuple[str, ...])
         return f"tries again: {task.reason}"
     if task is not None and task.status is TaskStatus.NEEDS_ATTENTION:
         return task.question or task.reason
+    if task is not None and task.status is TaskStatus.AWAITING_APPROVAL:
+        return f"awaits approval: {task.reason}"
+    if agent.status is AgentStatus.WAITING and agent.why == "approval":
+        return f"awaits approval: {agent.reason}"
     return agent.reason or standing

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from toka.cli.explain_state import explanation, run_explanation
+from toka.cli.questions import question_json
 from toka.cli.tally import is_scripted
 from toka.cli.view import RunView
 from toka.events.state import AgentState, TaskState
@@ -49,6 +50,7 @@ def agent_json(view: RunView, agent: AgentState) -> dict[str, Any]:
         "needs": list(planned.needs) if planned else [],
         "progress": {"done": done, "total": total},
         "tasks": [_task(t, recorded=t.id in agent.tasks or not agent.ended) for t in {**tasks, **agent.tasks}.values()],
+        "approvals": [question_json(each) for each in agent.approvals.values()],
         "objectives": [
             {"number": n, "title": o.title, "state": o.status.value, "round": o.round, "evidence": o.evidence}
             for n, o in sorted(agent.objectives.items())

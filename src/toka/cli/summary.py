@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from toka.cli.door import pages
+from toka.cli.questions import question_lines, questions_of
 from toka.cli.render_change import confinement
 from toka.cli.rows import NAME_WIDTH, objectives_in_words
 from toka.cli.tally import is_scripted
@@ -64,7 +65,8 @@ def summary_lines(result: RunResult, *, options: str = "", details: Details | No
     lines = [_head(result, details)]
     if result.reason:
         lines.append(f"  {clean(result.reason)}")
-    lines += ["", *_agents(state), *_objectives(state), *_denials(state, details), "", _use(state), "", "look further"]
+    lines += ["", *_agents(state), *_objectives(state), *_denials(state, details), *_questions(state, options)]
+    lines += ["", _use(state), "", "look further"]
     lines += [f"  {command}{options}" for command in _commands(state)]
     return lines
 
@@ -150,6 +152,16 @@ def _denial(agent: str, denial: Denial) -> Iterator[str]:
     yield f"  {clean(agent, NAME_WIDTH)}  {said}"
     if fix := needed(denial.place, denial.patch):
         yield f"      {clean(fix, 200)}"
+
+
+def _questions(state: RunState, options: str) -> list[str]:
+    every = questions_of(state)
+    out = ["", "waits for a person"] if every else []
+    for agent, question in every[:SHOWN]:
+        out.append(f"  {clean(agent, NAME_WIDTH)} asks: {clean(question.question, 160)}")
+        about = question_lines(state.id, agent, question, state.changed_at, options)
+        out += [f"    {line}" for line in about]
+    return out + _more(len(every) - len(out and every[:SHOWN]), "questions")
 
 
 def _use(state: RunState) -> str:

@@ -33,6 +33,13 @@ SELECT coalesce(sum(u0), 0) + coalesce(sum(u1), 0), coalesce(sum(cost), 0.0), su
   FROM streams s JOIN events e ON e.stream = s.id
   WHERE s.run = ?1 AND e.kind = 'step_intent' AND instr(e.body, '"lost":[') AND u0 IS NOT NULL)
 """
+_ASKED = """
+SELECT s.name, json_extract(a.body, '$.data.question') FROM streams s JOIN events a ON a.stream = s.id
+WHERE s.run = ?1 AND a.kind = 'approval_asked' AND NOT EXISTS (
+  SELECT 1 FROM events b WHERE b.stream = s.id AND b.kind = 'approval_answered'
+  AND json_extract(b.body, '$.data.approval') = json_extract(a.body, '$.data.approval'))
+ORDER BY a.id
+"""
 _LEVELS = """
 SELECT DISTINCT CASE e.kind WHEN ?2 THEN json_extract(e.body, '$.data.sandbox')
                             ELSE json_extract(e.body, '$.data.test.level') END
@@ -61,6 +68,7 @@ class RunLine:
         workspace: the directory.
         models: model strings, as asked for and as used.
         level: the weakest confinement that an agent of it had; see LEVELS.
+        asks: the open questions to a person: (agent, question).
         executor: (pid, host) of the living process that executes it.
     """
 
@@ -78,6 +86,7 @@ class RunLine:
     models: tuple[str, ...] = ()
     level: str = LEVELS[0]
     executor: tuple[int, str] | None = None
+    asks: tuple[tuple[str, str], ...] = ()
 
     @property
     def scripted(self) -> bool:
@@ -146,7 +155,13 @@ def _read(reader: SqliteReader, db: sqlite3.Connection, run: RunId) -> RunLine:
         models=_models(db, created.model if created else None, [id_ for id_, name, _ in streams if name]),
         level=weaker(LEVELS[0], *(str(level) for (level,) in levels if level)),
         executor=None if recorded in RUN_ENDS else _executor(lease),
+        asks=() if recorded in RUN_ENDS else _asked(reader, db, run),
     )
+
+
+def _asked(reader: SqliteReader, db: sqlite3.Connection, run: RunId) -> tuple[tuple[str, str], ...]:
+    asked = [(str(name), str(question)) for name, question in db.execute(_ASKED, (run,)).fetchall()]
+    return tuple((name, question) for name, question in asked if not _ended(reader, run, name))
 
 
 def _ended(reader: SqliteReader, run: RunId, agent: str) -> bool:

@@ -92,6 +92,16 @@ def _optional_seconds(value: object) -> float | None:
         raise ValueError(f'{error}; or "none"') from None
 
 
+def _patience(value: object) -> float | None:
+    """A duration; 0 for no bound."""
+    if value == "0" or (value == 0 and not isinstance(value, bool)):
+        return None
+    try:
+        return _seconds(value)
+    except ValueError as error:
+        raise ValueError(f"{error}; or 0 for ever") from None
+
+
 def _size(value: object) -> int:
     size = _read_quantity(units.parse_bytes, value)
     if not 1024 <= size <= 1024**3:
@@ -168,6 +178,10 @@ OPTIONS: Final = (
     Option("execution.repair_rounds", "repair_rounds", _whole(0, 20), 2, "How often failing checks are repaired."),
     Option("execution.grace", "grace_s", _seconds, 10.0, "How long a stop waits before it kills."),
     Option("execution.pause_timeout", "pause_timeout_s", _seconds, 30.0, "Reserved: pauses wait for calls in flight."),
+    Option(
+        "execution.approval_timeout", "approval_timeout_s", _patience, 604_800.0,
+        "How long a question to a person waits for its answer; 0 = for ever.",
+    ),
     Option("execution.retry_base", "retry_base_s", _seconds, 1.0, "The first wait before a retry; it doubles."),
     Option("execution.retry_cap", "retry_cap_s", _seconds, 60.0, "The longest wait before a retry."),
     Option("execution.max_turns", "max_turns", _whole(1, 10_000), 50, "Model calls in one attempt of a task."),

@@ -44,6 +44,7 @@ class ExecutionConfig:
         repair_rounds: how often an agent may repair what a check found.
         grace_s: how long a stop waits before it kills.
         pause_timeout_s: how long a pause waits for a model call in flight.
+        approval_timeout_s: how long a question to a person waits before it counts as unanswered; None = for ever.
         retry_base_s: the first wait before a retry; it doubles each time.
         retry_cap_s: the longest wait before a retry.
         max_turns: model calls in one attempt of a task.
@@ -62,6 +63,7 @@ class ExecutionConfig:
     repair_rounds: int = 2
     grace_s: float = 10.0
     pause_timeout_s: float = 30.0
+    approval_timeout_s: float | None = 604_800.0
     retry_base_s: float = 1.0
     retry_cap_s: float = 60.0
     max_turns: int = 50

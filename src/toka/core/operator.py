@@ -107,7 +107,7 @@ class OperatorPolicy:
                     rule_text, reason = f"policy: deny {rule.text}", f"the operator denies {rule.text}"
                     return Decision("denied", rule_text, reason, "[policy] deny")
                 if hit:
-                    reason = f"the operator wants to be asked about {rule.text}, and nobody can be asked yet"
+                    reason = f"the operator wants to be asked about {rule.text}"
                     return Decision("ask", f"policy: ask {rule.text}", reason, "[policy] ask")
         return None
 

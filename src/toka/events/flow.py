@@ -56,6 +56,7 @@ class ApprovalAsked:
         question: for the person.
         shown: what the answer is about, as JSON: the tool and its arguments and rule, or what the agent may do.
         expires_at: wall-clock seconds after which the question counts as unanswered; None = never.
+        within_s: how long that is after it was asked, in seconds; None = never.
     """
 
     KIND: ClassVar[str] = "approval_asked"
@@ -64,6 +65,7 @@ class ApprovalAsked:
     question: str
     shown: JSON = field(default_factory=_json)
     expires_at: float | None = None
+    within_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

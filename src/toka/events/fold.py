@@ -152,6 +152,8 @@ def _agent_state(state: AgentState, record: Record) -> AgentState:
         started = record.at if started is None else started
         active += max(0.0, state.changed_at - stint) if stint is not None else 0.0
         stint = record.at
+    elif status is AgentStatus.WAITING and stint is not None:  # a person's time is not the agent's
+        active, stint = active + max(0.0, record.at - stint), None
     return replace(
         state,
         status=status,
@@ -282,7 +284,9 @@ def _outputs(state: AgentState, record: Record) -> AgentState:
 def _asked(state: AgentState, record: Record) -> AgentState:
     event = record.event
     assert isinstance(event, ApprovalAsked)
-    new = ApprovalState(event.approval, event.task, event.question, event.shown, event.expires_at)
+    new = ApprovalState(
+        event.approval, event.task, event.question, event.shown, record.at, event.expires_at, event.within_s
+    )
     return replace(state, approvals={**state.approvals, event.approval: new}, changed_at=record.at)
 
 

@@ -81,7 +81,9 @@ class ApprovalState:
         task: the task that waits; empty when the agent itself does.
         question: for the person.
         shown: what the answer is about; see ApprovalAsked.
+        asked_at: wall-clock seconds.
         expires_at: wall-clock seconds after which it counts as unanswered; None = never.
+        within_s: how long that is after it was asked, in seconds; None = never.
         answer: `approved`, `denied` or `unanswered`; empty while it is open.
         author, reason: of the answer.
     """
@@ -90,7 +92,9 @@ class ApprovalState:
     task: str
     question: str
     shown: JSON = field(default_factory=dict[str, Any])
+    asked_at: float = 0.0
     expires_at: float | None = None
+    within_s: float | None = None
     answer: str = ""
     author: str = ""
     reason: str = ""
@@ -151,6 +155,11 @@ class AgentState:
     def ended(self) -> bool:
         """Whether it can change no more."""
         return self.status in AGENT_ENDS
+
+    @property
+    def asking(self) -> tuple[ApprovalState, ...]:
+        """The questions that wait for an answer; none once it has ended."""
+        return () if self.ended else tuple(each for each in self.approvals.values() if not each.answer)
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ class Command:
     Attributes:
         id: grows; applied in this order, each once.
         run, agent: whom it concerns; an empty agent means all.
-        verb: resume, pause, stop, retry, resolve, raise.
+        verb: resume, pause, stop, retry, resolve, approve, deny, raise.
         arguments: of the verb.
         author: the login name of who asked.
         reason: in their words.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ class OrchestrationEngine:
         runtime = self._runtime
         run = new_run_id(runtime.clock.now(), runtime.randbelow)
         specs = json.dumps([c.to_json() for c in configs.values()], ensure_ascii=False, separators=(",", ":"))
+        protected = list(inside(request.workspace, spec_places(_sources(configs))))
         lease = await runtime.journal.acquire(run)
         recorder = Recorder(runtime.journal, lease)
         created = RunCreated(
@@ -79,13 +80,13 @@ class OrchestrationEngine:
             workspace=str(request.workspace.resolve()),
             enabled=list(request.enabled),
             model=request.model,
-            options={**request.options, "execution": asdict(runtime.execution), **_recorded(runtime)},
+            options={**request.options, "execution": asdict(runtime.execution), **_recorded(runtime, protected)},
             toka=__version__,
         )
         me = this_holder()
         attached = ExecutorAttached(me.host, me.pid, lease.token, runtime.level)
         await recorder.record("", created, attached, RunStateChanged(RunStatus.RUNNING.value))
-        context = self._context(run, created, recorder, runtime.execution, gateway, _sources(configs))
+        context = self._context(run, created, recorder, runtime.execution, gateway)
         return RunSession(context, plan, configs)
 
     async def resume(self, run: RunId, *, author: str = "", reason: str = "") -> RunSession:
@@ -123,9 +124,7 @@ class OrchestrationEngine:
         me = this_holder()
         attached = ExecutorAttached(me.host, me.pid, lease.token, self._runtime.level)
         await recorder.record("", attached, RunStateChanged(RunStatus.RUNNING.value, "resumed"))
-        context = self._context(
-            run, created, recorder, _execution(created.options.get("execution")), None, _sources(configs)
-        )
+        context = self._context(run, created, recorder, _execution(created.options.get("execution")), None)
         return RunSession(context, plan, configs)
 
     async def run(self, request: RunRequest) -> RunResult:
@@ -143,7 +142,6 @@ class OrchestrationEngine:
         recorder: Recorder,
         execution: ExecutionConfig,
         gateway: LlmGateway | None,
-        sources: Iterable[Path],
     ) -> RunContext:
         workspace = Path(created.workspace)
         return RunContext(
@@ -158,14 +156,14 @@ class OrchestrationEngine:
             capabilities=_capabilities(created),
             gateway=gateway or self._runtime.gateway,
             toolchains=tuple(created.options.get("toolchains") or ()),
-            protected=inside(workspace, spec_places(sources)),
+            protected=tuple(created.options.get("protected") or ()),
             hidden=inside(workspace, [self._runtime.state] if self._runtime.state else []),
         )
 
 
 def _sources(configs: Mapping[AgentName, AgentConfig]) -> list[Path]:
     """The files of the specs, as far as they are known."""
-    return [config.source for config in configs.values() if config.source is not None]
+    return list(dict.fromkeys(file for config in configs.values() for file in config.origin.files))
 
 
 def _need_workspace(created: RunCreated | None) -> None:
@@ -194,11 +192,12 @@ def _execution(recorded: dict[str, Any] | None) -> ExecutionConfig:
     return ExecutionConfig(**{k: v for k, v in (recorded or {}).items() if k in known})
 
 
-def _recorded(runtime: Runtime) -> dict[str, Any]:
-    """What of the settings a resume takes from the record, so that a later change grants nothing."""
+def _recorded(runtime: Runtime, protected: list[str]) -> dict[str, Any]:
+    """What a resume takes from the record, so that a change of settings, or of place, grants nothing."""
     presets = {name: [c.to_json() for c in each] for name, each in runtime.capabilities.items()}
     toolchains = [toolchain.path for toolchain in runtime.toolchains]
-    return {k: v for k, v in (("capabilities", presets), ("toolchains", toolchains)) if v}
+    found = (("capabilities", presets), ("toolchains", toolchains), ("protected", protected))
+    return {k: v for k, v in found if v}
 
 
 def _capabilities(created: RunCreated) -> dict[str, tuple[Capability, ...]]:

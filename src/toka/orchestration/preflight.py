@@ -67,7 +67,7 @@ async def preflight(runtime: Runtime, request: RunRequest, started: Collection[s
 
 def _inputs(runtime: Runtime, request: RunRequest, started: Collection[str]) -> list[str]:
     """Warnings about what specs ask of the workspace. Raises ConfigError with all findings when one is an error."""
-    sources = [config.source for config in request.configs if config.source is not None]
+    sources = dict.fromkeys(file for config in request.configs for file in config.origin.files)
     terms = Terms(
         runtime.capabilities,
         runtime.policy,

@@ -60,12 +60,15 @@ def verdict(state: RunState) -> tuple[RunStatus, str]:
     agents = list(state.agents.values())
     waiting = [a for a in agents if not a.ended]
     if waiting:
-        return RunStatus.WAITING, "; ".join(f"{a.name}: {_line(a.reason)}" for a in waiting[:5])
+        return RunStatus.WAITING, "; ".join(
+            f"{a.name}: {_line(a.reason)}" for a in [a for a in waiting if a.reason][:5]
+        )
     failed = [a for a in agents if a.status is AgentStatus.FAILED]
     if failed:
         return RunStatus.FAILED, "; ".join(f"{a.name}: {_line(a.reason)}" for a in failed[:5])
     if any(a.status is AgentStatus.STOPPED for a in agents):
-        return RunStatus.STOPPED, "stopped by a person"
+        denied = [a for a in agents if a.status is AgentStatus.STOPPED and a.why == "denied" and a.made is None]
+        return RunStatus.STOPPED, "; ".join(f"{a.name}: {_line(a.reason)}" for a in denied[:5]) or "stopped by a person"
     unmet = [a for a in agents if a.status is AgentStatus.SKIPPED and a.why not in BENIGN]
     if unmet:
         return RunStatus.FAILED, "; ".join(f"{a.name}: {_line(a.reason)}" for a in unmet[:5])
@@ -90,5 +93,6 @@ def _agent(agent: AgentState) -> dict[str, Any]:
         "cost_usd": None if agent.cost_usd is None else round(agent.cost_usd, 6),
         "denied": agent.denied,
         "error": agent.reason if ended_badly else None,
+        "approvals": [a.id for a in agent.asking],
         "attention": [t.id for t in agent.tasks.values() if t.status is TaskStatus.NEEDS_ATTENTION],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Mapping
 from typing import Final
 
@@ -14,6 +15,7 @@ from toka.events.lifecycle import AgentStatus, RunStatus
 from toka.events.state import AgentState
 from toka.journal.journal import Command
 from toka.journal.poke import Inbox
+from toka.orchestration.approvals import VERBS, Approvals
 from toka.orchestration.fan import Fan, is_template, outcome_of, together
 from toka.orchestration.gates import Gates
 from toka.orchestration.plan import Plan
@@ -46,12 +48,14 @@ class RunSession:
         self.reporter = ProgressReporter(context.recorder, configs, context.runtime.clock)
         self._configs: dict[AgentName, AgentConfig] = dict(configs)
         self._gates = Gates(context)
+        self._approvals = Approvals(context)
+        self._back: deque[AgentName] = deque()
         self._fans: dict[AgentName, Fan] = {}
         self._ended: asyncio.Queue[AgentName] = asyncio.Queue()
         self._running: dict[AgentName, AgentExecution] = {}
         self._stopped = {AgentName(a.name) for a in context.recorder.state.agents.values() if a.stop and not a.ended}
         self._again: set[AgentName] = set()
-        self._executing = False
+        self._launched: set[AgentName] = set()
         self._closing = False
         self._sinks: ChannelSinks | None = None
         self._lost: StaleEpoch | None = None
@@ -124,7 +128,6 @@ class RunSession:
         schedule, blocked = recovered(self.plan.graph, {name: together(s, states) for name, s in states.items()})
         await self._skip(blocked)
         limit = self.context.execution.max_concurrent_agents
-        self._executing = True
         while True:
             while not self._closing and len(self._running) < limit and (name := self._next(schedule)) is not None:
                 if name in self._stopped:
@@ -138,20 +141,41 @@ class RunSession:
             if not self._running and self._ended.empty():
                 return
             name = await self._ended.get()
-            execution = self._running.pop(name, None)
+            execution = self._running.get(name)
+            if execution is not None and not execution.outcome.done():
+                continue  # it was answered more than once, and goes on already
+            self._running.pop(name, None)
             error = execution.outcome.exception() if execution else None
             if isinstance(error, Closing):
                 continue
             if error is not None:
                 raise error
-            if name in self._again and not self.manager.state(name).ended:
-                self._again.discard(name)
-                self._start(name)
+            if name in self._stopped and not self.manager.state(name).ended:
+                await self._end_stop(name)
             await self._note(schedule, name)
+            if name in self._again and not self.manager.state(name).ended:
+                self._queue_again(name)
 
     def _next(self, schedule: Schedule) -> AgentName | None:
-        """Who may start now: an instance before another agent."""
-        return next((name for fan in self._fans.values() if (name := fan.next()) is not None), None) or schedule.next()
+        """Who may start now: an instance before another agent, one that was answered before one that never started."""
+        for fan in self._fans.values():
+            if (name := fan.next()) is not None:
+                return name
+        return self._back.popleft() if self._back else schedule.next()
+
+    def _goes_on(self, name: AgentName) -> None:
+        """A person settled something that an agent waits for, or is about to wait for."""
+        if name in self._launched:  # else it starts here in its turn
+            self._again.add(name)
+            if name not in self._running:
+                self._ended.put_nowait(name)
+
+    def _queue_again(self, name: AgentName) -> None:
+        self._again.discard(name)
+        fan = self._fans.get(template_of(name))
+        queue = self._back if fan is None else fan.waiting
+        if name not in queue:
+            queue.appendleft(name)
 
     async def _note(self, schedule: Schedule, name: AgentName) -> None:
         """Draws the conclusions from an agent's end, if it has ended."""
@@ -194,6 +218,8 @@ class RunSession:
             self.reporter.add(spec)
 
     def _start(self, name: AgentName) -> None:
+        self._again.discard(name)
+        self._launched.add(name)
         execution = self._running[name] = self.manager.launch(self._configs[name], self._results(name))
         execution.outcome.add_done_callback(lambda _: self._ended.put_nowait(name))
 
@@ -218,6 +244,7 @@ class RunSession:
                 try:
                     for command in runtime.journal.commands(self.context.id, self._applied):
                         await self._apply(command)
+                    await self._expire()
                 except StaleEpoch as e:
                     self._lost = e  # the agents may have ended before this task has
                     await self.manager.shutdown(0.0)  # another process owns the run; the agents hear it too
@@ -231,6 +258,7 @@ class RunSession:
                 await inbox.wait(POLL_S)
 
     async def _apply(self, command: Command) -> None:
+        await self._answer(command)  # first: who dies between the two finds the request again
         event = CommandApplied(
             command.id, command.verb, command.agent, dict(command.arguments), command.author, command.reason
         )
@@ -250,6 +278,17 @@ class RunSession:
         for command in self.context.runtime.journal.commands(self.context.id, self._applied):
             if command.verb == "resolve":
                 await self._resolve(AgentName(command.agent), command)
+            await self._answer(command)
+        await self._expire()
+
+    async def _answer(self, command: Command) -> None:
+        """Records a person's answer to a question; an agent that waits for it goes on."""
+        if command.verb in VERBS and await self._approvals.answer(command):
+            self._goes_on(AgentName(command.agent))
+
+    async def _expire(self) -> None:
+        for name in await self._approvals.expire():
+            self._goes_on(name)
 
     async def _resolve(self, name: AgentName, command: Command) -> None:
         """Records a person's answer about a task in doubt; an agent that waits for it goes on."""
@@ -259,9 +298,7 @@ class RunSession:
         answer = str(command.arguments.get("answer"))
         for step in task.in_flight:
             await self.context.recorder.record(name, StepResolved(step, answer, command.author, command.reason))
-        if self._executing and name not in self._running:
-            self._again.add(name)
-            self._ended.put_nowait(name)
+        self._goes_on(name)
 
     async def _end_stop(self, name: AgentName) -> None:
         """Ends an agent that is to stop and is not being executed."""
@@ -279,12 +316,11 @@ class RunSession:
                 await self.manager.pause(name, command.reason, command.author)
             case "stop":
                 self._stopped.add(name)
-                if name in self._running:
+                if name in self._running and not self._running[name].outcome.done():
                     await self.manager.stop(name, command.reason, command.author)
                 else:
-                    await self._end_stop(name)
                     self._ended.put_nowait(name)
             case "resolve":
                 await self._resolve(name, command)
             case _:
-                pass  # a verb of a newer Toka: recorded as seen, without effect
+                pass  # an answer, which took effect before; a verb of a newer Toka: recorded as seen, without effect

@@ -85,6 +85,7 @@ class Conversation:
         Raises:
             StepFailure: the attempt failed: no report, malformed calls, a model's failure, a limit.
             InDoubt, JournalError: see Steps.run.
+            AwaitsApproval: see answer_call.
         """
         news = opening
         for turn in range(1, self._agent.run.execution.max_turns + 1):

@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from toka.config.agent import TaskSpec
 from toka.core.ids import StepKey, TaskId
 from toka.errors import LimitExceeded
 from toka.events.lifecycle import AgentStatus, TaskStatus
 from toka.llm.prompts import task_prompt
+from toka.runtime.approval import AwaitsApproval, answer_to, before_start, told
 from toka.runtime.context import AgentContext
 from toka.runtime.conversation import report_text
 from toka.runtime.objective import ObjectiveVerifier
 from toka.runtime.outputs import collect
 from toka.runtime.task import TaskExecutor, TaskOutcome
 from toka.runtime.values import ValueMissing
+
+WAITS: Final = (TaskStatus.NEEDS_ATTENTION, TaskStatus.AWAITING_APPROVAL)
+"""How a task stands that waits for a person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ class AgentOutcome:
     Attributes:
         status: COMPLETED, FAILED, SKIPPED, STOPPED, or WAITING when a person must answer.
         reason: the error or the question; empty when completed.
-        why: the cause as a word: task_failed, check_failed, timeout, limit, in_doubt ...
+        why: the cause as a word: task_failed, check_failed, timeout, limit, in_doubt, approval ...
     """
 
     status: AgentStatus
@@ -54,9 +58,13 @@ class AgentExecutor:
     async def run(self) -> AgentOutcome:
         """Executes all tasks, then verifies the objectives. A failed task ends it: the tasks left are skipped.
 
+        Where the spec wants a person to agree, nothing of this happens before they did.
+
         Raises:
             JournalError: the record cannot be written.
         """
+        if (refused := await self._asked()) is not None:
+            return refused
         bad = await self._run_tasks()
         if bad is not None:
             return await self._give_up(bad)
@@ -65,6 +73,23 @@ class AgentExecutor:
         if outcome.status is TaskStatus.SUCCEEDED:
             return await self._leave()
         return _ended(outcome)
+
+    async def _asked(self) -> AgentOutcome | None:
+        """How it ends, or that it waits, when a person has not agreed to it; None when it may begin."""
+        ask = before_start(self._agent, self._list)
+        if ask is None:
+            return None
+        try:
+            known = await answer_to(self._agent, ask)
+        except AwaitsApproval as waits:
+            return AgentOutcome(AgentStatus.WAITING, waits.question, "approval")
+        if known.answer == "approved":
+            return None
+        reason = told(known)
+        for task in self._list:
+            await self._tasks.skip(task, reason)
+        denied = known.answer == "denied"
+        return AgentOutcome(AgentStatus.STOPPED if denied else AgentStatus.FAILED, reason, known.answer)
 
     async def _leave(self) -> AgentOutcome:
         """The last thing: the values for the agents that build on this one."""
@@ -165,16 +190,16 @@ class AgentExecutor:
 
     async def _give_up(self, bad: TaskSpec) -> AgentOutcome:
         outcome = self._outcomes[bad.id]
-        if outcome.status is not TaskStatus.NEEDS_ATTENTION:
+        if outcome.status not in WAITS:
             for task in self._list:
-                if task.id not in self._outcomes:
+                if task.id not in self._outcomes or self._outcomes[task.id].status in WAITS:
                     await self._tasks.skip(task, f"task {bad.id} did not succeed")
         ended = _ended(outcome)
         return AgentOutcome(ended.status, f"task {bad.id}: {ended.reason}", ended.why or "task_failed")
 
 
 def _ended(outcome: TaskOutcome) -> AgentOutcome:
-    waits = outcome.status is TaskStatus.NEEDS_ATTENTION
+    waits = outcome.status in WAITS
     return AgentOutcome(AgentStatus.WAITING if waits else AgentStatus.FAILED, outcome.reason, outcome.why)
 
 

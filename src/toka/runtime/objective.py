@@ -41,7 +41,8 @@ class ObjectiveVerifier:
         """Checks all objectives, with at most `repair_rounds` repairs between.
 
         Returns:
-            SUCCEEDED when no objective that has a check is unverified, else FAILED or NEEDS_ATTENTION with the reason.
+            SUCCEEDED when no objective that has a check is unverified, else FAILED or waiting for a person,
+            with the reason.
 
         Raises:
             JournalError: the record cannot be written.

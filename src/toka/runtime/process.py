@@ -314,6 +314,8 @@ class AgentProcessManager:
             if execution.stopping is not None:
                 return await self._stopped(execution, prepared, executor)
             return await self._crashed(execution, executor, e)
+        if outcome.status is AgentStatus.WAITING and execution.stopping is not None:
+            return await self._stopped(execution, prepared, executor)
         return await self._end(name, outcome)
 
     async def _stopped(

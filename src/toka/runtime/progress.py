@@ -29,6 +29,7 @@ from toka.events.event import (
     StepResolved,
     TaskStateChanged,
 )
+from toka.events.flow import ApprovalAnswered, ApprovalAsked
 from toka.events.lifecycle import AGENT_ENDS, TASK_ENDS, AgentStatus
 from toka.events.record import Record
 from toka.events.state import AgentState
@@ -234,6 +235,13 @@ def progress_event(record: Record) -> ProgressEvent | None:
     if isinstance(event, StepResolved):
         who = f" by {event.author}" if event.author else ""
         return ProgressEvent("step_resolved", agent, _task_id(event.step), f"answered{who}: {event.answer}", at)
+    if isinstance(event, ApprovalAsked):
+        text = event.question if event.task else f"asks: {event.question}"
+        return ProgressEvent("approval_asked", agent, event.task, text, at)
+    if isinstance(event, ApprovalAnswered):
+        by = f" by {event.author}" if event.author else ""
+        why = f": {event.reason}" if event.reason else ""
+        return ProgressEvent("approval_answered", agent, "", f"{event.answer}{by}{why}", at)
     if isinstance(event, ObjectiveChanged):
         kind = "check_failed" if event.state == "failed" else f"objective_{event.state}"
         word = "check failed" if event.state == "failed" else event.state
@@ -255,6 +263,8 @@ def _task(event: TaskStateChanged) -> tuple[str, str]:
         case "SUCCEEDED":
             summary = str((event.report or {}).get("summary", ""))
             return ("repair_succeeded" if repair else "task_succeeded"), _first_line(summary) or event.task
+        case "AWAITING_APPROVAL":
+            return "", ""  # the question was told before
         case "NEEDS_ATTENTION":
             return "task_needs_attention", event.reason
         case state:
@@ -265,6 +275,8 @@ def _agent(event: AgentStateChanged) -> tuple[str, str]:
     if event.state in (AgentStatus.RUNNING, AgentStatus.READY):
         return "", ""
     kind = "agent_started" if event.state == AgentStatus.STARTING else f"agent_{event.state.lower()}"
+    if event.why == "approval":
+        return kind, "waits for the answer"
     word = kind.removeprefix("agent_").replace("_", " ")
     return kind, f"{word}: {event.reason}" if event.reason else word
 

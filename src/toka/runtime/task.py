@@ -15,6 +15,7 @@ from toka.events.event import TaskStateChanged
 from toka.events.lifecycle import TASK_ENDS, TaskStatus, task_may
 from toka.events.state import TaskState
 from toka.llm.prompts import REPORT_TOOL, retry_note
+from toka.runtime.approval import AwaitsApproval
 from toka.runtime.command import met, run_line, tail, verdict
 from toka.runtime.context import AgentContext
 from toka.runtime.conversation import Conversation, Report, opening_messages
@@ -27,7 +28,7 @@ class TaskOutcome:
     """How a task ended, or that it waits for a person.
 
     Attributes:
-        status: an end, or NEEDS_ATTENTION.
+        status: an end, NEEDS_ATTENTION or AWAITING_APPROVAL.
         report: what was reported; None when nothing was.
         reason: the error, or the question for a person; empty on success.
         why: the cause as a word: reported, exit, timeout, limit, malformed ...
@@ -151,8 +152,7 @@ class TaskExecutor:
         if known.status is TaskStatus.RETRY_WAIT:
             number += 1
         while True:
-            answered = self._state(work.task).status is TaskStatus.NEEDS_ATTENTION and not known.question
-            if self._state(work.task).attempt < number or answered:
+            if self._state(work.task).attempt < number or self._answered(work.task):
                 await self._change(
                     TaskStateChanged(work.task, TaskStatus.RUNNING.value, number, last, title=work.title)
                 )
@@ -165,9 +165,20 @@ class TaskExecutor:
                 last = failure.message
             except InDoubt as doubt:
                 return TaskOutcome(TaskStatus.NEEDS_ATTENTION, None, doubt.question, "in_doubt")
+            except AwaitsApproval as waits:
+                return TaskOutcome(TaskStatus.AWAITING_APPROVAL, None, waits.question, "approval")
+            if self._status(work.task) is TaskStatus.AWAITING_APPROVAL:  # it went on although nobody answered
+                await self._change(TaskStateChanged(work.task, TaskStatus.RUNNING.value, number, last))
             await self._change(TaskStateChanged(work.task, TaskStatus.RETRY_WAIT.value, number, last))
             await self._agent.run.runtime.clock.sleep(self._backoff(number))
             number += 1
+
+    def _answered(self, task: str) -> bool:
+        """Whether a task that waited for a person waits no more."""
+        agent, known = self._agent.run.recorder.state.agents.get(self._agent.name), self._state(task)
+        if known.status is TaskStatus.AWAITING_APPROVAL:
+            return agent is None or all(each.task != task for each in agent.asking)
+        return known.status is TaskStatus.NEEDS_ATTENTION and not known.question
 
     def _talk(
         self, task: TaskId, prompt: Callable[[], str], report_tool: ToolSpec

@@ -13,6 +13,7 @@ from toka.core.ids import StepKey
 from toka.core.message import Message, ToolCall
 from toka.errors import LimitExceeded, SandboxError
 from toka.llm.prompts import bad_arguments, tool_error, tool_result, unknown_tool
+from toka.runtime.approval import consent
 from toka.runtime.command import limit_met, met
 from toka.runtime.context import AgentContext
 from toka.runtime.meter import Meter
@@ -41,6 +42,8 @@ async def answer_call(agent: AgentContext, key: StepKey, call: ToolCall) -> Answ
 
     Raises:
         LimitExceeded: the tool calls of a scope are used up.
+        AwaitsApproval: the operator wants a person to be asked, and nobody has answered yet.
+        StepFailure: nobody answered in time.
         InDoubt, JournalError: see Steps.run.
     """
     if (known := agent.steps.recorded(key)) is not None:
@@ -59,6 +62,8 @@ async def answer_call(agent: AgentContext, key: StepKey, call: ToolCall) -> Answ
         decision = agent.validator.check(tool.needs(arguments), tool.name, subject(arguments))
     except CapabilityError as e:
         decision = Decision("denied", BEYOND, str(e))
+    if decision.outcome == "ask":
+        decision = await consent(agent, key, tool.name, arguments, subject(arguments), decision)
     if not decision.allowed:
         return _answer(call, await agent.steps.deny(key, call.name, decision, arguments))
     return await _run(agent, key, call, tool, arguments, decision.rule)
@@ -156,7 +161,9 @@ async def _reject(agent: AgentContext, key: StepKey, call: ToolCall, text: str, 
 
 def _answer(call: ToolCall, result: Result) -> Answer:
     value: dict[str, Any] = result.value
-    text = tool_error(call.name, f"denied: {value['text']}") if "denied" in value else value["text"]
+    text = value["text"]
+    if "denied" in value:
+        text = tool_error(call.name, text if text.startswith("denied by ") else f"denied: {text}")
     message = Message("tool", text, call_id=call.id, name=call.name, failed=result.failed)
     return Answer(message, invalid=str(value.get("invalid") or ""))
 

@@ -45,7 +45,6 @@ class Values:
         """A text with its references replaced by what stands within a sentence."""
         return substitute(text, lambda each: _inline(each, self.known))
 
-
     def command(self, text: str) -> str:
         """A command line with its references replaced by quoted values, for people: what was run in effect."""
         if not self.known:
