@@ -21,7 +21,6 @@ import pytest
 import yaml
 
 from test_readme import ROOT, TOKA, blocks, normal
-from toka.cli.main import COMMANDS
 from toka.config.team_schema import team_schema
 
 EXAMPLES = ROOT / "examples"
@@ -29,8 +28,6 @@ NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/team.yaml"))
 KEY = "any-key-will-do"
 WAITING = "release-notes"
 """The example in which a person is asked."""
-
-can_approve = pytest.mark.xfail("approve" not in COMMANDS, reason="there is no `toka approve` yet", strict=True)
 
 
 class Example:
@@ -151,7 +148,7 @@ def test_together_they_use_what_team_files_can_do() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param(name, marks=can_approve if name == WAITING else ()) for name in NAMES])
+@pytest.mark.parametrize("name", NAMES)
 def test_an_example_ends_as_its_readme_shows(name: str, tmp_path: Path) -> None:
     example = Example(name, tmp_path)
     example.begin()
@@ -251,7 +248,6 @@ def test_documents_are_held_to_the_program(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@can_approve
 def test_release_notes_are_committed_when_a_person_agrees(tmp_path: Path) -> None:
     example = Example(WAITING, tmp_path)
     example.begin()
@@ -271,7 +267,6 @@ def test_release_notes_are_committed_when_a_person_agrees(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@can_approve
 def test_release_notes_that_a_person_refuses_are_not_committed(tmp_path: Path) -> None:
     example = Example(WAITING, tmp_path)
     example.begin()
@@ -355,7 +350,6 @@ def test_an_example_that_is_broken_ends_unverified(broken: Break, tmp_path: Path
 
 
 @pytest.mark.slow
-@can_approve
 def test_a_release_that_is_not_committed_as_asked_is_not_tagged(tmp_path: Path) -> None:
     example = Example(WAITING, tmp_path)
     example.change("script.yaml", "message: Release 1.3.0", "message: Some release")
