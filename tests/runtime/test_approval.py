@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from harness import Team, agent, call, eventually, fail, succeed
+from harness import Team, agent, ask, call, eventually, fail, succeed
 from toka.core.clock import SystemClock
+from toka.core.ids import AgentName
 from toka.events.event import StepDenied, StepIntent, TaskStateChanged
 from toka.events.flow import ApprovalAnswered, ApprovalAsked
 from toka.events.lifecycle import AgentStatus, TaskStatus
@@ -129,7 +130,7 @@ async def test_an_answer_that_comes_before_the_agent_has_come_to_rest_counts(fas
                 session.context.id, "approve", agent="ship", arguments=given, by=("a", "")
             )
             (found,) = [c for c in runtime.journal.commands(session.context.id) if c.id == command]
-            await session._apply(found)
+            await session._apply(found)  # pyright: ignore[reportPrivateUsage]
 
         answering = asyncio.create_task(at_once())
         result = await session.run()
@@ -315,6 +316,8 @@ async def test_a_call_waits_for_a_person_and_is_made_once_after_it(team: Team) -
     assert made.rule == "policy: ask write_file(secret*), approved by ada"
     assert len(team.events(ApprovalAsked)) == 1
     assert result.state.agents["one"].tool_calls == 2
+    states = [e.state for e in team.events(TaskStateChanged)]
+    assert states == ["RUNNING", "AWAITING_APPROVAL", "RUNNING", "SUCCEEDED"]
 
 
 async def test_denied_the_model_is_told_and_goes_on(team: Team) -> None:
@@ -342,9 +345,13 @@ async def test_the_same_call_a_second_time_is_asked_about_again(team: Team) -> N
     assert (await go_on(team, result.run)).exit_code == 0
 
 
+def _same_id(*_: object) -> str:
+    return "0" * 16
+
+
 async def test_an_answer_to_another_call_under_the_same_id_is_a_denial(team: Team, monkeypatch: Any) -> None:
     """Whoever found two calls with one id gains nothing by it."""
-    monkeypatch.setattr("toka.runtime.approval.Ask.id", lambda *_: "0" * 16)
+    monkeypatch.setattr("toka.runtime.approval.Ask.id", _same_id)
     asking(team, secretive(writes("harmless"), writes("harm")))
     result = await team.run(agent(grant=WRITE))
     await answer(team, result.run, "approve", ["0" * 16], "one")
@@ -421,3 +428,35 @@ async def test_a_stop_ends_an_agent_that_waits(team: Team) -> None:
     assert state.status is AgentStatus.STOPPED
     assert not state.asking
     assert state.tasks["task-1"].status is TaskStatus.CANCELLED
+
+
+async def test_a_stop_ends_an_agent_that_waits_while_others_work(team: Team) -> None:
+    other = agent("other", tasks=[{"run": "until [ -e over ]; do sleep 0.02; done"}], grant=WRITE)
+    async with team.open() as runtime:
+        session = await team.start(runtime, ship(), other)
+        state = session.context.recorder
+        running = asyncio.create_task(session.run())
+        await eventually(lambda: state.state.agents["ship"].status is AgentStatus.WAITING)
+        await ask(team, session.context.id, ("stop", "ship"))
+        await eventually(lambda: state.state.agents["ship"].status is AgentStatus.STOPPED)
+        (team.work / "over").touch()
+        assert (await running).exit_code == 8
+        await session.context.recorder.close()
+
+
+async def test_a_stop_in_the_moment_of_asking_cancels_the_task(team: Team) -> None:
+    asking(team, secretive(writes()))
+    async with team.open() as runtime:
+        session = await team.start(runtime, agent(grant=WRITE))
+        stops: list[asyncio.Task[None]] = []
+
+        def listen(record: Any) -> None:
+            if isinstance(record.event, ApprovalAsked):
+                stops.append(asyncio.create_task(session.manager.stop(AgentName("one"), "enough", "ada")))
+
+        session.context.recorder.subscribe(listen)
+        result = await session.run()
+        await asyncio.gather(*stops)
+        await session.context.recorder.close()
+    state = result.state.agents["one"]
+    assert (state.status, state.tasks["task-1"].status) == (AgentStatus.STOPPED, TaskStatus.CANCELLED)

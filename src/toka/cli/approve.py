@@ -26,7 +26,6 @@ from toka.events.state import AgentState, ApprovalState, RunState
 from toka.journal.journal import Command
 from toka.journal.sqlite import SqliteReader
 from toka.orchestration.approvals import VERBS
-from toka.runtime.approval import told
 
 TAKEN_S: Final = 5.0
 """How long a living executor is waited for until it has taken the answer up, in seconds."""
@@ -175,7 +174,7 @@ def _none(run: RunState, only: str | None, id_: str) -> Exception:
     if settled and (only is not None or id_):
         name, question = settled[-1]
         if question.answer == "unanswered":
-            return _too_late(name, f"{told(question)}, until {moment(question.expires_at)}")
+            return _too_late(name, f"{question.in_words}, until {moment(question.expires_at)}")
         return _answered_already(name, question)
     waiting = "; ".join(f"{name}: {line_of(each.question, 80)}" for name, each in questions_of(run)[:8])
     hint = f"these wait: {waiting}" if waiting else None
@@ -193,7 +192,7 @@ def _as_answered(question: ApprovalState, command: Command) -> ApprovalState:
 
 
 def _answered_already(name: str, question: ApprovalState) -> UsageError:
-    said = f"the question of {line_of(name, 120)} was answered already: {line_of(told(question))}"
+    said = f"the question of {line_of(name, 120)} was answered already: {line_of(question.in_words)}"
     return UsageError(said, hint="the first answer counts")
 
 

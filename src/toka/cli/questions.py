@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Final, cast
 
 from toka.cli.text import age, line_of, lines_of, moment
 from toka.core.units import format_money
 from toka.events.state import ApprovalState, RunState
-from toka.runtime.approval import told
 
 ID: Final = 8
 """Digits of an id in commands that are shown for copying."""
@@ -30,8 +30,7 @@ def is_late(question: ApprovalState, now: float) -> bool:
 
 def late_text(question: ApprovalState) -> str:
     """Why a question takes no answer any more: `nobody answered within 2h, until 2026-11-23 17:31:47`."""
-    nobody = told(ApprovalState(question.id, question.task, question.question, within_s=question.within_s,
-                                answer="unanswered"))  # fmt: skip
+    nobody = replace(question, answer="unanswered").in_words
     return f"{nobody}, until {moment(question.expires_at)}"
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from toka.core.message import Usage
+from toka.core.units import format_duration
 from toka.events.event import (
     RunCreated,
 )
@@ -98,6 +99,14 @@ class ApprovalState:
     answer: str = ""
     author: str = ""
     reason: str = ""
+
+    @property
+    def in_words(self) -> str:
+        """How it was settled, for reasons: `denied by ada: not today`, `nobody answered within 2h`."""
+        if self.answer == "unanswered":
+            return "nobody answered" + (f" within {format_duration(self.within_s)}" if self.within_s else "")
+        by = f"{self.answer} by {self.author or 'nobody'}"
+        return f"{by}: {self.reason}" if self.reason else by
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ from typing import Any, Final
 from toka.config.agent import TaskSpec
 from toka.core.decision import Decision
 from toka.core.ids import StepKey
-from toka.core.units import format_duration
 from toka.events.flow import ApprovalAsked
 from toka.events.state import AgentState, ApprovalState
 from toka.runtime.context import AgentContext
@@ -101,8 +100,8 @@ async def consent(agent: AgentContext, key: StepKey, tool: str, arguments: Any, 
     if known.answer == "approved":
         return Decision("allowed", f"{rule.rule}, approved by {known.author or 'somebody'}")
     if known.answer == "denied":
-        return replace(rule, outcome="denied", reason=told(known))
-    raise StepFailure("unanswered", told(known), retryable=False)
+        return replace(rule, outcome="denied", reason=known.in_words)
+    raise StepFailure("unanswered", known.in_words, retryable=False)
 
 
 def before_start(agent: AgentContext, tasks: Iterable[TaskSpec]) -> Ask | None:
@@ -121,15 +120,6 @@ def before_start(agent: AgentContext, tasks: Iterable[TaskSpec]) -> Ask | None:
     }
     within = flow.approve.expires or agent.run.execution.approval_timeout_s
     return Ask("", prose(flow.approve.question), {k: v for k, v in shown.items() if v not in ([], {}, None)}, within)
-
-
-def told(known: ApprovalState) -> str:
-    """A settled question in a few words, for reasons: `denied by ada: not today`."""
-    if known.answer == "unanswered":
-        within = f" within {format_duration(known.within_s)}" if known.within_s is not None else ""
-        return f"nobody answered{within}"
-    by = f"{known.answer} by {known.author or 'nobody'}"
-    return f"{by}: {known.reason}" if known.reason else by
 
 
 def _whole(value: Any) -> Any:

@@ -12,7 +12,7 @@ from toka.core.ids import StepKey, TaskId
 from toka.errors import LimitExceeded
 from toka.events.lifecycle import AgentStatus, TaskStatus
 from toka.llm.prompts import task_prompt
-from toka.runtime.approval import AwaitsApproval, answer_to, before_start, told
+from toka.runtime.approval import AwaitsApproval, answer_to, before_start
 from toka.runtime.context import AgentContext
 from toka.runtime.conversation import report_text
 from toka.runtime.objective import ObjectiveVerifier
@@ -85,7 +85,7 @@ class AgentExecutor:
             return AgentOutcome(AgentStatus.WAITING, waits.question, "approval")
         if known.answer == "approved":
             return None
-        reason = told(known)
+        reason = known.in_words
         for task in self._list:
             await self._tasks.skip(task, reason)
         denied = known.answer == "denied"
