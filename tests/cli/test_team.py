@@ -48,7 +48,7 @@ def team(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_sound_team_is_valid(toka: Toka, team: Path) -> None:
     done = toka("validate", "team.yaml")
-    assert (done.code, done.out) == (0, "1 spec, 0 errors, 0 warnings\n")
+    assert (done.code, done.out) == (0, "1 file, 2 agents, 0 errors, 0 warnings\n")
 
 
 def test_findings_have_their_lines_in_every_format(toka: Toka, team: Path) -> None:
@@ -233,3 +233,10 @@ def test_a_large_team_is_planned(toka: Toka, team: Path) -> None:
     done = toka("plan", "team.yaml", "--json")
     assert done.code == 0, done.err
     assert len(done.json["agents"]) == 500
+
+
+def test_a_secret_that_is_written_as_a_value_is_told_how(toka: Toka, team: Path) -> None:
+    team.write_text(TEAM.replace("a-${secret:github}", "${secret.token}"))
+    done = toka("validate", "team.yaml")
+    assert done.code == 3
+    assert "did you mean ${secret:token}?" in done.out

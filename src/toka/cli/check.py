@@ -58,9 +58,9 @@ def validate(
     Exits 0 when there is no error, else 3.
     """
     settings = warned_settings()
-    _, findings = check_specs(paths, settings, inputs)
+    configs, findings = check_specs(paths, settings, inputs)
     specs = count_specs(paths)
-    summary = counted(specs, findings)
+    summary = counted(specs, findings, len(configs))
     match "json" if as_json_ else form:
         case "json":
             emit(json_line({**as_json(findings), "specs": specs}))

@@ -16,10 +16,17 @@ from toka.version import __version__
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
-def counted(specs: int, findings: Sequence[Finding]) -> str:
-    """`12 specs, 2 errors, 1 warning`; notes only when there are some."""
+def counted(specs: int, findings: Sequence[Finding], agents: int | None = None) -> str:
+    """`12 specs, 2 errors, 1 warning`; notes only when there are some.
+
+    Args:
+        specs: files.
+        findings: about them.
+        agents: how many these hold, where that is known: `1 file, 3 agents` when a file holds several.
+    """
+    several = agents is not None and agents > specs
     parts = [
-        some(specs, "spec"),
+        f"{some(specs, 'file')}, {some(agents or 0, 'agent')}" if several else some(specs, "spec"),
         some(_count(findings, "error"), "error"),
         some(_count(findings, "warning"), "warning"),
     ]

@@ -148,6 +148,8 @@ def flow_problems(spec: Spec) -> Iterator[Problem]:
 
 def malformed_help(text: str, use: str) -> str:
     """What to write for something that only looks like a reference."""
+    if text.startswith("${secret."):
+        return f"did you mean ${{secret:{text.removeprefix('${secret.')}?"
     told = _MALFORMED.get(use, "write ${AGENT.OUTPUT}, ${inputs.NAME} or ${item}; $${ for plain text")
     bare = _BARE.fullmatch(text)
     return f"{told}; an input is ${{inputs.{bare[1]}}}" if bare and use in _MALFORMED else told
