@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from toka.config.diagnostics import Finding
-from toka.config.dialect import keys_of
+from toka.config.fields import keys_of
 from toka.config.options import OPTIONS, TABLES, URL_FORMS
 from toka.config.parts import ResourceLimits
 from toka.config.secret import Secret

@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from toka.config.agent import AgentConfig
 from toka.errors import ConfigError
 from toka.events.event import StepDenied, StepIntent
 from toka.events.lifecycle import RunStatus, TaskStatus
@@ -93,6 +92,8 @@ class RunView:
 def planned_of(specs: bytes, enabled: Collection[str]) -> dict[str, Planned]:
     """What the specs of a run say, from the blob that holds them; empty when this version cannot read it."""
     try:
+        from toka.config.agent import AgentConfig  # a list of runs needs none of it
+
         configs = [AgentConfig.from_json(spec) for spec in json.loads(specs)]
     except (ConfigError, ValueError, TypeError, AttributeError):
         return {}

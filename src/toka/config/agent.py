@@ -7,13 +7,12 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Self, cast
 
 from pydantic import Field, JsonValue, PrivateAttr, SkipValidation, ValidationError
 
 from toka.config import rules
 from toka.config.diagnostics import Finding, Position, in_order, summary
-from toka.config.documents import Document, Documents
 from toka.config.draft import standing, unreliable, without
 from toka.config.faults import path_text, place_of, report
 from toka.config.fields import Part, Priority, Prose
@@ -47,6 +46,9 @@ from toka.core.capability import Grant
 from toka.core.ids import AgentName
 from toka.core.limits import Limits
 from toka.errors import ConfigError
+
+if TYPE_CHECKING:
+    from toka.config.documents import Document
 
 __all__ = [
     "AgentConfig",
@@ -175,6 +177,8 @@ class AgentConfig(Part):
             inputs: values for the inputs of team files, by name; None = their defaults.
         """
         values = Inputs.of(inputs)
+        from toka.config.documents import Documents  # commands that only look at runs read none
+
         documents = Documents(values)
         configs: list[AgentConfig] = []
         drafts: list[AgentConfig] = []
@@ -350,6 +354,8 @@ class AgentConfig(Part):
     def _only(cls, source: Source, path: Path | None, inputs: Given) -> Self:
         """The one agent of a text. Raises ConfigError."""
         values = Inputs.of(inputs)
+        from toka.config.documents import Documents  # commands that only look at runs read none
+
         documents = Documents(values)
         found = [(document, cls._of(document)) for document in documents.of_source(source, path)]
         values.report_unknown()

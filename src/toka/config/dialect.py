@@ -24,6 +24,7 @@ from pydantic import BaseModel
 from toka.config import flow, parts, tasks
 from toka.config.codes import Severity
 from toka.config.diagnostics import closest, quoted
+from toka.config.fields import keys_of
 from toka.config.nodes import ListNode, MapNode, Node, ScalarNode, absent, at, value_of
 from toka.config.source import Source
 
@@ -37,11 +38,6 @@ GUARDED: Final = frozenset({"security", "tasks", "dependencies", "objectives"})
 """Sections whose misspelled name is an error: the section would silently be dropped."""
 
 Known = Collection[str]
-
-
-def keys_of(model: type[BaseModel]) -> tuple[str, ...]:
-    """The keys that a model accepts in a spec."""
-    return tuple(name for name, field in model.model_fields.items() if not field.exclude)
 
 
 def canonical(root: Node, source: Source) -> MapNode | None:

@@ -35,6 +35,11 @@ class OpenPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
+def keys_of(model: type[BaseModel]) -> tuple[str, ...]:
+    """The keys that a model accepts in a spec."""
+    return tuple(name for name, field in model.model_fields.items() if not field.exclude)
+
+
 class Priority(IntEnum):
     """How urgent something is. Sorts critical first."""
 

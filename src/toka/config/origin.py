@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from toka.config.diagnostics import Position
 from toka.config.dialect import CAPABILITY_LIST, canonical
 from toka.config.faults import place_of
 from toka.config.nodes import MapNode, plain
 from toka.config.source import Source
-from toka.config.team_file import TeamFile
 from toka.config.yaml import read_nodes
+
+if TYPE_CHECKING:
+    from toka.config.team_file import TeamFile  # commands that only look at runs read no team file
 
 TYPED: Final = frozenset({"extensions", "flow"})
 """Sections whose bare numbers are numbers."""

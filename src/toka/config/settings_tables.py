@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from toka.config.diagnostics import did_you_mean, one_of, quoted
-from toka.config.dialect import keys_of
+from toka.config.fields import keys_of
 from toka.config.options import OPTIONS, TABLES, as_written
 from toka.config.parts import ResourceLimits
 from toka.config.secret import Secret, parse_secret
