@@ -43,7 +43,6 @@ async def test_a_command_gives_output_in_order_and_its_exit_code(start: Start) -
     assert (result.exit_code, result.output, result.ended) == (7, b"one\ntwo\nthree\n", "exited")
     assert result.dropped == 0
     assert 0 < result.wall_s < 5
-    assert 0 < result.cpu_s < 5
     assert result.max_rss_bytes > 1_000_000
 
 

@@ -705,3 +705,9 @@ async def test_without_its_group_nothing_starts(limited: Limited, held: str, wor
         assert not (workspace / "src/ran").exists()
     else:
         assert await said(sandbox, "echo alive") == "alive\n"
+
+
+async def test_the_processor_time_of_a_command_is_told(limited: Limited) -> None:
+    sandbox = await limited()
+    result = await sandbox.run(shell("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done"), timeout_s=20)
+    assert 0 < result.cpu_s < 20
