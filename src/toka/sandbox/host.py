@@ -200,7 +200,7 @@ class Sandbox:
         """
         started = self._clock.monotonic()
         try:
-            request = {**self._request(argv, cwd, env or {}, timeout_s), "profile": chosen_by}
+            request = {**self._request(argv, cwd, env or {}, timeout_s), "profile": chosen_by, "apart": apart}
         except ValueError as error:
             return refused(str(error), 0.0)
         with self._working():

@@ -123,7 +123,7 @@ def run_command(request: dict[str, Any], fds: list[int], status: int) -> None:
 def streams_of(request: dict[str, Any], fds: list[int]) -> list[int]:
     """What becomes standard input, output and error: a person's streams, or no input and one or two pipes."""
     if "streams" not in request:
-        return [os.open("/dev/null", os.O_RDWR), fds[0], fds[-1]]
+        return [os.open("/dev/null", os.O_RDWR), fds[0], fds[1 if request.get("apart") else 0]]
     from toka.sandbox.streams import gather  # before the lock: this file may not be read after it
 
     return gather(request["streams"], fds)
