@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -251,7 +251,7 @@ class Sandbox:
         report: dict[str, Any] = {}
         try:
             with self._keeper.watching(measure.kill, measure.note):
-                await self._command(request, lifeline, output, report)
+                await self._command(request, lifeline, output, report, measure.sent)
         except ValueError as error:
             return refused(str(error), self._clock.monotonic() - started)
         except asyncio.CancelledError:
@@ -280,11 +280,17 @@ class Sandbox:
             return zygote
 
     async def _command(
-        self, request: dict[str, Any], lifeline: Lifeline, output: Output | Streams, report: dict[str, Any]
+        self,
+        request: dict[str, Any],
+        lifeline: Lifeline,
+        output: Output | Streams,
+        report: dict[str, Any],
+        sent: Callable[[], None],
     ) -> None:
         """Sends the request and waits for the end, also when cancelled. Fills the report, unless the zygote died."""
         handed = output.theirs
         zygote = await self._send(request, (*handed, lifeline.theirs.fileno()))
+        sent()
         output.sent()
         lifeline.theirs.close()
         try:

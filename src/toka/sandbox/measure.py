@@ -1,4 +1,4 @@
-"""What one command used, and which limit it met: read before it starts and when all of it is dead, whoever ended it."""
+"""What one command used, and which limit it met: read before it begins and when all of it is dead, whoever ended it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Final
 from toka.core.clock import Clock
 from toka.sandbox.command import FLOOD_BYTES, CommandResult, Ended, Lifeline, Output
 from toka.sandbox.keeper import Exceeded, Keeper, Spent
+from toka.sandbox.usage import Usage
 
 NEAR: Final = 0.9
 """The part of its bound from which a process that failed probably failed of it."""
@@ -47,7 +48,8 @@ class Measure:
         self._request = request
         self._lifeline = lifeline
         self._began = began
-        self._before, self._network = keeper.usage(), keeper.network
+        self._before: Usage | None = None  # nothing was sent
+        self._network = keeper.network
         self._killed_for: Exceeded | None = None
         self._noted: Exceeded | None = None
         self.alone = True
@@ -59,6 +61,13 @@ class Measure:
         loop, deadline = asyncio.get_running_loop(), float(request["timeout"])
         wait = max(0.0, deadline - LAST_LOOK_S)
         self._last_look = loop.call_later(wait, keeper.look) if deadline < LONGEST_S else None
+
+    def sent(self) -> None:
+        """The request is on its way: what was used until now is read while the inside makes the command's namespaces.
+
+        It takes the zygote milliseconds until the command itself begins, and the reading a fraction of one.
+        """
+        self._before = self._keeper.usage()
 
     def kill(self, exceeded: Exceeded) -> None:
         """Ends the command for a limit."""
@@ -86,11 +95,12 @@ class Measure:
         keeper = self._keeper
         keeper.wrote(report.get("written", 0))
         now = keeper.usage()
+        before = self._before or now
         result = _plain(report, self._clock.monotonic() - self._began)
-        spent = self._bounded(keeper.spent(self._before, now, self._network), result, report.get("written"))
+        spent = self._bounded(keeper.spent(before, now, self._network), result, report.get("written"))
         if self.alone and result.ended != "exited":
             keeper.settle()
-        exceeded = self._killed_for or keeper.met(self._before, now) or self._noted or self._own_bound(result)
+        exceeded = self._killed_for or keeper.met(before, now) or self._noted or self._own_bound(result)
         if isinstance(output, Output) and output.flooded and result.ended == "killed":
             result = replace(result, ended="flood")
             exceeded = Exceeded("output", FLOOD_BYTES, output.size)
