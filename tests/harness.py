@@ -274,3 +274,14 @@ async def ask(team: Team, run: str, *requests: tuple[str, str]) -> None:
     """Leaves requests in the journal, as another process does."""
     command = [sys.executable, "-c", SUBMIT, str(team.folder / "state"), run, json.dumps(requests)]
     await asyncio.to_thread(subprocess.run, command, check=True)
+
+
+def survived(driver: Path, folder: Path, cases: Sequence[Any]) -> list[dict[str, Any]]:
+    """What a driver of killed processes says of each case; see `survival.py`."""
+    folder.mkdir()
+    text = "".join(json.dumps(case) + "\n" for case in cases)
+    done = subprocess.run([sys.executable, str(driver), str(folder)], input=text, text=True, capture_output=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr[-3000:]
+    outcomes = [json.loads(line) for line in (folder / "results").read_text().splitlines()]
+    assert len(outcomes) == len(cases)
+    return outcomes

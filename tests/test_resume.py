@@ -6,7 +6,6 @@ that only the commands and the model write.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -18,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from harness import Team, agent, eventually
+from harness import Team, agent, eventually, survived
 from toka.core.clock import SystemClock
 from toka.core.ids import RunId
 from toka.errors import JournalError, RunBusy, UsageError
@@ -29,16 +28,6 @@ from toka.runtime.step import INLINE_BYTES
 DRIVER = Path(__file__).with_name("survival.py")
 Case = list[tuple[int, bool]]
 Outcome = dict[str, Any]
-
-
-def survived(folder: Path, cases: list[Case]) -> list[Outcome]:
-    folder.mkdir()
-    text = "".join(json.dumps(case) + "\n" for case in cases)
-    done = subprocess.run([sys.executable, str(DRIVER), str(folder)], input=text, text=True, capture_output=True)
-    assert done.returncode == 0 and not done.stderr, done.stderr[-3000:]
-    outcomes = [json.loads(line) for line in (folder / "results").read_text().splitlines()]
-    assert len(outcomes) == len(cases)
-    return outcomes
 
 
 @dataclass(frozen=True)
@@ -56,7 +45,7 @@ class Whole:
 
 
 def whole_run(folder: Path) -> Whole:
-    (outcome,) = survived(folder, [[]])
+    (outcome,) = survived(DRIVER, folder, [[]])
     (life,) = outcome["lives"]
     after, ended = life["after"], life["ended"]
     end = {k: after[k] for k in ("status", "agents", "tasks", "reports", "objectives", "apart")}
@@ -150,7 +139,7 @@ def judge_calls(lives: list[dict[str, Any]]) -> None:
 def test_killed_at_any_write_a_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     whole = whole_run(tmp_path / "whole")
     cases = [[(at, before)] for at in range(1, whole.writes + 1) for before in (True, False)]
-    ends = Counter(judge(outcome, whole) for outcome in survived(tmp_path / "killed", cases))
+    ends = Counter(judge(outcome, whole) for outcome in survived(DRIVER, tmp_path / "killed", cases))
     assert ends["nothing"] == 2 * whole.began - 1, "all before the launch"
     assert ends["ended"] + ends["lived"] <= 2 * (whole.writes - whole.ended) + 7, "all from the end on"
     assert ends["ended"], "some were killed after the end"
@@ -168,7 +157,7 @@ def test_killed_twice_at_any_writes_a_run_ends_as_if_it_had_not_been(tmp_path: P
         for before in (True, False)
         for after in (True, False)
     ]
-    ends = Counter(judge(outcome, whole) for outcome in survived(tmp_path / "killed", cases))
+    ends = Counter(judge(outcome, whole) for outcome in survived(DRIVER, tmp_path / "killed", cases))
     assert ends["resumed"] and ends["doubtful"] and ends["ended"] and not ends["nothing"]
 
 

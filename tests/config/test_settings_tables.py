@@ -66,13 +66,37 @@ def test_what_is_no_key_for_a_host_is_refused_without_being_repeated(
 
 
 @pytest.mark.parametrize(
-    "table", ["[credentials.\"api.github.com\"]\nvalue = '${env:GH}'", "[tools]\nallow = ['acme-tools']"]
+    "table",
+    [
+        "[credentials.\"api.github.com\"]\nvalue = '${env:GH}'",
+        "[tools]\nallow = ['acme-tools']",
+        "[secrets]\ngithub = '${env:GH}'",
+    ],
 )
 def test_only_a_persons_own_file_may_hold_them(tmp_path: Path, table: str) -> None:
     with pytest.raises(ConfigError) as refused:
         settings(tmp_path, project=table)
     (finding,) = refused.value.findings
     assert "cannot be set by a toka.toml in the working directory" in finding.text
+
+
+def test_secrets_are_references_by_name(tmp_path: Path) -> None:
+    found = settings(tmp_path, "[secrets]\ngithub = '${env:GH}'\ndeploy-key = '${file:/run/key}'\n")
+    assert dict(found.secrets) == {"github": Secret("env", "GH"), "deploy-key": Secret("file", "/run/key")}
+    rows = {key: value for key, value, _ in found.shown()}
+    assert rows["secrets.github"] == "${env:GH}"
+    assert KEY not in f"{found!r}{rows}"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"), [(f"github = '{KEY}'", "write ${env:GITHUB} or"), ("'a b' = '${env:GH}'", "the name of a secret")]
+)
+def test_what_is_no_secret_is_refused_without_being_repeated(tmp_path: Path, line: str, says: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        settings(tmp_path, f"[secrets]\n{line}\n")
+    told = "\n".join(f.render() for f in refused.value.findings)
+    assert says in told
+    assert KEY not in told
 
 
 def test_tools_by_name_and_by_pin(tmp_path: Path) -> None:

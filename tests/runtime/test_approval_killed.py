@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness import survived
+
 DRIVER = Path(__file__).parents[1] / "survival_approval.py"
 NEVER = 1_000_000
-
-
-def survived(folder: Path, cases: list[tuple[int, bool]]) -> list[dict[str, Any]]:
-    folder.mkdir()
-    text = "".join(json.dumps(case) + "\n" for case in cases)
-    done = subprocess.run([sys.executable, str(DRIVER), str(folder)], input=text, text=True, capture_output=True)
-    assert done.returncode == 0 and not done.stderr, done.stderr[-3000:]
-    outcomes = [json.loads(line) for line in (folder / "results").read_text().splitlines()]
-    assert len(outcomes) == len(cases)
-    return outcomes
 
 
 def judge(outcome: dict[str, Any]) -> str:
@@ -51,10 +40,10 @@ def judge(outcome: dict[str, Any]) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_killed_at_any_write_each_question_is_asked_once_and_its_answer_counts(tmp_path: Path) -> None:
-    (whole,) = survived(tmp_path / "whole", [(NEVER, False)])
+    (whole,) = survived(DRIVER, tmp_path / "whole", [(NEVER, False)])
     assert judge(whole) == "lived" and len(whole["lives"]) == 1
     writes = whole["result"]["writes"]
     cases = [(at, before) for at in range(1, writes + 1) for before in (True, False)]
-    ends = Counter(judge(outcome) for outcome in survived(tmp_path / "killed", cases))
+    ends = Counter(judge(outcome) for outcome in survived(DRIVER, tmp_path / "killed", cases))
     assert ends["nothing"] <= 8 and ends["lived"] <= 12 < writes, ends
     assert ends.total() == len(cases)

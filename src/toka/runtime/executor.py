@@ -183,9 +183,7 @@ class AgentExecutor:
             if t.id in self._outcomes
         ]
         others = [(name, status, text) for name, (status, text) in sorted(self._results.items())]
-        beside = [
-            (key, text) for key, text in self._agent.values.beside if f"the value {key}, given" in task.description
-        ]
+        beside = self._agent.values.given_below(task.description)
         return task_prompt(task.description, number, len(self._list), previous, others, beside)
 
     async def _give_up(self, bad: TaskSpec) -> AgentOutcome:

@@ -21,6 +21,8 @@ MAX_INLINE: Final = 300
 MAX_VARIABLE: Final = 100_000
 """Characters of a variable."""
 
+_BESIDE: Final = "(the value {}, given below)"
+
 Load = Callable[[str], bytes]
 """A blob by its digest."""
 
@@ -44,6 +46,10 @@ class Values:
     def prose(self, text: str) -> str:
         """A text with its references replaced by what stands within a sentence."""
         return substitute(text, lambda each: _inline(each, self.known))
+
+    def given_below(self, text: str) -> list[tuple[str, str]]:
+        """The values that a text from `prose` refers to and does not hold, by name."""
+        return [(key, value) for key, value in self.beside if _BESIDE.format(key) in text]
 
     def command(self, text: str) -> str:
         """A command line with its references replaced by quoted values, for people: what was run in effect."""
@@ -245,7 +251,7 @@ def _inline(reference: Reference, known: Mapping[str, Any]) -> str:
     if reference.kind == "secret":
         return reference.text
     text = as_text(_value(reference, known))
-    return text if _fits(text) else f"(the value {reference.key}, given below)"
+    return text if _fits(text) else _BESIDE.format(reference.key)
 
 
 def _quoted(reference: Reference, known: Mapping[str, Any]) -> str:
