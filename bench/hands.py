@@ -24,6 +24,8 @@ PYTHON = ["/usr/bin/python3", "-c", "pass"]
 TRUE = ["/bin/true"]
 POLICY = SandboxPolicy(reads=(".",), writes=("out",), programs=None)
 STARTS = 20
+PAUSE_S = 0.005
+"""Between two commands: what a sandbox does after one is not to slow the plain one down."""
 
 
 def plain(argv: list[str]) -> None:
@@ -58,7 +60,10 @@ async def measure(workspace: Path, commands: int) -> dict[str, float]:
         for name, argv in (("true", TRUE), ("python", PYTHON)):
             if name == "python" and number % 2:
                 continue
-            there, here = await timed(lambda a=argv: in_sandbox(a)), await timed(lambda a=argv: beside(a))
+            there = await timed(lambda a=argv: in_sandbox(a))
+            await asyncio.sleep(PAUSE_S)
+            here = await timed(lambda a=argv: beside(a))
+            await asyncio.sleep(PAUSE_S)
             if number >= 3:  # the first ones fill caches
                 found.setdefault(name, []).append(there)
                 found.setdefault("plain " + name, []).append(here)
@@ -74,6 +79,7 @@ async def measure(workspace: Path, commands: int) -> dict[str, float]:
         await one.close()
     idle = await Sandbox.start(workspace, POLICY, around)
     await idle.file("read", path="file", start=1, lines=None, limit=1000)
+    await idle.run(TRUE, timeout_s=10)
     await asyncio.sleep(WORKER_IDLE_S + 0.5)
     memory = _pss(idle)
     await idle.close()

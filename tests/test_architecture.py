@@ -54,7 +54,8 @@ FENCED: Mapping[str, set[str]] = {"pydantic_ai": VENDORS, "openai": VENDORS, "an
 """Distributions that only the modules named may import."""
 
 STANDALONE = {
-    f"toka.sandbox.{name}" for name in ("groundwork", "kernel", "listener", "probe", "streams", "worker", "zygote")
+    f"toka.sandbox.{name}"
+    for name in ("groundwork", "kernel", "listener", "probe", "roles", "streams", "worker", "zygote")
 }
 """Modules that run inside the sandbox, under the system's Python: standard library only, syntax of Python 3.9."""
 

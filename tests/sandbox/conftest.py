@@ -11,6 +11,7 @@ import pytest
 
 from sandbox.watching import watch_if_wanted
 from toka.core.clock import SystemClock
+from toka.sandbox import mounts
 from toka.sandbox.host import Sandbox
 from toka.sandbox.keeper import Surroundings
 from toka.sandbox.policy import SandboxPolicy
@@ -32,14 +33,19 @@ def workspace(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def start(workspace: Path) -> AsyncIterator[Start]:
-    """Starts sandboxes that may read docs, write src and run anything, unless told otherwise; closes them."""
+    """Starts sandboxes that may read docs, write src and run anything, unless told otherwise; closes them.
+
+    Each has run a command, so that the next one finds processes that wait for it; `warm=False` leaves that out.
+    """
     started: list[Sandbox] = []
 
     async def make(**changes: Any) -> Sandbox:
         options: dict[str, Any] = {"reads": ("docs",), "writes": ("src",), "programs": None, **changes}
-        idle_s = options.pop("idle_s", 60.0)
+        idle_s, warm = options.pop("idle_s", 60.0), options.pop("warm", True)
         sandbox = await Sandbox.start(workspace, SandboxPolicy(**options), Surroundings(SystemClock(), idle_s))
         started.append(sandbox)
+        if warm:
+            await sandbox.run(["true"], timeout_s=10)
         return sandbox
 
     yield make
@@ -63,6 +69,22 @@ def make_toolchain(folder: Path, **programs: str) -> Path:
         (folder / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
         (folder / "bin" / name).chmod(0o755)
     return folder
+
+
+@pytest.fixture
+def code_inside(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The code that runs inside, as a copy that a test may break."""
+    folder = tmp_path_factory.mktemp("code")
+    for name in mounts.INSIDE:
+        shutil.copy(Path(mounts.__file__).parent / name, folder)
+    monkeypatch.setattr(mounts, "__file__", str(folder / "mounts.py"))
+    yield folder
+
+
+def change(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert text.count(old) == 1, old
+    file.write_text(text.replace(old, new))
 
 
 def living(marker: str) -> list[int]:

@@ -194,8 +194,8 @@ _FILTER: Final = (
 )
 
 _LOCKS: Final = (
-    _one("no filter", (ESCAPES,), "zygote.py", '    seccomp(bytes.fromhex(profile["seccomp"]))\n'),
-    _one("no Landlock", (SELFTEST, NETWORK), "zygote.py", '    landlock(profile["landlock"])\n'),
+    _one("no filter", (ESCAPES,), "roles.py", '    seccomp(bytes.fromhex(profile["seccomp"]))\n'),
+    _one("no Landlock", (SELFTEST, NETWORK), "roles.py", '    landlock(profile["landlock"])\n'),
     _one(
         "capabilities are kept",
         (CONFINEMENT, SELFTEST),
@@ -222,14 +222,14 @@ _LOCKS: Final = (
     _one(
         "processes of others are seen",
         (SELFTEST, CONFINEMENT),
-        "zygote.py",
+        "roles.py",
         '    mount("proc", "/proc", "proc", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)\n',
     ),
     Mutation(
         "/proc can be written",
         (ESCAPES,),
         (
-            Change("zygote.py", '"/proc", "proc", MS_RDONLY | MS_NOSUID', '"/proc", "proc", MS_NOSUID'),
+            Change("roles.py", '"/proc", "proc", MS_RDONLY | MS_NOSUID', '"/proc", "proc", MS_NOSUID'),
             Change("landlock.py", '("/etc", "/proc", *folders), READ)', '("/etc", *folders), READ) | {"/proc": WRITE}'),
         ),
     ),
@@ -237,31 +237,29 @@ _LOCKS: Final = (
         "no processes of its own for a command",
         (ESCAPES,),
         (
-            Change(
-                "zygote.py", "clone(CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC)", "clone(CLONE_NEWNS | CLONE_NEWIPC)"
-            ),
-            Change("zygote.py", '    mount("proc", "/proc", "proc", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)\n'),
+            Change("zygote.py", "= CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC", "= CLONE_NEWNS | CLONE_NEWIPC"),
+            Change("roles.py", '    mount("proc", "/proc", "proc", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)\n'),
         ),
     ),
     _one(
         "System V memory is shared among commands",
         (ESCAPES,),
         "zygote.py",
-        "clone(CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC)",
-        "clone(CLONE_NEWPID | CLONE_NEWNS)",
+        "= CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC",
+        "= CLONE_NEWPID | CLONE_NEWNS",
     ),
-    _one("the file worker's root is the sandbox's", (CONFINEMENT,), "zygote.py", "    os.chroot(JAIL)\n"),
+    _one("the file worker's root is the sandbox's", (CONFINEMENT,), "roles.py", "    os.chroot(JAIL)\n"),
     _one(
         "the file worker is not locked up",
         (ESCAPES,),
-        "zygote.py",
+        "roles.py",
         '    lock(request["profile"])\n    serve(connection)',
         "    serve(connection)",
     ),
     _one(
         "the file worker keeps its capabilities",
         (ESCAPES, "test_worker.py"),
-        "zygote.py",
+        "roles.py",
         "    os.chdir(WORKSPACE)\n    drop_capabilities()\n",
         "    os.chdir(WORKSPACE)\n",
     ),
@@ -310,20 +308,27 @@ _MOUNTS: Final = (
     _one(
         "writable places take programs",
         (ESCAPES,),
-        "zygote.py",
+        "roles.py",
         "        add_mount_flags(target, MS_NOEXEC)\n",
         "        pass\n",
     ),
     _one(
+        "an agent's command gets what waits for a person's",
+        ("test_spare.py",),
+        "zygote.py",
+        'spare.kind == request["profile"] and ',
+    ),
+    _one("what waits is not locked up", ("test_spare.py",), "roles.py", "        lock(profile)\n"),
+    _one(
         "all programs are seen",
         (ESCAPES,),
-        "zygote.py",
+        "roles.py",
         '        mount(PROGRAMS, "/usr/bin", None, MS_BIND | MS_REC)\n',
     ),
     _one(
         "folders with other programs are seen",
         (ESCAPES,),
-        "zygote.py",
+        "roles.py",
         "                mount(NOTHING, folder, None, MS_BIND)\n",
         "                pass\n",
     ),

@@ -18,10 +18,10 @@ from harness import usable
 from toka.errors import SandboxError
 from toka.sandbox import cgroup
 from toka.sandbox.cgroup import Cgroup, CgroupLimits, Setting, orphans, settings_of
+from toka.sandbox.cgroup_files import Files
 from toka.sandbox.cgroup_find import (
     KINDS,
     LEAF,
-    Files,
     Hierarchies,
     Kind,
     Place,

@@ -31,19 +31,18 @@ import stat
 import subprocess
 import textwrap
 import uuid
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sandbox.conftest import Start, living, names
+from sandbox.conftest import Start, change, living, names
 from sandbox.test_confinement import said
 from sandbox.test_protect import WHOLE, tries
 from toka.core.capability import Capability
 from toka.errors import SandboxError, SandboxUnavailable
-from toka.sandbox import mounts, profile
+from toka.sandbox import profile
 from toka.sandbox.host import Sandbox, shell
 from toka.sandbox.profile import HIDDEN, LOADERS
 from toka.sandbox.seccomp import ABSENT, DENIED, numbers
@@ -497,7 +496,7 @@ async def test_what_was_given_up_cannot_be_taken_back(start: Start) -> None:
 
 
 async def test_the_file_worker_is_locked_up_like_a_command(start: Start) -> None:
-    sandbox = await start()
+    sandbox = await start(warm=False)
     assert (await sandbox.file("hash", path="docs/a.txt"))["exists"]
     assert sandbox._zygote is not None
     inner = sandbox._zygote.inner
@@ -1043,22 +1042,6 @@ async def test_the_folder_of_programs_cannot_be_changed_or_uncovered(start: Star
 # ---- failing closed
 
 
-@pytest.fixture
-def code_inside(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The code that runs inside, as a copy that a test may break."""
-    folder = tmp_path_factory.mktemp("code")
-    for name in mounts.INSIDE:
-        shutil.copy(Path(mounts.__file__).parent / name, folder)
-    monkeypatch.setattr(mounts, "__file__", str(folder / "mounts.py"))
-    yield folder
-
-
-def change(file: Path, old: str, new: str) -> None:
-    text = file.read_text()
-    assert text.count(old) == 1, old
-    file.write_text(text.replace(old, new))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "broken",
@@ -1091,7 +1074,7 @@ async def test_a_command_for_a_zygote_that_dies_is_lost_and_runs_nowhere_else(
         ("kernel.py", "    return _Program(len(instructions) // 8, instructions)", "    return _Program(0, b'')"),
         ("kernel.py", "def landlock(ruleset", "def landlock(_):\n    raise OSError(1, 'no')\ndef unused(ruleset"),
         ("kernel.py", "    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)", "    raise OSError(1, 'no')"),
-        ("zygote.py", "        os.umask(0o022)", "        set_limits({'NONE': 1})"),
+        ("roles.py", "    os.umask(0o022)", "    set_limits({'NONE': 1})"),
     ],
     ids=["seccomp", "landlock", "capabilities", "limits"],
 )  # fmt: skip

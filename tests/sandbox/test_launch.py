@@ -14,6 +14,7 @@ from toka.errors import SandboxError, SandboxUnavailable
 from toka.sandbox import doctor, launch, spawn
 from toka.sandbox.host import Sandbox
 from toka.sandbox.keeper import Surroundings
+from toka.sandbox.mounts import INSIDE
 from toka.sandbox.policy import SandboxPolicy
 
 SOURCES = Path(spawn.__file__).parent
@@ -134,7 +135,7 @@ def test_the_doctor_works_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not doctor.probe()[0].ok
 
 
-@pytest.mark.parametrize("name", ["groundwork.py", "kernel.py", "probe.py", "streams.py", "worker.py", "zygote.py"])
+@pytest.mark.parametrize("name", INSIDE)
 def test_what_runs_inside_needs_only_an_old_python(name: str) -> None:
     tree = ast.parse((SOURCES / name).read_text(), feature_version=(3, 9))
     imported = {

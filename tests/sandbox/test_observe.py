@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from sandbox.conftest import Start, names, open_fds
-from sandbox.test_escapes import CALLS, change, code_inside, inside  # noqa: F401 - a fixture
+from sandbox.conftest import Start, change, names, open_fds
+from sandbox.test_escapes import CALLS, inside
 from sandbox.test_seccomp import ALLOW, ERRNO, KILL, answer, header
 from sandbox.watching import MACHINE, SEND, Watch
 from toka.core.capability import Capability
@@ -208,7 +208,7 @@ async def test_protected_paths_say_why(start: Start, watch: Watch, workspace: Pa
 
 
 async def test_programs_connections_and_links(start: Start, watch: Watch) -> None:
-    sandbox = await start(programs=("bash", "python3"), **NETWORK)
+    sandbox = await start(programs=("bash", "python3"), warm=False, **NETWORK)
     script = """
 import os, socket
 for act in (lambda: socket.create_connection(("127.0.0.1", 22)), lambda: socket.socket().bind(("0.0.0.0", 8000)),
@@ -349,7 +349,7 @@ async def test_a_watch_that_breaks_off_lets_nothing_through(
 async def test_where_no_listener_can_be_had_the_agents_filter_holds(
     start: Start,
     watch: Watch,
-    code_inside: Path,  # noqa: F811
+    code_inside: Path,
     old: str,
     new: str,
 ) -> None:
@@ -370,7 +370,7 @@ async def test_where_no_listener_can_be_had_the_agents_filter_holds(
 async def test_another_error_of_the_kernel_refuses_the_command(
     start: Start,
     watch: Watch,
-    code_inside: Path,  # noqa: F811
+    code_inside: Path,
 ) -> None:
     change(code_inside / "listener.py", "    program = program_of(instructions)", "    raise OSError(errno.ENOMEM, '')")
     result = await (await start()).run(["true"], timeout_s=10)

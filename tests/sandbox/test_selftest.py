@@ -110,11 +110,11 @@ async def test_a_sandbox_of_this_machine_passes(start: Start, policy: dict[str, 
         (("kernel.py", "    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)\n", "    return\n"), "capabilities"),
         (("zygote.py", "    empty_bounding_set()\n", ""), "capabilities"),
         (
-            ("zygote.py", '    mount("proc", "/proc", "proc", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)\n', ""),
+            ("roles.py", '    mount("proc", "/proc", "proc", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)\n', ""),
             "processes",
         ),
-        (("zygote.py", '    seccomp(bytes.fromhex(profile["seccomp"]))\n', ""), "system calls"),
-        (("zygote.py", '"/proc", "proc", MS_RDONLY', '"/proc", "tmpfs", MS_RDONLY'), "did not come to its end"),
+        (("roles.py", '    seccomp(bytes.fromhex(profile["seccomp"]))\n', ""), "system calls"),
+        (("roles.py", '"/proc", "proc", MS_RDONLY', '"/proc", "tmpfs", MS_RDONLY'), "did not come to its end"),
     ],
     ids=["capabilities", "bounding set", "processes of others", "no filter", "no /proc"],
 )
@@ -226,7 +226,7 @@ async def test_root_outside_is_found(start: Start, monkeypatch: pytest.MonkeyPat
 
 
 async def test_a_sandbox_that_dies_in_its_self_test_has_not_passed(start: Start, broken: Break) -> None:
-    broken("zygote.py", "    from toka.sandbox.probe import probe  #", "    os.kill(os.getpid(), 9)  #")
+    broken("roles.py", "    from toka.sandbox.probe import probe  #", "    os.kill(os.getpid(), 9)  #")
     with pytest.raises(SandboxError, match="did not come to its end"):
         await self_test(await start(), SystemClock())
 

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.conftest import Start, living, open_fds
-from sandbox.test_escapes import change, code_inside  # noqa: F401 - a fixture
+from sandbox.conftest import Start, change, living, open_fds
 from toka.errors import SandboxError
 from toka.sandbox import terminal
 from toka.sandbox.command import CommandResult
@@ -175,10 +174,14 @@ async def test_signals_reach_the_group_of_the_command_only(start: Start, desk: D
 async def test_a_signal_that_comes_before_its_handler_is_not_lost(
     start: Start,
     desk: Desk,
-    code_inside: Path,  # noqa: F811
+    code_inside: Path,
 ) -> None:
     """The command may run, and say so, before its init has got as far as to hand signals on."""
-    change(code_inside / "zygote.py", "        hand_on(child)", "        time.sleep(0.5)\n        hand_on(child)")
+    change(
+        code_inside / "roles.py",
+        "        begun(child)",
+        "        import time\n        time.sleep(0.5)\n        begun(child)",
+    )
     sandbox = await start()
     async with streams_of(sandbox, desk.own) as streams:
         task = asyncio.create_task(sandbox.attach(shell("echo on; sleep 9"), streams, timeout_s=20))

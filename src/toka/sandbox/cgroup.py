@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Final
 
 from toka.errors import SandboxError
-from toka.sandbox.cgroup_find import Files, Hierarchies, Kind, owner_is_gone
+from toka.sandbox.cgroup_files import Files
+from toka.sandbox.cgroup_find import Hierarchies, Kind, owner_is_gone
 from toka.sandbox.usage import Usage, children_of, parse_figure, read_stat, usage_of_cgroup
 
 FREEZE_S: Final = 2.0

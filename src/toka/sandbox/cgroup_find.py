@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal, get_args
 
+from toka.sandbox.cgroup_files import Files
 from toka.sandbox.usage import read_stat
 
 Kind = Literal["memory", "cpu", "pids", "freeze", "kill", "cpuacct", "io"]
@@ -47,43 +48,6 @@ _MARKS: Final[Mapping[tuple[Kind, int], str]] = {
 }
 """The file by which a new cgroup shows that it can do a thing."""
 _OWNER: Final = re.compile(r"-(?:n(?P<pidns>\d+)-)?(?P<pid>\d+)-(?P<started>\d+)\Z")
-
-
-class Files:
-    """The cgroup file systems as we touch them. Every method raises OSError as the kernel does."""
-
-    def read(self, path: Path) -> str:
-        """The whole of a file."""
-        return path.read_text()
-
-    def write(self, path: Path, text: str) -> None:
-        """One write(2) into a file that exists: the kernel takes each as one request."""
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
-
-    def make(self, path: Path) -> None:
-        """Makes one directory, which is how a cgroup is made."""
-        path.mkdir()
-
-    def remove(self, path: Path) -> None:
-        """Removes one directory; the kernel refuses while processes are in it."""
-        path.rmdir()
-
-    def folders(self, path: Path) -> list[str]:
-        """The names of the directories in a directory, sorted."""
-        with os.scandir(path) as entries:
-            return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
-
-    def exists(self, path: Path) -> bool:
-        """Whether there is such a file or directory."""
-        return path.exists()
-
-    def writable(self, path: Path) -> bool:
-        """Whether this process may write to it; False on a read-only mount, whoever asks."""
-        return os.access(path, os.W_OK, effective_ids=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,7 @@ class Sandbox:
             return await self._ended(request, None, self._clock.monotonic(), unheard)
 
     def processes(self) -> list[int]:
-        """The ids on the host of the processes that are always there: the zygote, and the file worker if it runs."""
+        """The ids on the host of the zygote and its children: the file worker, each command's init, one that waits."""
         zygote = self._zygote.inner if self._zygote is not None and self._zygote.alive else 0
         return [zygote, *children_of(zygote)] if zygote else []
 
@@ -295,10 +295,9 @@ class Sandbox:
         lifeline.theirs.close()
         try:
             async with self._clock.timeout(request["timeout"] + GRACE_S):
-                report.update(await lifeline.report())
+                report.update(await self._report(zygote, lifeline))
         except TimeoutError:
-            zygote.kill()
-            await zygote.end()
+            await zygote.end(at_once=True)
             report["ended"] = "timeout"
         except asyncio.CancelledError:
             report.update({"ended": "killed"} | await to_the_end(self._kill(zygote, lifeline)))
@@ -309,11 +308,17 @@ class Sandbox:
         lifeline.cut()
         try:
             async with asyncio.timeout(GRACE_S):
-                return await lifeline.report()
+                return await self._report(zygote, lifeline)
         except TimeoutError:
-            zygote.kill()
-            await zygote.end()
+            await zygote.end(at_once=True)
             return {}
+
+    async def _report(self, zygote: Zygote, lifeline: Lifeline) -> dict[str, Any]:
+        """How one process inside ended, when all that it started is dead; empty when the zygote died first."""
+        report = await lifeline.report()
+        if not report:
+            await zygote.end()
+        return report
 
     async def file(self, op: str, *, timeout_s: float = 30.0, body: bytes = b"", **args: Any) -> dict[str, Any]:
         """Works on files of the workspace as the sandbox sees it; see `worker.py` for operations and arguments.

@@ -199,8 +199,10 @@ class Zygote:
             else:
                 self._process.kill()
 
-    async def end(self) -> None:
-        """Ends everything inside and waits for it; polite for a moment, then by SIGKILL."""
+    async def end(self, *, at_once: bool = False) -> None:
+        """Ends everything inside and waits for it; polite for a moment, unless `at_once`, then by SIGKILL."""
+        if at_once:
+            self.kill()
         self._control.close()
         await asyncio.wait({self.gone}, timeout=LEAVE_S)
         while not self.gone.done():

@@ -28,7 +28,10 @@ CAPABILITIES: Final = ("CAP_SYS_ADMIN", "CAP_SETPCAP", "CAP_SYS_CHROOT")
 """What the zygote keeps in its user namespace: to make namespaces, empty the bounding set, and jail the worker."""
 CODE: Final = "/toka/lib/toka/sandbox"
 """Where our own code is inside."""
-INSIDE: Final = ("groundwork.py", "kernel.py", "listener.py", "probe.py", "streams.py", "worker.py", "zygote.py")
+INSIDE: Final = (
+    *("groundwork.py", "kernel.py", "listener.py", "probe.py", "roles.py"),
+    *("streams.py", "worker.py", "zygote.py"),
+)
 """The modules that run inside."""
 User = tuple[int, int]
 """uid and gid."""

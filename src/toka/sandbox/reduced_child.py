@@ -24,9 +24,10 @@ import sys
 import time
 
 from toka.sandbox import kernel
+from toka.sandbox.roles import MAX_MESSAGE, NO_PROGRAM, REFUSED, streams_of
 from toka.sandbox.streams import HANDED_ON
 from toka.sandbox.worker import serve
-from toka.sandbox.zygote import MAX_MESSAGE, NO_PROGRAM, REFUSED, Child, Zygote, become, streams_of
+from toka.sandbox.zygote import Child, Zygote, forked
 
 TYPE_CHECKING = False  # importing typing would cost every start 3 ms
 if TYPE_CHECKING:
@@ -338,24 +339,12 @@ class Guardian(Zygote):
     def start(self, request: dict[str, Any], fds: list[int], lifeline: socket.socket) -> None:
         """See Zygote."""
         files = request["op"] == "files"
-        request |= {"parent": os.getpid(), "workspace": self.workspace}
-        status, theirs = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(status, False)
-        try:
-            pid = os.fork()
-            if pid == 0:
-                become(run_files if files else run_init, request, fds, theirs)
-        except BaseException:
-            os.close(status)
-            raise
-        finally:
-            os.close(theirs)
-        child = TreeChild(pid, lifeline, status, time.monotonic() + request["timeout"])
+        profile = self.profiles[request["profile"]]
+        request |= {"parent": os.getpid(), "workspace": self.workspace, "profile": profile}
+        started = forked(run_files if files else run_init, request, fds)
+        child = TreeChild(*started, lifeline, request["timeout"])
         child.number = signal.SIGKILL if files else STOP
-        self.children[child.pidfd] = child
-        self.by_lifeline[lifeline.fileno()] = child
-        self.poll.register(child.pidfd, select.POLLIN)
-        self.poll.register(lifeline, select.POLLIN)
+        self.attend(child)
 
     def retire(self, child: Child) -> None:
         """See Zygote. First ends what an init may have left that was killed itself."""

@@ -1,6 +1,6 @@
 """The trusted process inside a sandbox: starts commands and the file worker. Runs under the system's Python (>= 3.9).
 
-Imports the standard library and `kernel.py` only; single-threaded on purpose: it forks without exec.
+Imports the standard library and our own files inside only; single-threaded on purpose: it forks without exec.
 
     host ── control socket (SEQPACKET, JSON) ──> zygote, pid 1 of the sandbox
               ├─ command: init (pid 1 of its own pid, mount and ipc namespaces) -> the command
@@ -14,11 +14,9 @@ trees that ignore every other signal.
 
 from __future__ import annotations
 
-import errno
 import gc
 import json
 import os
-import resource
 import select
 import signal
 import socket
@@ -28,198 +26,51 @@ import time
 if __name__ == "__main__":  # inside a sandbox, where only these few files of the package are
     sys.path.insert(0, "/toka/lib")
 
-from toka.sandbox.groundwork import PROGRAMS, check_mounts, gather_programs, is_open, keep, listen, open_fds
+from toka.sandbox.groundwork import check_mounts, gather_programs, is_open, listen, open_fds
 from toka.sandbox.kernel import (
     CLONE_NEWIPC,
     CLONE_NEWNS,
     CLONE_NEWPID,
-    MS_BIND,
-    MS_NODEV,
-    MS_NOEXEC,
-    MS_NOSUID,
-    MS_RDONLY,
-    MS_REC,
     PR_SET_DUMPABLE,
     PR_SET_NO_NEW_PRIVS,
     PR_SET_PDEATHSIG,
-    add_mount_flags,
     clone,
-    drop_capabilities,
     empty_bounding_set,
-    landlock,
-    mount,
     prctl,
-    seccomp,
     set_limits,
     unshare,
 )
+from toka.sandbox.roles import MAX_FDS, MAX_MESSAGE, become, run_init, run_spare, run_worker
 
 TYPE_CHECKING = False  # importing typing would cost every start 3 ms
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
-    Role = Callable[[dict[str, Any], list[int], int], dict[str, Any]]
-    """What a child does with a request, the descriptors that came with it and its report's pipe."""
+    from toka.sandbox.roles import Role
 
-WORKSPACE = "/workspace"
-JAIL = "/toka/jail"
-NOTHING = "/toka/none"
 KEPT = ("/tmp", "/dev/shm")
 """What outlives a command: gone with the sandbox."""
-MAX_MESSAGE = 256 * 1024
-MAX_FDS = 5
 MAX_WAIT = 3600.0
-MAX_REASON = 1000  # keeps a report below PIPE_BUF: it is written whole or not at all
-REFUSED = 126
-NO_PROGRAM = 127
-
-
-# ---- one command
-
-
-def lock(profile: dict[str, Any]) -> None:
-    """Everything that a process cannot undo, the last step before untrusted code: it may not mount or open after it."""
-    landlock(profile["landlock"])
-    seccomp(bytes.fromhex(profile["seccomp"]))
-
-
-def run_command(request: dict[str, Any], fds: list[int], status: int) -> None:
-    """The command itself, a child of its init: everything irreversible, then exec. Never returns."""
-    try:
-        os.setsid()
-        for target, source in enumerate(streams_of(request, fds)):
-            os.dup2(source, target)
-        watch: dict[str, Any] = request.get("watch", {})
-        keep(status, fds[int(watch["at"])] if watch else -1)
-        os.chdir(request["cwd"])
-        os.umask(0o022)
-        set_limits(request["rlimits"])
-        os.nice(request.get("nice", 0))
-        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
-        if request["op"] == "probe":
-            run_probe(request)
-        if watch:
-            from toka.sandbox.listener import lock_watched  # before the lock; no agent's command needs it
-
-            lock_watched(request["profile"], watch["filter"], 4)
-        else:
-            lock(request["profile"])
-    except BaseException as error:
-        os.write(3 if is_open(3) else status, json.dumps({"refused": str(error)[:MAX_REASON]}).encode() + b"\n")
-        os._exit(REFUSED)
-    program = request["argv"][0]
-    try:
-        os.execvpe(program, request["argv"], request["env"])
-    except OSError as error:
-        os.write(2, f"toka: {program}: {error.strerror}\n".encode("utf-8", "replace"))
-        os._exit(NO_PROGRAM if error.errno == errno.ENOENT else REFUSED)
-    except BaseException as error:
-        os.write(2, f"toka: {program}: {error}\n".encode("utf-8", "replace"))
-        os._exit(REFUSED)
-
-
-def streams_of(request: dict[str, Any], fds: list[int]) -> list[int]:
-    """What becomes standard input, output and error: a person's streams, or no input and one or two pipes."""
-    if "streams" not in request:
-        return [os.open("/dev/null", os.O_RDWR), fds[0], fds[1 if request.get("apart") else 0]]
-    from toka.sandbox.streams import gather  # before the lock: this file may not be read after it
-
-    return gather(request["streams"], fds)
-
-
-def run_probe(request: dict[str, Any]) -> None:
-    """The self-test in the place of a command, locked up as one. Never returns."""
-    from toka.sandbox.probe import probe  # before the lock: this file may not be read after it
-
-    lock(request["profile"])
-    os.write(1, json.dumps(probe(request["wanted"])).encode())
-    os._exit(0)
-
-
-def run_init(request: dict[str, Any], fds: list[int], status: int) -> dict[str, Any]:
-    """Pid 1 of one command's namespaces: sets them up, starts the command, reaps. Its end is the end of all inside."""
-    # Read-only: as root outside, the files below /proc/sys would obey us without any capability.
-    mount("proc", "/proc", "proc", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    for target in request["profile"]["noexec"]:
-        add_mount_flags(target, MS_NOEXEC)
-    if request["profile"]["listed"]:
-        mount(PROGRAMS, "/usr/bin", None, MS_BIND | MS_REC)
-        for folder in request["profile"]["hidden"]:
-            if os.path.isdir(folder):
-                mount(NOTHING, folder, None, MS_BIND)
-    for program in request["profile"]["masked"]:
-        if os.path.lexists(program):  # it may be hidden with its folder
-            mount("/dev/null", program, None, MS_BIND)
-    drop_capabilities()
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() if "streams" in request else ())  # until hand_on
-    child = os.fork()
-    if child == 0:
-        run_command(request, fds, status)
-    for fd in fds:
-        os.close(fd)
-    if "streams" in request:
-        from toka.sandbox.streams import hand_on  # no agent's command needs it
-
-        hand_on(child)
-    while True:
-        pid, code = os.wait()
-        if pid == child:
-            break
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = used.ru_utime + used.ru_stime
-    return {"code": os.waitstatus_to_exitcode(code), "cpu": cpu, "rss": used.ru_maxrss * 1024}
-
-
-# ---- the file worker
-
-
-def run_worker(request: dict[str, Any], fds: list[int], status: int) -> dict[str, Any]:
-    """Serves files until the host closes the socket. Its root holds the workspace only, so that no link leaves it."""
-    from toka.sandbox.worker import serve  # the zygote itself has no use for it
-
-    unshare(CLONE_NEWNS)
-    mount(WORKSPACE, JAIL + WORKSPACE, None, MS_BIND | MS_REC)
-    connection = socket.socket(fileno=os.dup(fds[0]))
-    os.chroot(JAIL)
-    os.chdir(WORKSPACE)
-    drop_capabilities()
-    set_limits(request["rlimits"])
-    keep = (0, 1, 2, status, connection.fileno())
-    for other in range(3, request["rlimits"]["NOFILE"]):
-        if other not in keep and is_open(other):
-            os.close(other)
-    lock(request["profile"])
-    serve(connection)
-    return {"code": 0}
-
-
-def become(role: Role, request: dict[str, Any], fds: list[int], status: int) -> None:
-    """What a forked child does: its role, one report, and nothing of the zygote's own code ever again."""
-    try:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        report = role(request, fds, status)
-    except BaseException as error:
-        report = {"refused": str(error)[:MAX_REASON] or type(error).__name__}
-    try:
-        os.write(status, json.dumps(report).encode() + b"\n")
-    finally:
-        os._exit(0)
-
-
-# ---- the zygote
+OF_COMMAND = CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC
+"""The namespaces that each command has of its own."""
+SPARE_S = 5.0
+"""Seconds for which processes wait for a command before they are let go."""
 
 
 class Child:
-    """One process under the zygote's care: a command's init or the file worker."""
+    """One process under the zygote's care: a command's init or the file worker.
 
-    def __init__(self, pid: int, lifeline: socket.socket, status: int, deadline: float) -> None:
+    Args:
+        kind: of a command, which profile it is locked into, so that the next one may be prepared; else empty.
+    """
+
+    def __init__(self, pid: int, status: int, lifeline: socket.socket, timeout: float, kind: str = "") -> None:
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
         self.lifeline = lifeline
         self.status = status
-        self.deadline = deadline
+        self.deadline = time.monotonic() + timeout
+        self.kind = kind
         self.cause = ""
 
     def kill(self, cause: str) -> None:
@@ -263,8 +114,61 @@ class Child:
         os.close(self.pidfd)
 
 
+def forked(role: Role, request: dict[str, Any], fds: list[int], namespaces: int = 0) -> tuple[int, int]:
+    """Starts a child in its role; its pid, and our end of its report's pipe. Raises OSError."""
+    status, theirs = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(status, False)
+    try:
+        pid = clone(namespaces) if namespaces else os.fork()
+        if pid == 0:
+            become(role, request, fds, theirs)
+    except BaseException:
+        os.close(status)
+        raise
+    finally:
+        os.close(theirs)
+    return pid, status
+
+
+class Spare:
+    """A command's init and the process that becomes the command, locked up, and waiting for which command it is.
+
+    Namespaces, two forks and the lock are a third of what a command takes to start.
+    """
+
+    def __init__(self, kind: str, profile: dict[str, Any]) -> None:
+        self.kind = kind
+        self.until = time.monotonic() + SPARE_S
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                self.pid, self.status = forked(run_spare, profile, [theirs.fileno()], OF_COMMAND)
+            except BaseException:
+                self.socket.close()
+                raise
+
+    def take(self, request: dict[str, Any], fds: list[int]) -> bool:
+        """Gives it its command; False when it is dead or cannot take it."""
+        try:
+            socket.send_fds(self.socket, [json.dumps(request).encode()], fds)
+        except OSError:
+            return False
+        self.socket.close()
+        return True
+
+    def drop(self) -> None:
+        """Ends and reaps it."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        self.socket.close()
+        os.close(self.status)
+
+
 class Zygote:
     """The loop: requests come in, children end, deadlines pass, lifelines break."""
+
+    spare: Spare | None = None
+    """Only while no command runs: limits are all the command's then."""
 
     def __init__(self, control: socket.socket, profiles: dict[str, dict[str, Any]]) -> None:
         self.control = control
@@ -278,6 +182,7 @@ class Zygote:
         """Until the host closes the control socket. Leaving is enough: we are pid 1, the kernel kills the rest."""
         while True:
             nearest = min((c.deadline for c in self.children.values()), default=float("inf"))
+            nearest = min(nearest, self.spare.until) if self.spare is not None else nearest
             wait = max(0.0, min(nearest - time.monotonic(), MAX_WAIT))
             for fd, _ in self.poll.poll(wait * 1000 + 1):
                 if fd == self.control.fileno():
@@ -293,6 +198,8 @@ class Zygote:
                 if child.deadline <= now:
                     child.kill("timeout")
                     child.deadline = float("inf")
+            if self.spare is not None and self.spare.until <= now:
+                self.drop_spare()
 
     def accept(self) -> bool:
         """Takes one request; False at the end of the control socket."""
@@ -304,7 +211,6 @@ class Zygote:
             request = json.loads(data)
             if request["op"] == "leave":
                 return self.leave(lifeline)
-            request["profile"] = self.profiles[request["profile"]]
             self.start(request, fds, lifeline)
         except Exception as error:
             lifeline.send(json.dumps({"ended": "refused", "refused": str(error), "cpu": 0.0, "rss": 0}).encode())
@@ -320,26 +226,35 @@ class Zygote:
         return bool(left)
 
     def start(self, request: dict[str, Any], fds: list[int], lifeline: socket.socket) -> None:
-        """Forks a command's init or the file worker."""
-        status, theirs = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(status, False)
-        try:
-            if request["op"] == "files":
-                pid, role = os.fork(), run_worker
-            else:
-                pid, role = clone(CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC), run_init
-            if pid == 0:
-                become(role, request, fds, theirs)
-        except BaseException:
-            os.close(status)
-            raise
-        finally:
-            os.close(theirs)
-        child = Child(pid, lifeline, status, time.monotonic() + request["timeout"])
+        """Starts a command's init or the file worker."""
+        confined = request | {"profile": self.profiles[request["profile"]]}
+        if request["op"] == "files":
+            self.attend(Child(*forked(run_worker, confined, fds), lifeline, request["timeout"]))
+            return
+        started = self.from_spare(request, fds) or forked(run_init, confined, fds, OF_COMMAND)
+        self.attend(Child(*started, lifeline, request["timeout"], request["profile"]))
+
+    def attend(self, child: Child) -> None:
+        """From now on its end, its deadline and its lifeline count."""
         self.children[child.pidfd] = child
-        self.by_lifeline[lifeline.fileno()] = child
+        self.by_lifeline[child.lifeline.fileno()] = child
         self.poll.register(child.pidfd, select.POLLIN)
-        self.poll.register(lifeline, select.POLLIN)
+        self.poll.register(child.lifeline, select.POLLIN)
+
+    def from_spare(self, request: dict[str, Any], fds: list[int]) -> tuple[int, int] | None:
+        """Starts a command in the init that stands ready; None when there is none for this kind of command."""
+        spare, plain = self.spare, request["op"] == "run" and not {"streams", "watch"} & request.keys()
+        if plain and spare is not None and spare.kind == request["profile"] and spare.take(request, fds):
+            self.spare = None
+            return spare.pid, spare.status
+        self.drop_spare()
+        return None
+
+    def drop_spare(self) -> None:
+        """Lets the one go that stands ready."""
+        if self.spare is not None:
+            self.spare.drop()
+            self.spare = None
 
     def retire(self, child: Child) -> None:
         """Forgets a child that ended, after its report."""
@@ -348,6 +263,11 @@ class Zygote:
             self.poll.unregister(child.lifeline)
         del self.children[child.pidfd]
         child.finish()
+        if child.kind and not any(c.kind for c in self.children.values()):
+            try:
+                self.spare = Spare(child.kind, self.profiles[child.kind])
+            except OSError:  # the next command tells, if that is still so
+                pass
 
 
 def prepare(config: dict[str, Any]) -> list[int]:
