@@ -76,6 +76,27 @@ def test_a_refusal_says_what_would_allow_it(toka: Toka, tmp_path: Path) -> None:
             assert f"{NETWORK[1]} would need: {NETWORK[2]}" in text, command
 
 
+def test_an_agent_of_a_team_is_told_in_the_words_of_its_file(toka: Toka, tmp_path: Path) -> None:
+    (tmp_path / "ws/docs").mkdir(parents=True)
+    (tmp_path / "team.yaml").write_text(
+        "toka: 1\nagents:\n  one:\n    goal: reach out\n    grants:\n      write: [docs]\n"
+        "      network: ['*.example.org']\n      script: true\n      python: true\n"
+    )
+    (tmp_path / "s.json").write_text(json.dumps(SCRIPT))
+    done = toka("run", "team.yaml", "--workspace", "ws", "--state", "state", "--model", "scripted:s.json")
+    assert done.code == 0, done.out + done.err
+    shown = toka("show", "@last", "--state", "state", "--json").json["agents"]["one"]
+    assert {d["tool"]: (d["place"], d["patch"]) for d in shown["denials"] if d["tool"] != "run_command"} == {
+        "write_file": ("team.yaml:6", "grants: {write: [src/x]}"),
+        "git": ("team.yaml:5", "grants: {git: true}"),
+        "http_request": ("team.yaml:7", "grants: {network: [example.com]}"),
+    }
+    assert "team.yaml:6 would need: grants: {write: [src/x]}" in toka("show", "@last", "--state", "state").out
+    for patch in ("grants: {write: [src/x]}", "grants: {git: true}", "grants: {network: [example.com]}"):
+        (tmp_path / "patched.yaml").write_text(f"toka: 1\nagents:\n  one:\n    goal: x\n    {patch}\n")
+        assert toka("validate", "patched.yaml").code == 0
+
+
 def test_the_patches_together_allow_what_was_refused(toka: Toka, tmp_path: Path) -> None:
     run(toka, tmp_path)
     shown = toka("show", "@last", "--state", "state", "--json").json["agents"]["one"]

@@ -36,7 +36,12 @@ agents:
 
 @pytest.fixture
 def team(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with `team.yaml` and a folder `src`."""
+    """The working directory, with `team.yaml` and a folder `src`; the settings name a secret."""
+    settings = tmp_path / "config/toka/config.toml"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('[secrets]\ngithub = "${env:GITHUB_TOKEN}"\n')
+    settings.chmod(0o600)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     folder = tmp_path / "project"
     (folder / "src").mkdir(parents=True)
     monkeypatch.chdir(folder)
@@ -109,6 +114,62 @@ def test_findings_of_the_plan_stand_beside_their_agents(toka: Toka, team: Path) 
     assert {n: [f["code"] for f in a["findings"] if f["code"]] for n, a in agents.items()} == {
         "survey": [], "look": ["TK4001"],
     }  # fmt: skip
+
+
+def test_the_plan_finds_a_secret_that_no_settings_name(toka: Toka, team: Path) -> None:
+    team.write_text(TEAM.replace("secret:github", "secret:gitlab"))
+    done = toka("plan", "team.yaml")
+    assert done.code == 3
+    assert 'error[TK4208]: no settings name the secret "gitlab"\n   --> team.yaml:18:21\n' in done.err
+    assert 'write gitlab = "${env:NAME}" under [secrets] in your own config.toml' in done.err
+    assert "1 error; no run would start in" in done.err
+    assert toka("validate", "team.yaml").code == 0  # a matter of the settings, not of the file
+    done = toka("run", "team.yaml")
+    assert done.code == 4, done.err
+    assert "team.yaml:18:18: ${secret:gitlab} is not there: no settings name it" in done.err
+    assert toka("ps", "--all").out.count("\n") <= 1, "nothing was started"
+
+
+@pytest.mark.parametrize(
+    ("grants", "path", "refused"),
+    [
+        ("{read: [src]}", "out/list.json", True),
+        ("{write: [src]}", "src", False),
+        ("{read: [src]}", "src/list.json", False),
+        ("{write: [out]}", "out/list.json", False),
+        ("{read: true}", "anywhere", False),
+        ("{python: true}", "anywhere", True),
+    ],
+)
+def test_the_plan_finds_an_output_that_could_never_be_read(
+    toka: Toka, team: Path, grants: str, path: str, refused: bool
+) -> None:
+    team.write_text(
+        f"toka: 1\nagents:\n  a:\n    run: 'true'\n    grants: {grants}\n"
+        f"    outputs:\n      o: {{from: file, path: {path}, as: json}}\n"
+    )
+    for command in ("plan", "run"):
+        done = toka(command, "team.yaml")
+        told = f'error[TK4207]: the output "o" is read from "{path}", which was not granted\n  --> team.yaml:7:29'
+        assert (told in done.err) is refused, done.err
+        assert done.code == (3 if refused else 0) or command == "run"
+
+
+def test_the_plan_shows_all_of_a_command_and_the_first_line_of_a_goal(toka: Toka, team: Path) -> None:
+    team.write_text(
+        "toka: 1\ndefaults: {grants: {read: [.]}}\nagents:\n  a:\n    run: |\n      first\n\n      third\n"
+        "  b:\n    goal: |\n      Do this.\n      And that.\n      Then stop.\n"
+        "  c:\n    run: |\n" + "".join(f"      line{n}\n" for n in range(20))
+    )
+    lines = toka("plan", "team.yaml").lines
+    at = lines.index("    tasks     task-1: $ first")
+    assert lines[at : at + 3] == ["    tasks     task-1: $ first", " " * 14, " " * 18 + "third"] or [
+        line.strip() for line in lines[at : at + 3]
+    ] == ["tasks     task-1: $ first", "", "third"]
+    assert "    tasks     task-1: Do this." in lines
+    assert [line.strip() for line in lines].count("[... 2 more lines]") == 1
+    assert [line.strip() for line in lines].count("[... 8 more lines]") == 1
+    assert "line12" not in "\n".join(lines)
 
 
 def test_the_expanded_agents_can_be_read_again(toka: Toka, team: Path, tmp_path: Path) -> None:

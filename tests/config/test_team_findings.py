@@ -85,7 +85,7 @@ FINDINGS: dict[str, tuple[str, list[str]]] = {
     ),
     "wrong type": (
         "toka: 1\ninputs:\n  x: {type: int}\nagents: {a: {run: 'echo ${inputs.x}'}}\n",
-        ["3:3 TK2017", "3:13 TK2004"],
+        ["3:13 TK2004"],
     ),
     "unknown input": (
         "toka: 1\ninputs: {area: a}\nagents: {a: {run: 'echo ${inputs.aera}', grants: {read: ['${inputs.aera}']}}}\n",
@@ -209,6 +209,16 @@ def test_every_code_of_references_and_teams_has_a_case() -> None:
         (HEAD + "  a: {run: x, grants: {raed: [x]}}\n", 'did you mean "read"?'),
         (HEAD + "  a: {run: x}\n  b: {run: 'echo ${a.status}'}\n", "add it to needs: a"),
         (HEAD + "  survey: {run: x}\n  b: {run: x, needs: survye}\n", 'did you mean "survey"?'),
+        (HEAD + "  survey: {run: x}\n  b: {run: 'y ${survye.status}', needs: survye}\n", 'did you mean "survey"?'),
+        (HEAD + "  survey: {run: x}\n  b: {run: x, needs: {survye: {optional: true}}}\n", 'did you mean "survey"?'),
+        (HEAD + "  a: {run: x, outputs: {o: {from: stdout, type: lines}}}\n", 'did you mean "as"?'),
+        (HEAD + "  a: {run: x, check: {run: y, expect: 1}}\n", 'did you mean "expect_exit"?'),
+        (HEAD + "  a: {run: x, check: {command: y}}\n", 'did you mean "run"?'),
+        (HEAD + "  a: {run: x, depends_on: []}\n", 'did you mean "needs"?'),
+        (HEAD + "  a: {goal: Do this, and that.}\n",
+         "inside { } a comma ends a value: put quotes around a text that holds one"),
+        (HEAD + "  a: {run: x, env: {A: ${secret:a}}}\n",
+         'inside { } and [ ], put quotes around what holds ${...}: "${...}"'),
         ("toka: 1\ninputs: {area: a}\nagents: {a: {run: 'x ${inputs.aera}'}}\n", 'did you mean "area"?'),
         ("toka: 1\ninputs: {area: {type: string}}\nagents: {a: {run: x}}\n",
          "give one: --input area=VALUE, or a default"),
@@ -217,6 +227,27 @@ def test_every_code_of_references_and_teams_has_a_case() -> None:
 def test_what_to_do_is_said(text: str, help_: str) -> None:
     (found,) = findings(text)
     assert found.help == help_
+
+
+@pytest.mark.parametrize(
+    ("agent", "expected"),
+    [
+        ("{run: x, outputs: {o: {as: integer}}}", ['the output "o" does not say where it comes from']),
+        ("{run: x, outputs: {o: integer}}", ['the output "o" does not say where it comes from']),
+        ("{run: x, outputs: {o: stdout}, check: {timeout: 1m}}", ["the check has no command"]),
+        ("{run: x, outputs: {o: stdout}, approve: true}", ["approve is the question that a person is asked"]),
+    ],
+)
+def test_one_mistake_is_one_finding(agent: str, expected: list[str]) -> None:
+    found = findings(HEAD + f"  a: {agent}\n  b: {{run: 'echo ${{a.o}}', needs: a}}\n")
+    assert [f.message for f in found] == expected
+
+
+def test_a_misspelled_optional_agent_is_more_than_a_note() -> None:
+    (found,) = findings(HEAD + "  survey: {run: x}\n  b: {run: x, needs: {survye: {optional: true}}}\n")
+    assert (found.code, found.severity) == ("TK3002", "warning")
+    (found,) = findings(HEAD + "  b: {run: x, needs: {lint: {optional: true}}}\n")
+    assert (found.code, found.severity, found.help) == ("TK3002", "note", None)
 
 
 def test_a_value_of_the_agent_itself_is_told_as_such() -> None:

@@ -28,7 +28,7 @@ from toka.orchestration.enforce import machine, strict_refusal, unenforced
 from toka.orchestration.plan import make_plan, mermaid
 from toka.orchestration.request import check_groups
 from toka.orchestration.rights import Terms, rights_of
-from toka.orchestration.unmet import inside, place_findings, spec_findings, spec_places
+from toka.orchestration.unmet import inside, place_findings, secret_findings, spec_findings, spec_places
 from toka.tools.builtin import Toolbox
 from toka.tools.plugins import find_plugins, toolbox
 
@@ -108,7 +108,7 @@ def plan(
         _emit_lines([f"---\n{to_yaml(spec_data(config)).removesuffix(NEWLINE)}" for config in configs])
         return 0
     terms = terms_of(settings, configs, folder)
-    placed = place_findings(configs, terms, folder)
+    placed = (*place_findings(configs, terms, folder), *secret_findings(configs, settings.secrets))
     wrong = any(f.severity == "error" for f in findings)
     findings = in_order((*findings, *placed))
     if wrong:

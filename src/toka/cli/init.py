@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from toka.cli.teams import project_team, starter_team
 from toka.cli.text import clean
 from toka.cli.writing import replace_file
 from toka.config.load import spec_files
+from toka.config.schema import schema_text
 from toka.config.team_schema import team_schema
 from toka.errors import UsageError
 
@@ -42,7 +42,7 @@ def init(directory: Path, *, force: bool) -> int:
         else:
             found = detect(directory)
             text = project_team(found)
-        schema = json.dumps(team_schema(), indent=1) + "\n"
+        schema = schema_text(team_schema()) + "\n"
         written = write(directory / FOLDER, {TEAM: text, SCHEMA: schema}, force=force)
     except OSError as e:
         raise UsageError(f"cannot write into {clean(str(directory))}: {e.strerror}") from e

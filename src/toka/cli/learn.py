@@ -116,7 +116,8 @@ def _agent(name: str, lesson: Lesson) -> Iterator[str]:
 
 def _refusal(refusal: Refusal) -> str:
     times = f", {refusal.count} times" if refusal.count > 1 else ""
-    patch = f"; it would need: {refusal.patch.removeprefix('- ')}" if refusal.patch.startswith("- ") else ""
+    asked = refusal.patch.startswith(("- ", "grants: "))
+    patch = f"; it would need: {refusal.patch.removeprefix('- ')}" if asked else ""
     return f"{refusal.what}{times}: {refusal.rule}{patch}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 
 import click
@@ -34,14 +33,14 @@ def schema(form: str | None, draft: str, *, markdown: bool) -> int:
     # yaml-language-server: $schema=team.schema.json
     """
     from toka.config.manual import manual
-    from toka.config.schema import spec_schema
+    from toka.config.schema import schema_text, spec_schema
     from toka.config.team_schema import as_draft_7, both_schema, team_schema
 
     if markdown:
         emit(manual().removesuffix("\n"))
         return 0
     made = {"team": team_schema, "spec": spec_schema}.get(form or "", both_schema)()
-    emit(json.dumps(as_draft_7(made) if draft == "7" else made, indent=2))
+    emit(schema_text(as_draft_7(made) if draft == "7" else made))
     return 0
 
 

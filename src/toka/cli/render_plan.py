@@ -25,6 +25,8 @@ WIDTH: Final = 160
 LABEL: Final = 10
 ITEMS: Final = 8
 """Items of a capability that are shown."""
+MAX_LINES: Final = 12
+"""Lines of a command that are shown."""
 
 
 def plan_json(
@@ -83,9 +85,8 @@ def _agent(
         out.append(_row("needs", ", ".join(f"{n} (verified)" if n in proven else n for n in agent.needs)))
     if agent.after:
         out.append(_row("after", ", ".join(agent.after)))
-    for place, (task, what, fixed) in enumerate(agent.tasks):
-        title = line_of(what.strip().partition("\n")[0], 100)
-        out.append(_row("" if place else "tasks", f"{task}: {'$ ' if fixed else ''}{title}"))
+    tasks = [line for task, what, fixed in agent.tasks for line in _task(task, what, fixed)]
+    out += [_row("" if place else "tasks", line) for place, line in enumerate(tasks)]
     if agent.checks[1]:
         out.append(_row("checks", _checks(*agent.checks)))
     out += [_row(label, text) for label, text in _flow(agent.flow)]
@@ -147,6 +148,16 @@ def _compiled(compiled: Compiled) -> Iterator[tuple[str, str]]:
     landlock = f"Landlock {compiled.landlock}" if compiled.landlock else "no Landlock here"
     calls = f"{sum(map(len, compiled.calls.values()))} system calls refused"
     yield "kernel", f"{landlock}, {calls}; all of it: toka explain grant {compiled.rights.agent} SPEC..."
+
+
+def _task(name: str, what: str, fixed: bool) -> Iterator[str]:  # noqa: FBT001 - as the plan has it
+    """A task: of a command all lines, of a goal the first."""
+    lines = what.strip().splitlines()
+    shown = lines[: MAX_LINES if fixed else 1]
+    yield f"{name}: {'$ ' if fixed else ''}{line_of(shown[0] if shown else '', 100)}"
+    yield from (f"    {line_of(line, 100)}" for line in shown[1:])
+    if rest := len(lines) - len(shown):
+        yield f"    [... {rest} more line{'s' if rest > 1 else ''}]"
 
 
 def _first(items: Sequence[str]) -> list[str]:

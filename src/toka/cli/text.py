@@ -45,7 +45,7 @@ def needed(place: str, patch: str) -> str:
     """What would allow what was refused: `agents/a.yaml:12 would need: - git-access`; empty when nothing is known."""
     home = os.environ.get("HOME", "").rstrip("/") + "/"
     place = f"~/{place.removeprefix(home)}" if home != "/" and place.startswith(home) else place
-    if patch.startswith("-"):
+    if patch.startswith(("-", "grants:")):
         return f"{place or 'the spec'} would need: {patch}"
     return f"see {patch or place}" if patch or place else ""
 

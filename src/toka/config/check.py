@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from toka.config.agent import AgentConfig, Presets
+from toka.config.codes import Severity
 from toka.config.diagnostics import Finding, did_you_mean, in_order, quoted
 from toka.config.flow_check import Upstream, reference_problems
 from toka.config.graph import cycle_text, find_cycles
@@ -34,7 +35,8 @@ def check(
         if not config.lacks("metadata", "name"):
             first.setdefault(config.name, config)
     circles = _circles(first)
-    missing = {t for c in configs for t in c.dependencies.required if AgentName(t) not in first}
+    edges = (t for c in configs for t in (*c.dependencies.required, *c.dependencies.optional))
+    missing = {t for t in edges if AgentName(t) not in first}
     near = {name: did_you_mean(name, first) for name in missing if complete}
     upstream = Upstream(first)
     out: list[Finding] = []
@@ -99,7 +101,9 @@ def _edges(
             if target is None and complete:
                 code = "TK3001" if kind == "required" else "TK3002"
                 message = f"{kind} agent {quoted(name)} is not part of this set"
-                yield Problem(code, message, path, help=near.get(name))
+                meant = near.get(name)
+                severity: Severity | None = "warning" if meant and kind == "optional" else None
+                yield Problem(code, message, path, help=meant, severity=severity)
             elif target is not None and edge.verified and _claims(target):
                 message = f"{quoted(name)} has objectives or criteria without a check, which cannot be verified"
                 yield Problem("TK3006", message, path)

@@ -346,6 +346,16 @@ CODES: Final[Mapping[str, Code]] = {
         "A folder under `toolchains` in your settings' [tools] is not there, holds no `bin` folder, is reached through "
         "a symbolic link, or meets the workspace. Install it, write the folder that the link leads to, or take it out.",
     ),
+    "TK4207": Code(
+        "output out of reach",
+        "An output is read from a file of the workspace that its agent was not granted, so it would never come. Grant "
+        "the file or its folder: `write` where the agent makes it, `read` where it is there.",
+    ),
+    "TK4208": Code(
+        "secret that nobody has",
+        "A spec names a secret that your settings do not name, so no run would start. Write under [secrets] in your "
+        "own config.toml where it is kept: an environment variable or a file.",
+    ),
     "TK5001": Code(
         "malformed quantity",
         "Sizes, times, rates, money and CPU shares are written in one fixed form each, shown in the message. Units "

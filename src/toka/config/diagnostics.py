@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypedDict
 
@@ -161,8 +161,27 @@ def summary(findings: Iterable[Finding]) -> str:
     return f"{len(errors)} errors in {files} {'file' if files == 1 else 'files'}; the first: {errors[0].text}"
 
 
+_OTHER_WORDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "type": ("as",), "kind": ("as",), "format": ("as",), "source": ("from",), "file": ("path",),
+    "command": ("run",), "cmd": ("run",), "shell": ("run",), "exec": ("run",), "test": ("check",),
+    "expect": ("expect_exit",), "exit_code": ("expect_exit",), "exit": ("expect_exit",),
+    "prompt": ("goal",), "instructions": ("goal",), "task": ("goal", "tasks"), "steps": ("tasks",),
+    "depends_on": ("needs",), "after": ("needs",), "requires": ("needs",),
+    "if": ("when",), "condition": ("when",), "matrix": ("for_each",), "loop": ("for_each",),
+    "parallel": ("max_parallel",), "concurrency": ("max_parallel",), "approval": ("approve",),
+    "permissions": ("grants",), "tools": ("grants",), "allow": ("grants",), "environment": ("env",),
+    "budget": ("limits", "cost"), "ram": ("memory",), "wall": ("time",), "timeout": ("time",),
+    "retry": ("retries",), "imports": ("include",), "variables": ("inputs",), "parameters": ("inputs",),
+}  # fmt: skip
+"""What other tools call a thing -> what it is called here."""
+
+
 def closest(word: str, known: Iterable[str], cutoff: float = 0.75) -> str | None:
     """The known word that `word` may have been meant to be; None when none is near."""
+    known = list(known)
+    for meant in _OTHER_WORDS.get(word, ()):
+        if meant in known:
+            return meant
     wanted = word[:100].casefold().replace("-", "_")
     reach = max(2, len(wanted) // 3)
     names = [name for name in known if abs(len(name) - len(wanted)) <= reach]

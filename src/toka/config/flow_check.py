@@ -87,6 +87,8 @@ def _problem(
     if reference.agent == config.name:
         message = f"{reference.text} is a value of this agent itself, which has none before it ends"
         return Problem("TK3010", message, text.path, text=reference.text)
+    if target is None and reference.agent in config.dependencies.required:
+        return None  # the dependency says it
     if target is None:
         near = upstream.near.to(reference.agent)
         return Problem("TK3008", f"there is no agent {told} in this team", text.path, text=reference.text, help=near)

@@ -170,7 +170,7 @@ def _declared(key: ScalarNode, node: Node, source: Source) -> Declared:
     kind = given.text if isinstance(given, ScalarNode) else "string"
     if given is not None and kind not in TYPES:
         source.add("TK2004", f"unknown type {quoted(kind)}", at(given), label=f"expected {one_of(TYPES)}")
-        kind = "string"
+        return Declared(key.text, "string", WRONG, "", at(key))
     told = node.entries.get("description")
     default: object = UNSET
     if (written := node.entries.get("default")) is not None and not absent(written):

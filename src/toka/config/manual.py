@@ -57,7 +57,22 @@ it is refused. A value that comes from a model or a tool never decides what is g
 models and secrets are written out or are inputs (TK4006). There are no expressions, loops or templates.
 
 An output of an agent with `for_each` is the list of what its instances left, in their order. `for_each` takes 1 to
-{MAX_INSTANCES:,} elements.
+{MAX_INSTANCES:,} elements. `limits` hold for each instance, and in scripts of models each has its name: `fix[3]`.
+
+What every agent has without declaring it:
+
+| value | is |
+| --- | --- |
+| `${{AGENT.status}}` | text: `completed`, `failed`, `skipped` or `stopped` |
+| `${{AGENT.total}}` | how many instances it has; 1 without `for_each` |
+| `${{AGENT.completed}}`, `${{AGENT.failed}}` | how many of them completed, and failed |
+| `${{AGENT.verified}}` | how many completed with a check that passed, and none that did not |
+| `${{AGENT.report}}` | what its model said at the end of each task, a line each |
+
+An agent whose `when` does not hold, or whose `for_each` is empty, is skipped, and what needs it is skipped as well; the
+run does not fail of that. When an agent fails, what needs it is skipped, and the run fails. An optional one in `needs`,
+`{{NAME: {{optional: true}}}}`, is waited for, however it ends. An agent with `for_each` fails when an instance
+fails; the other instances go on to their ends.
 """
 
 _TEAM: Final = (

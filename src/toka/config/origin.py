@@ -12,6 +12,7 @@ from toka.config.faults import place_of
 from toka.config.nodes import MapNode, plain
 from toka.config.source import Source
 from toka.config.yaml import read_nodes
+from toka.core.capability import Capability, request_line
 
 if TYPE_CHECKING:
     from toka.config.team_file import TeamFile  # commands that only look at runs read no team file
@@ -61,6 +62,12 @@ class Origin:
     def files(self) -> tuple[Path, ...]:
         """The files that made the agent what it is: its own, and those that include it."""
         return self.including if self.path is None else (self.path, *self.including)
+
+    def asking(self, capability: Capability) -> str:
+        """What the file would say to ask for a capability: `- filesystem-write: {paths: [docs]}` or, of a team,
+        `grants: {write: [docs]}`.
+        """
+        return request_line(capability) if self.team is None else self.team.grant_line(capability)
 
     def canonical_nodes(self) -> MapNode | None:
         """The canonical nodes, read again: keeping them would cost ten times the memory of the spec."""

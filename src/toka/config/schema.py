@@ -17,10 +17,33 @@ Schema = dict[str, Any]
 
 DEFAULT: Final = "Default: "
 """What stands in a description before what holds without the key."""
+WIDTH: Final = 120
+"""Characters of a line of a printed schema, where its texts are not longer."""
 
 _SCALAR: Final[Schema] = {"type": ["string", "number"]}
 _TEXTS: Final[Schema] = {"anyOf": [_SCALAR, {"type": "array", "items": _SCALAR}, {"type": "null"}]}
 _NOTHING: Final[Schema] = {"type": "null"}
+
+
+def schema_text(value: Any, indent: str = "", taken: int = 0) -> str:
+    """A schema as JSON, on as few lines as fit into the width of a page.
+
+    Args:
+        value: the schema, or a part of it.
+        indent: what its lines begin with.
+        taken: characters that stand on the first line already.
+    """
+    whole = json.dumps(value, ensure_ascii=False)
+    if len(indent) + taken + len(whole) < WIDTH or not value or not isinstance(value, (dict, list)):
+        return whole
+    inner = indent + "  "
+    if isinstance(value, list):
+        lines = [schema_text(item, inner) for item in cast("list[Any]", value)]
+    else:
+        keys = [(f"{json.dumps(key)}: ", item) for key, item in cast("dict[str, Any]", value).items()]
+        lines = [key + schema_text(item, inner, len(key)) for key, item in keys]
+    first, last = "[]" if isinstance(value, list) else "{}"
+    return f"{first}\n{inner}" + f",\n{inner}".join(lines) + f"\n{indent}{last}"
 
 
 def spec_schema() -> Schema:

@@ -317,7 +317,10 @@ class _Writer:
                 self._into(section, "outputs", "outputs", outputs(made, self._source), "flow")
         for name in _FLOW:
             value = self._merged("env", "{NAME: value}") if name == "env" else self._own.get(name)
-            if value is not None:
+            if name == "approve" and value is not None and truth(value) is not None:
+                told = "approve is the question that a person is asked"
+                self._source.add("TK2002", told, at(value), label='expected such as "Merge the repairs?"')
+            elif value is not None:
                 self._into(section, name, name, value, "flow")
         if self._repairs is not None:
             self._into(section, "repairs", "limits", self._repairs, "flow")

@@ -8,7 +8,9 @@ from toka.config.nodes import MapNode
 from toka.config.source import Source
 from toka.config.team import Team, read_team
 from toka.config.team_agent import expand
+from toka.config.team_parts import grant_line
 from toka.config.yaml import read_nodes
+from toka.core.capability import Capability
 
 
 class TeamFile:
@@ -29,3 +31,8 @@ class TeamFile:
             return None
         scratch = self._source.beside()
         return canonical(expand(self._team, agent, scratch), scratch)
+
+    @staticmethod
+    def grant_line(capability: Capability) -> str:
+        """See `team_parts.grant_line`."""
+        return grant_line(capability)

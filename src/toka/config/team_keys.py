@@ -66,11 +66,15 @@ AGENT: Final[Mapping[str, Key]] = {
     "checks": Key("Further checks.", ["make lint", {"run": "make test", "timeout": "10m"}], "none"),
     "grants": Key("What it may touch. What is not granted is denied.", {"read": ["."], "write": ["src/"]}, "nothing"),
     "limits": Key("What it may use at most.", {"cost": "$0.40", "time": "10m", "repairs": 2}, "the settings' limits"),
-    "needs": Key("Agents that must be done before: a name, a list, or {NAME: {verified, optional, reason}}.",
+    "needs": Key("Agents that must be done before: a name, a list, or {NAME: {verified, optional, reason}}. When one "
+                 "is skipped or fails, this one is skipped, unless it is optional.",
                  {"survey": {"verified": True}}, "none"),
-    "outputs": Key("Values that it leaves for agents that need it: ${AGENT.NAME}.",
+    "outputs": Key("Values that it leaves for agents that need it: ${AGENT.NAME}. Each agent has status, verified, "
+                   "completed, failed, total and report without declaring them.",
                    {"failing": {"from": "stdout", "as": "lines"}}, "none"),
-    "for_each": Key("A list, or a reference to one: the agent is there once for each element, which is ${item}.",
+    "for_each": Key("A list, or a reference to one: the agent is there once for each element, which is ${item}. "
+                    "Limits hold for each of these instances. They are named NAME[1], NAME[2]; with an empty list the "
+                    "agent is skipped.",
                     "${survey.failing}", "the agent is there once"),
     "max_parallel": Key("How many of these work at one time.", 4, "as many as the settings allow"),
     "when": Key("References to booleans, or model.available, each with `not` before it if need be. Unless all hold, "
@@ -113,7 +117,8 @@ DEFAULTS: Final = (
 GRANTS: Final[Mapping[str, Key]] = {
     "read": Key("Paths that it may read, with everything below; true = the whole workspace.", ["."]),
     "write": Key("Paths that it may read and write, with everything below; true = the whole workspace.", ["src/"]),
-    "run": Key("Programs that it may run; true = every program of the system.", ["python3", "git"]),
+    "run": Key("Programs that its model may run; true = every program of the system. Commands that are written in the "
+               "file itself, in run and check, need no grant.", ["python3", "git"]),
     "network": Key("Hosts that it reaches through the proxy, on port 443; true = every public host. With ports: "
                    "{hosts: [...], ports: [...]}.", ["pypi.org"]),
     "git": Key("commit or true: the repository may be written, and the git tool commits. read: the whole workspace may "
@@ -153,7 +158,8 @@ NEED: Final[Mapping[str, Key]] = {
 OUTPUT: Final[Mapping[str, tuple[str, Key]]] = {
     "from": ("source", Key("stdout: what its last command printed. file: a file of the workspace. report: its model "
                            "says it.", "stdout")),
-    "as": ("type", Key("text, lines (a list of the lines that are not empty), integer, number, boolean, list or json.",
+    "as": ("type", Key("text, lines (a list of the lines that are not empty), integer, number, boolean (true or "
+                       "false), list (of JSON) or json.",
                        "lines", "text")),
     "path": ("path", Key("The file, relative to the workspace.", "out/failing.json")),
     "description": ("description", Key("What it is; the model that reports it reads this.", "Tests that fail.")),

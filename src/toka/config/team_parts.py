@@ -13,7 +13,7 @@ from toka.config.flow import ValueType
 from toka.config.nodes import ListNode, MapNode, Node, ScalarNode, absent, at, mapping, value_of
 from toka.config.source import Source
 from toka.config.team_keys import GRANTS, LIMITS, NEED, OUTPUT
-from toka.core.capability import ARGUMENTS
+from toka.core.capability import ARGUMENTS, Capability
 from toka.core.catalogue import ALIASES, GIT_ACCESS, PRESETS, PRIMITIVES, known_names
 from toka.core.shellwords import line_of_words
 
@@ -26,6 +26,8 @@ CAPABILITIES: Final = {
 """What each short name of a grant stands for."""
 TYPES: Final[tuple[str, ...]] = get_args(ValueType)
 _GIT: Final = {"commit": GIT_ACCESS, "read": "filesystem-read"}
+_NONE: Final = "…"
+"""Stands for a command, after a finding that there is none."""
 _LONG_LIMITS: Final = {long: short for short, (long, _) in LIMITS.items()}
 
 
@@ -39,12 +41,15 @@ def is_mapping(node: Node, what: str, example: str, source: Source) -> bool:
 
 def check_keys(node: MapNode, known: Collection[str], source: Source, what: str = "key") -> Iterator[str]:
     """The known keys of a mapping that have a value; a finding for each that is not known."""
+    lines = [key.line for key in node.keys.values()]
     for name, value in node.entries.items():
         if name in known:
             if not absent(value):
                 yield name
         else:
             told = did_you_mean(name, known)
+            if told is None and absent(value) and lines.count(node.keys[name].line) > 1:
+                told = "inside { } a comma ends a value: put quotes around a text that holds one"
             source.add("TK2003", f"unknown {what} {quoted(name)}", at(node.keys[name]), help=told)
 
 
@@ -62,7 +67,7 @@ def command(node: Node, source: Source) -> Node:
     if len(words) != len(node.items) or not words:
         label = "expected such as [python3, -m, unittest]"
         source.add("TK2002", "a command is text, or a list of at least one word", at(node), label=label)
-        words = words or ["…"]
+        words = words or [_NONE]
     return ScalarNode(line_of_words(words), *at(node))
 
 
@@ -70,6 +75,11 @@ def check_of(node: Node, source: Source) -> Node:
     """One check; its command may be words."""
     if isinstance(node, MapNode) and "run" in node.entries:
         node.entries["run"] = command(node.entries["run"], source)
+        return node
+    if isinstance(node, MapNode):
+        if not any(closest(name, ("run",)) for name in node.entries):
+            source.add("TK2001", "the check has no command", at(node), label="expected such as {run: make test}")
+        node.put(ScalarNode("run", *at(node)), ScalarNode(_NONE, *at(node)))
         return node
     return command(node, source)
 
@@ -100,6 +110,18 @@ def requests(grants: MapNode, source: Source) -> Iterator[Node]:
             out = MapNode(*at(key))
             out.put(asked, arguments)
             yield out
+
+
+def grant_line(capability: Capability) -> str:
+    """What an agent of a team would say to ask for it: `grants: {write: [docs]}`."""
+    name = next((short for short, long in CAPABILITIES.items() if long == capability.name), capability.name)
+    given = {a: items for a in ARGUMENTS if (items := getattr(capability, a)) not in (None, ("443",))}
+    if not given:
+        return f"grants: {{{name}: true}}"
+    if list(given) == [first_argument(capability.name)]:
+        return f"grants: {{{name}: [{', '.join(*given.values())}]}}"
+    arguments = ", ".join(f"{argument}: [{', '.join(items)}]" for argument, items in given.items())
+    return f"grants: {{{name}: {{{arguments}}}}}"
 
 
 def _argument(name: str, capability: str, given: Node, source: Source) -> Node | None:
@@ -196,12 +218,13 @@ def outputs(node: MapNode, source: Source) -> MapNode:
             if "source" not in one.entries and not any(key not in OUTPUT for key in value.entries):
                 message = f"the output {quoted(name)} does not say where it comes from"
                 source.add("TK2001", message, at(node.keys[name]), label="expected from: stdout, file or report")
-                continue
+                one.put(ScalarNode("source", *at(node.keys[name])), ScalarNode("stdout", *at(node.keys[name])))
         elif isinstance(value, ScalarNode) and value.text in TYPES:
             message = f"the output {quoted(name)} does not say where it comes from"
             help_ = f"write {{from: stdout, as: {value.text}}}"
             source.add("TK2001", message, at(value), label="expected stdout, file or report", help=help_)
-            continue
+            one.put(ScalarNode("source", *at(value)), ScalarNode("stdout", *at(value)))
+            one.put(ScalarNode("type", *at(value)), value)
         elif isinstance(value, ScalarNode) and not absent(value):
             one.put(ScalarNode("source", *at(value)), value)
         else:

@@ -101,7 +101,8 @@ def _properties(keys: Mapping[str, Key], shapes: Mapping[str, Schema], usual: Sc
         shape = shapes.get(name, usual or _SCALAR)
         told = f"{key.description} {DEFAULT}{key.default}." if key.default else key.description
         empty = name not in ("toka", "agents")
-        options = {"anyOf": [*(shape["anyOf"] if set(shape) == {"anyOf"} else [shape]), _NOTHING]} if empty else shape
+        given = [option for option in (shape["anyOf"] if set(shape) == {"anyOf"} else [shape]) if option != _NOTHING]
+        options = {"anyOf": [*given, _NOTHING]} if empty else shape
         out[name] = {"description": told, **options, "examples": [key.example]}
     return out
 
@@ -182,7 +183,8 @@ def _agent(sections: Schema) -> Schema:
     taken = {n: {k: v for k, v in s.items() if k not in ("description", "examples")} for n, s in sections.items()}
     shapes = {**{name: taken[name] for name in AGENT if name in taken and name not in shapes}, **shapes}
     work = [{"required": [name]} for name in ("goal", "run", "tasks")]
-    return {**_closed(_properties(AGENT, shapes)), "oneOf": work}
+    said = "One of goal, run and tasks. From metadata on, the keys are sections of a spec, for what has no short form."
+    return {"description": said, **_closed(_properties(AGENT, shapes)), "oneOf": work}
 
 
 def _need() -> Schema:

@@ -257,4 +257,7 @@ def _syntax(source: Source, error: pyyaml.MarkedYAMLError) -> None:
         told = "a tab cannot be used as indentation"
     where = error.context_mark
     label = f"{error.context}, line {where.line + 1}" if where and error.context else ""
-    source.add("TK1001", told, at, label=label, help="use spaces" if "tab" in told else None)
+    help_ = "use spaces" if "tab" in told else None
+    if "${" in line and "flow" in (error.context or ""):
+        help_ = 'inside { } and [ ], put quotes around what holds ${...}: "${...}"'
+    source.add("TK1001", told, at, label=label, help=help_)

@@ -18,6 +18,7 @@ from typing import Literal
 
 from toka.config.agent import AgentConfig, Presets
 from toka.config.diagnostics import Finding, Position, in_order, quoted
+from toka.config.flow_rules import references_of
 from toka.config.load import label_of
 from toka.config.rules import REQUESTS, Problem
 from toka.core.capability import Capability, CapabilityError, Grant, normal_path
@@ -81,8 +82,9 @@ def place_findings(
         started: those that have worked already: their paths were there, or were told of.
 
     Returns:
-        TK42xx: errors for what was named in a spec and is not there, for links where something must be protected, and
-        for a workspace that is a link itself; notes for members of presets. Elsewhere than on Linux: only the last.
+        TK42xx: errors for what was named in a spec and is not there or not granted, for links where something must be
+        protected, and for a workspace that is a link itself; notes for members of presets. Elsewhere than on Linux:
+        only what is wrong with the workspace itself.
     """
     out: list[Finding] = []
     if workspace.is_symlink():
@@ -108,6 +110,7 @@ def place_findings(
             yield from _missing_paths(config, terms.presets, policy, workspace, to_come[config.name])
         yield from _unprotectable(config, terms.presets, policy, workspace)
         yield from _missing_programs(config, terms, installed)
+        yield from _unreadable_outputs(config, policy)
 
     return (*out, *_reported(configs, problems))
 
@@ -178,6 +181,42 @@ def _missing_paths(
             elif found == "absent" and capability.name == FILESYSTEM_READ and not _may_come(path, to_come):
                 hint = "create it, correct the path, or depend on an agent that may write it"
                 yield Problem("TK4201", f"there is no {quoted(path)} in the workspace", place, help=hint)
+
+
+def _unreadable_outputs(config: AgentConfig, policy: SandboxPolicy) -> Iterator[Problem]:
+    """Outputs that would be read from files the agent may not see; those with references are known later."""
+    seen = [Capability(FILESYSTEM_READ, paths=(path,)) for path in (*policy.reads, *policy.writes)]
+    for name, output in config.flow.outputs.items() if config.flow is not None else ():
+        path = output.path
+        if output.source != "file" or path is None or "${" in path:
+            continue
+        if not any(each.covers(Capability(FILESYSTEM_READ, paths=(path,))) for each in seen):
+            message = f"the output {quoted(name)} is read from {quoted(path)}, which was not granted"
+            asked = config.origin.asking(Capability(FILESYSTEM_WRITE, paths=(path,))).removeprefix("- ")
+            hint = f"grant it, or its folder: {asked}"
+            yield Problem("TK4207", message, ("flow", "outputs", name, "path"), help=hint)
+
+
+def secret_findings(configs: Sequence[AgentConfig], known: Collection[str]) -> tuple[Finding, ...]:
+    """Secrets that specs name and the settings do not.
+
+    Args:
+        configs: the agents.
+        known: the names of secrets in the settings.
+    """
+
+    def problems(config: AgentConfig) -> Iterator[Problem]:
+        for text, reference in references_of(config):
+            if reference.kind == "secret" and reference.name not in known:
+                yield Problem("TK4208", f"no settings name the secret {quoted(reference.name)}", text.path,
+                              text=reference.text, help=named_secret(reference.name))  # fmt: skip
+
+    return _reported(configs, problems)
+
+
+def named_secret(name: str) -> str:
+    """How settings name a secret."""
+    return f'write {name} = "${{env:NAME}}" under [secrets] in your own config.toml'
 
 
 def _instead(workspace: Path, path: str) -> str:

@@ -52,9 +52,10 @@ def _validator(run: RunContext, config: AgentConfig, got: Effective) -> Capabili
 
     def guard(need: Capability) -> Decision | None:
         found = find_protected(got.policy, need, obeyed(run.workspace))
-        return None if found is None else decide(found, need, origin)
+        return None if found is None else decide(found, need, origin, asking)
 
-    return CapabilityValidator(got.grant, run.runtime.policy, origin, guard, config.grant(run.capabilities))
+    asking, asked = config.origin.asking, config.grant(run.capabilities)
+    return CapabilityValidator(got.grant, run.runtime.policy, origin, guard, asked, asking)
 
 
 def _unsandboxed(start: StartSandbox) -> StartSandbox:

@@ -35,6 +35,7 @@ class CapabilityValidator:
         origin: Callable[[str], str] = _nowhere,
         guard: Callable[[Capability], Decision | None] = _nothing,
         asked: Grant | None = None,
+        asking: Callable[[Capability], str] = request_line,
     ) -> None:
         """Decides under rules that cannot change afterwards.
 
@@ -44,7 +45,9 @@ class CapabilityValidator:
             origin: where the spec asks for a capability, by its name: `agents/a.yaml:12`; empty when it is not known.
             guard: what speaks against a need whatever is granted: it touches what is protected.
             asked: what the spec asks for, before the operator's rules; None = what is granted.
+            asking: what the spec would say to ask for a capability.
         """
+        self._asking = asking
         self._asked = asked or grant
         self.grant = grant
         self._policy = policy
@@ -87,4 +90,4 @@ class CapabilityValidator:
         else:
             rule = "; ".join(c.text for c in held)
             reason = f"{need.text.partition(': ')[2] or 'everything'} is outside the granted {rule}"
-        return Decision("denied", rule, reason, self._origin(need.name), request_line(need))
+        return Decision("denied", rule, reason, self._origin(need.name), self._asking(need))

@@ -107,6 +107,8 @@ def parse_output(kind: ValueType, text: str) -> Any:
         return text.removesuffix("\n")
     if kind == "lines":
         return _typed("lines", [line for line in text.splitlines() if line.strip()])
+    if kind == "boolean" and text.strip() in ("True", "False"):  # as Python prints them
+        text = text.lower()
     try:
         value = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):

@@ -88,13 +88,19 @@ def find_protected(policy: SandboxPolicy, need: Capability, obeyed: Mapping[str,
     return None
 
 
-def decide(found: Protected, need: Capability, origin: Callable[[str], str]) -> Decision:
+def decide(
+    found: Protected,
+    need: Capability,
+    origin: Callable[[str], str],
+    asking: Callable[[Capability], str] = request_line,
+) -> Decision:
     """The denial of a call that needs a protected path.
 
     Args:
         found: what is protected.
         need: what the call needs.
         origin: where the spec asks for a capability, by its name; empty when that is not known.
+        asking: what the spec would say to ask for one.
     """
     asks = found.asks
     return Decision(
@@ -102,7 +108,7 @@ def decide(found: Protected, need: Capability, origin: Callable[[str], str]) -> 
         f"{found.word}: {found.path}",
         f"{', '.join(need.paths or ())} is {found.word}: {found.why}",
         origin(need.name if asks is None else asks.name),
-        "" if asks is None else request_line(asks),
+        "" if asks is None else asking(asks),
     )
 
 
