@@ -22,7 +22,7 @@ from toka.events.event import (
     TaskStateChanged,
     Unknown,
 )
-from toka.events.flow import ApprovalAnswered, ApprovalAsked
+from toka.events.flow import ApprovalAnswered, ApprovalAsked, InstancesMade, OutputsMade
 
 MALFORMED: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What showing a record raises whose fields are not of the kind they should be: somebody edited it."""
@@ -66,6 +66,11 @@ def change_lines(event: Event, paint: Paint = plain) -> list[str]:
             return [f"answered by {line_of(event.author) or 'somebody'}: {line_of(event.answer)}"]
         case StepInDoubt():
             return [f"{paint('in doubt', 'warn')}: {line_of(event.question)}"]
+        case InstancesMade():
+            return [f"is there {some(event.count, 'time')}, once for each element"]
+        case OutputsMade():
+            names = ", ".join(f"{line_of(name, 60)} = {compact(value, 80)}" for name, value in event.values.items())
+            return [f"left {names or 'values of more than 16 KB'}"]
         case ApprovalAsked():
             until = f" (until {moment(event.expires_at)})" if event.expires_at is not None else ""
             whose = f"{line_of(event.task, 60)} " if event.task else ""

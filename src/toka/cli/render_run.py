@@ -11,6 +11,7 @@ from toka.cli.questions import question_lines
 from toka.cli.render_change import confinement, network_lines, sandbox_lines
 from toka.cli.tally import RunLine, is_scripted
 from toka.cli.text import (
+    LINE,
     Cell,
     Paint,
     age,
@@ -193,6 +194,8 @@ def agent_lines(view: RunView, agent: AgentState, paint: Paint = plain) -> list[
     out = [f"{head}  {paint(weak, 'bad' if agent.level == 'none' else 'warn')}" if weak else head]
     for line in explanation(view, agent):
         out += [f"  {text}" for text in lines_of(line, REASON_LINES)]
+    if agent.name in view.items:
+        out.append(f"  {paint('item', 'dim')}  {compact(view.items[agent.name], LINE)}")
     for question in agent.asking:
         out += [f"    {line}" for line in question_lines(view.state.id, agent.name, question, view.now, view.options)]
     out += [f"  {line}" for line in _tasks(view, agent, paint)] if agent.made is None else ()
@@ -200,6 +203,8 @@ def agent_lines(view: RunView, agent: AgentState, paint: Paint = plain) -> list[
         out += [f"  {line}" for line in _objective(objective, paint)]
     for denial in view.denials.get(agent.name, ()):
         out += [f"  {line}" for line in _denial(denial, paint)]
+    for name, value in view.values.get(agent.name, {}).items():
+        out.append(f"  {paint('left', 'dim')}  {line_of(name, 100)} = {compact(value, LINE)}")
     return out
 
 

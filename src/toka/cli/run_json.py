@@ -48,6 +48,8 @@ def agent_json(view: RunView, agent: AgentState) -> dict[str, Any]:
         "explanation": explanation(view, agent),
         "holds": dict(agent.holds),
         "needs": list(planned.needs) if planned else [],
+        **({"item": view.items[agent.name]} if agent.name in view.items else {}),
+        "outputs": dict(view.values.get(agent.name, {})),
         "progress": {"done": done, "total": total},
         "tasks": [_task(t, recorded=t.id in agent.tasks or not agent.ended) for t in {**tasks, **agent.tasks}.values()],
         "approvals": [question_json(each) for each in agent.approvals.values()],

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from toka.errors import ConfigError
+from toka.errors import ConfigError, NotFound
 from toka.events.event import StepDenied, StepIntent
 from toka.events.lifecycle import RunStatus, TaskStatus
 from toka.events.record import Record
@@ -66,6 +67,8 @@ class RunView:
         models: model strings, as asked for or as used.
         denials: by agent.
         options: what commands shown for copying need at their end: ` --state DIR`, or nothing.
+        values: what agents left for others, by agent and name.
+        items: the element that each instance is for, by its name.
     """
 
     state: RunState
@@ -76,6 +79,8 @@ class RunView:
     models: tuple[str, ...] = ()
     denials: Mapping[str, tuple[Denial, ...]] = field(default_factory=dict[str, tuple[Denial, ...]])
     options: str = ""
+    values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    items: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def going(self) -> bool:
@@ -101,6 +106,27 @@ def planned_of(specs: bytes, enabled: Collection[str]) -> dict[str, Planned]:
         c.name: Planned({t.id: t.description for t in c.task_list(enabled)}, tuple(c.dependencies.required))
         for c in configs
     }
+
+
+def values_of(state: RunState, blob: Callable[[str], bytes]) -> dict[str, Mapping[str, Any]]:
+    """What agents left for others, by agent and name; nothing of an agent whose values cannot be loaded."""
+    out: dict[str, Mapping[str, Any]] = {}
+    for name, agent in state.agents.items():
+        if (left := agent.outputs) is not None:
+            with suppress(NotFound, ValueError):
+                out[name] = json.loads(blob(left.blob)) if left.blob else left.values
+    return out
+
+
+def items_of(state: RunState, blob: Callable[[str], bytes]) -> dict[str, Any]:
+    """The element that each instance is for, by its name."""
+    out: dict[str, Any] = {}
+    for name, agent in state.agents.items():
+        if (made := agent.made) is not None:
+            with suppress(NotFound, ValueError):
+                items: list[Any] = json.loads(blob(made.blob)) if made.blob else made.items
+                out.update((f"{name}[{number}]", item) for number, item in enumerate(items, 1))
+    return out
 
 
 def models_of(asked: str | None, records: Iterable[Record]) -> tuple[str, ...]:
