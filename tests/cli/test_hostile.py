@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from cli.records import Recorded, Toka, write_run
+from cli.records import COMMAND, Recorded, Toka, write_run
 from toka.events.event import AgentStateChanged, RunCreated, RunStateChanged, StepDenied, StepDone, TaskStateChanged
 
 READERS = [("ps",), ("show", "@last"), ("logs", "@last"), ("events", "@last"), ("audit", "verify", "@last")]
@@ -103,3 +104,15 @@ def test_records_that_do_not_say_what_their_kind_should(toka: Toka, recorded: Re
         assert "internal error" not in done.err, command
         assert done.code in (0, 70), command
     assert toka("audit", "verify", "@last", "--state", recorded.state).code == 70
+
+
+@pytest.mark.parametrize("command", [["ps"], ["plan", "x.yaml"], ["run", "x.yaml"], ["jail", "--", "true"]])
+def test_a_directory_that_was_deleted_is_told_as_such(tmp_path: Path, command: list[str]) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    line = 'cd "$1" && rmdir "$1" && shift && exec "$@"'
+    argv = ["sh", "-c", line, "sh", str(gone), *COMMAND, *command]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stderr.splitlines()[:2]) == (
+        2, ["toka: the current directory is no longer there", "  help: change to one that is"],
+    ), done.stderr  # fmt: skip

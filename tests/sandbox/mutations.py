@@ -210,6 +210,7 @@ _LOCKS: Final = (
         (
             Change("zygote.py", "            os.close(fd)  # bwrap hands on", "            pass  # bwrap hands on"),
             Change("groundwork.py", "    close_from(4 if further < 0 else 5)\n"),
+            Change("roles.py", "            os.close(fd)  # the host is to", "            pass  # the host is to"),
         ),
     ),
     _one(

@@ -11,15 +11,17 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 
 from toka.cli.output import EXIT_BROKEN_PIPE, ReaderGone, fail, internal, say
-from toka.errors import TokaError
+from toka.errors import TokaError, UsageError
 from toka.version import __version__
 
 E = TypeVar("E", bound=Exception)
+_HOMELESS: Final = "the current directory is no longer there"
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "init": ("toka.cli.init:init", "Write a first team for the project in this directory."),
     "validate": ("toka.cli.check:validate", "Check specs and print every finding."),
@@ -112,8 +114,21 @@ def main(arguments: list[str] | None = None) -> None:
     except ReaderGone:
         code = EXIT_BROKEN_PIPE
     except Exception as e:  # noqa: BLE001 - the last edge: a defect is reported as one, with a code of its own
-        code = _told(internal, e)
+        code = (
+            _told(fail, UsageError(_HOMELESS, hint="change to one that is"))
+            if isinstance(e, FileNotFoundError) and not _at_home()
+            else _told(internal, e)
+        )
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _at_home() -> bool:
+    """Whether the current directory is still there."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _told(tell: Callable[[E], int], error: E) -> int:
