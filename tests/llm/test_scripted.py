@@ -79,6 +79,17 @@ async def test_the_nearest_match_counts(model: ScriptedModel) -> None:
     assert await said(model, "stranger", "other") == "anything"
 
 
+async def test_an_instance_has_its_own_replies_or_those_of_its_agent() -> None:
+    model = ScriptedModel({"agents": {
+        "fix": {"one": [{"say": "of all"}], "*": [{"say": "any of all"}]}, "fix[2]": {"one": [{"say": "of the second"}]},
+        "*": {"*": [{"say": "anybody"}]},
+    }})  # fmt: skip
+    assert await said(model, "fix[1]", "one") == "of all"
+    assert await said(model, "fix[2]", "one") == "of the second"
+    assert await said(model, "fix[2]", "two") == "any of all"
+    assert await said(model, "fixes[2]", "one") == "anybody"
+
+
 async def test_default_when_nothing_matches() -> None:
     model = ScriptedModel({"agents": {"a": {"t": [{"say": "x"}]}}, "default": [{"say": "else"}]})
     assert await said(model, "a", "u") == "else"

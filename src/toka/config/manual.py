@@ -57,7 +57,7 @@ it is refused. A value that comes from a model or a tool never decides what is g
 models and secrets are written out or are inputs (TK4006). There are no expressions, loops or templates.
 
 An output of an agent with `for_each` is the list of what its instances left, in their order. `for_each` takes 1 to
-{MAX_INSTANCES:,} elements. `limits` hold for each instance, and in scripts of models each has its name: `fix[3]`.
+{MAX_INSTANCES:,} elements. `limits` hold for each instance. Instances are named `fix[1]`, `fix[2]` and so on.
 
 What every agent has without declaring it:
 

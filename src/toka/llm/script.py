@@ -67,8 +67,9 @@ class Script:
     default: tuple[ScriptedReply, ...] | None = None
 
     def replies(self, agent: str, task: str) -> tuple[ScriptedReply, ...] | None:
-        """The list for an agent's task; None when there is none."""
-        for tasks in (self.agents.get(agent), self.agents.get(ANY)):
+        """The list for an agent's task; None when there is none. For `fix[3]`, what is there for `fix` stands in."""
+        for who in (agent, agent.partition("[")[0], ANY):
+            tasks = self.agents.get(who)
             if tasks is not None:
                 for name in (task, ANY):
                     if name in tasks:

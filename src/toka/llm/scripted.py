@@ -8,7 +8,7 @@ The file behind `scripted:FILE` is YAML or JSON:
 ```yaml
 script: 1                                  # version of this format
 agents:
-  fixer:                                   # an agent's name; "*" = any agent
+  fixer:                                   # an agent's name, of an instance fixer[1] or fixer; "*" = any agent
     fix-sum:                               # a task's id; "*" = any task
       - calls: [{read_file: {path: src/sum.py}}]           # reply to the first model call of the task
       - say: "Trying."                                     # text, alone or beside calls
@@ -30,9 +30,9 @@ default:                                   # when no agent and task above match
     repeat: true
 ```
 
-The first match counts: this agent and task, this agent and `*`, `*` and this task, `*` and `*`, `default`. Replies run
-out on purpose: a call without a reply is a ModelError of kind `script` that names agent, task, call and file. Without
-`usage`, tokens are a quarter of the characters.
+The first match counts: this agent and task, this agent and `*`, `*` and this task, `*` and `*`, `default`; of `fixer[1]`,
+what is there for `fixer` comes after that. Replies run out on purpose: a call without a reply is a ModelError of kind
+`script` that names agent, task, call and file. Without `usage`, tokens are a quarter of the characters.
 """
 
 from __future__ import annotations
