@@ -81,7 +81,8 @@ async def test_the_nearest_match_counts(model: ScriptedModel) -> None:
 
 async def test_an_instance_has_its_own_replies_or_those_of_its_agent() -> None:
     model = ScriptedModel({"agents": {
-        "fix": {"one": [{"say": "of all"}], "*": [{"say": "any of all"}]}, "fix[2]": {"one": [{"say": "of the second"}]},
+        "fix": {"one": [{"say": "of all"}], "*": [{"say": "any of all"}]},
+        "fix[2]": {"one": [{"say": "of the second"}]},
         "*": {"*": [{"say": "anybody"}]},
     }})  # fmt: skip
     assert await said(model, "fix[1]", "one") == "of all"

@@ -30,9 +30,10 @@ default:                                   # when no agent and task above match
     repeat: true
 ```
 
-The first match counts: this agent and task, this agent and `*`, `*` and this task, `*` and `*`, `default`; of `fixer[1]`,
-what is there for `fixer` comes after that. Replies run out on purpose: a call without a reply is a ModelError of kind
-`script` that names agent, task, call and file. Without `usage`, tokens are a quarter of the characters.
+The first match counts: this agent and task, this agent and `*`, `*` and this task, `*` and `*`, `default`. An instance
+`fixer[1]` takes what is there for `fixer` before what is there for `*`. Replies run out on purpose: a call without a
+reply is a ModelError of kind `script` that names agent, task, call and file. Without `usage`, tokens are a quarter of
+the characters.
 """
 
 from __future__ import annotations
