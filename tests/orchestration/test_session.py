@@ -219,6 +219,35 @@ async def test_an_answer_that_nobody_asked_for_changes_nothing(tmp_path: Path, t
 
 
 @pytest.mark.slow
+async def test_an_answer_is_recorded_before_its_request_counts_as_applied(tmp_path: Path) -> None:
+    """Who is killed between the two finds the request again; the other way round the answer would be lost."""
+    team = quiet(tmp_path)
+    asked = hanging(team)
+    (team.work / "out").mkdir(exist_ok=True)
+    once = {"description": "pay", "run": "touch out/started; sleep 30"}
+    async with team.open() as runtime:
+        one = agent("one", tasks=[once], grant=[{"filesystem-write": {"paths": ["out"]}}])
+        session = await team.start(runtime, one, agent("two"))
+        running = asyncio.create_task(session.run())
+        await eventually(lambda: (team.work / "out/started").exists() and asked.is_set())
+        await session.shutdown(0.0)
+        await running
+        await session.context.recorder.close()
+        again = await team.resume(runtime, session.context.id)
+        running = asyncio.create_task(again.run())
+        await eventually(lambda: any(t.question for t in again.manager.state(ONE).tasks.values()))
+        await submit(runtime.journal, again, "resolve", "one", task="task-1", answer="happened")
+        await eventually(lambda: again.manager.state(ONE).status is AgentStatus.COMPLETED)
+        await eventually(lambda: team.events(CommandApplied))
+        kinds = [type(record.event) for record in runtime.journal.read(again.context.id)]
+        assert kinds.index(StepResolved) < kinds.index(CommandApplied)
+        assert kinds.count(StepResolved) == 1
+        await again.shutdown(0.0)
+        await running
+        await again.context.recorder.close()
+
+
+@pytest.mark.slow
 async def test_what_one_session_applied_the_next_does_not_apply_again(tmp_path: Path) -> None:
     team = Team(tmp_path, talkative(), journal=memory, execution={"max_turns": 100_000})
     async with team.open() as runtime:

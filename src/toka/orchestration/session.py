@@ -276,14 +276,14 @@ class RunSession:
     async def _take_answers(self) -> None:
         """Records the answers that were given while nobody executed the run, before anything asks again."""
         for command in self.context.runtime.journal.commands(self.context.id, self._applied):
-            if command.verb == "resolve":
-                await self._resolve(AgentName(command.agent), command)
             await self._answer(command)
         await self._expire()
 
     async def _answer(self, command: Command) -> None:
         """Records a person's answer to a question; an agent that waits for it goes on."""
-        if command.verb in VERBS and await self._approvals.answer(command):
+        if command.verb == "resolve":
+            await self._resolve(AgentName(command.agent), command)
+        elif command.verb in VERBS and await self._approvals.answer(command):
             self._goes_on(AgentName(command.agent))
 
     async def _expire(self) -> None:
@@ -320,7 +320,5 @@ class RunSession:
                     await self.manager.stop(name, command.reason, command.author)
                 else:
                     self._ended.put_nowait(name)
-            case "resolve":
-                await self._resolve(name, command)
             case _:
                 pass  # an answer, which took effect before; a verb of a newer Toka: recorded as seen, without effect
