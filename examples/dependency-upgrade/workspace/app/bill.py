@@ -4,8 +4,11 @@ from money import euros
 from tabular import table
 
 
+def rows(items):
+    """What a bill lists, with amounts as text; items are (what, cents)."""
+    return [(what, euros(cents)) for what, cents in (*items, ("total", sum(cents for _, cents in items)))]
+
+
 def bill(items):
-    """A bill as text; items are (what, cents)."""
-    rows = [(what, euros(cents)) for what, cents in items]
-    rows.append(("total", euros(sum(cents for _, cents in items))))
-    return table(rows) + "\n"
+    """A bill as text."""
+    return table(rows(items)) + "\n"
