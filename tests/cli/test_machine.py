@@ -212,7 +212,9 @@ def test_settings_are_shown_with_their_origins(toka: Toka, monkeypatch: pytest.M
     monkeypatch.setenv("TOKA_MODEL", "openai:x")
     monkeypatch.setenv("TOKA_TSK_RETRIES", "1")
     done = toka("config", "show", "--state", "/elsewhere")
-    rows = {line.split()[0]: line.split()[1:] for line in done.lines}
+    *table, empty, files = done.lines
+    assert (empty, files.startswith("Read from toka.toml of this directory, the environment, and ")) == ("", True)
+    rows = {line.split()[0]: line.split()[1:] for line in table}
     assert rows["model"] == ["openai:x", "TOKA_MODEL"]
     assert rows["state"] == ["/elsewhere", "flag"]
     assert rows["execution.task_retries"] == ["2", "default"]

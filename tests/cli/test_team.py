@@ -42,6 +42,7 @@ def team(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     settings.write_text('[secrets]\ngithub = "${env:GITHUB_TOKEN}"\n')
     settings.chmod(0o600)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("GITHUB_TOKEN", "planted-github-token")
     folder = tmp_path / "project"
     (folder / "src").mkdir(parents=True)
     monkeypatch.chdir(folder)
@@ -120,14 +121,22 @@ def test_the_plan_finds_a_secret_that_no_settings_name(toka: Toka, team: Path) -
     team.write_text(TEAM.replace("secret:github", "secret:gitlab"))
     done = toka("plan", "team.yaml")
     assert done.code == 3
-    assert 'error[TK4208]: no settings name the secret "gitlab"\n   --> team.yaml:18:21\n' in done.err
-    assert 'write gitlab = "${env:NAME}" under [secrets] in your own config.toml' in done.err
+    assert 'error[TK4208]: the secret "gitlab" is not there: no settings name it\n   --> team.yaml:18:21\n' in done.err
+    own = team.parents[1] / "config/toka/config.toml"
+    assert f'write gitlab = "${{env:NAME}}" under [secrets] in {own}' in done.err
     assert "1 error; no run would start in" in done.err
     assert toka("validate", "team.yaml").code == 0  # a matter of the settings, not of the file
     done = toka("run", "team.yaml")
     assert done.code == 4, done.err
     assert "team.yaml:18:18: ${secret:gitlab} is not there: no settings name it" in done.err
     assert toka("ps", "--all").out.startswith("No runs in")
+
+
+def test_the_plan_finds_a_secret_that_is_not_set(toka: Toka, team: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GITHUB_TOKEN")
+    done = toka("plan", "team.yaml")
+    assert (done.code, "is not there: ${env:GITHUB_TOKEN} is not set" in done.err) == (3, True), done.err
+    assert "= help: set it where the settings look for it" in done.err
 
 
 @pytest.mark.parametrize(

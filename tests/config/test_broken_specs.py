@@ -76,6 +76,7 @@ CORPUS = [
           "x: &x {capabilities_required: [git-access]}\nsecurity:\n  <<: *x\n", "TK1008", 3, 3),
     added("merge key at the top", "x: &x {security: {sandbox: false}}\n<<: *x\n", "TK1008", 2, 1),
     added("python tag", "x: !!python/object/apply:os.system [id]\n", "TK1009", 1, 4),
+    added("no tag", "x: ! grep -q bad file\n", "TK1009", 1, 4),
     added("own tag", "x: !secret y\n", "TK1009", 1, 4),
     added("tag on a mapping", "x: !!map {a: b}\n", "TK1009", 1, 4),
     text("tag directive", "%TAG ! tag:x,2000:\n---\na: 1\n", "TK1009", 1, 1),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from toka.config.agent import AgentConfig
@@ -215,6 +217,19 @@ def test_every_code_of_references_and_teams_has_a_case() -> None:
         (HEAD + "  a: {run: x, check: {run: y, expect: 1}}\n", 'did you mean "expect_exit"?'),
         (HEAD + "  a: {run: x, check: {command: y}}\n", 'did you mean "run"?'),
         (HEAD + "  a: {run: x, depends_on: []}\n", 'did you mean "needs"?'),
+        (HEAD + "  a: {run: x, grants: {read: yes}}\n",
+         "write read: true for everything, read: false for nothing, [yes] for what is called so"),
+        (HEAD + "  a: {run: x, grants: {write: all}}\n",
+         "write write: true for everything, write: false for nothing, [all] for what is called so"),
+        (HEAD + "  a: {run: x, grants: {internet: true}}\n", 'did you mean "network"?'),
+        (HEAD + "  a: {run: x, outputs: {o: {from: stdout, as: int}}}\n", 'did you mean "integer"?'),
+        ("toka: 1\ninputs: {n: {type: bool}}\nagents: {a: {run: x}}\n", 'did you mean "boolean"?'),
+        ("toka: 1\ninputs: {b: boolean}\nagents: {a: {run: 'x ${inputs.b}', when: '${inputs.b}'}}\n",
+         "write {type: boolean}, or {default: boolean} where the text itself is meant"),
+        (HEAD + "  a: {run: x, env: {API_TOKEN: abc}}\n",
+         'write API_TOKEN: "${secret:NAME}", and let your own settings say where it is kept'),
+        (HEAD + "  a:\n  run: x\n  grants: {read: [.]}\n", 'indent it, and what belongs to it, below "a"'),
+        ("script: 1\nagents: {a: {'*': [{say: x}]}}\n", "give it to toka run: --model scripted:FILE"),
         (HEAD + "  a: {goal: Do this, and that.}\n",
          "inside { } a comma ends a value: put quotes around a text that holds one"),
         (HEAD + "  a: {run: x, env: {A: ${secret:a}}}\n",
@@ -241,6 +256,39 @@ def test_what_to_do_is_said(text: str, help_: str) -> None:
 def test_one_mistake_is_one_finding(agent: str, expected: list[str]) -> None:
     found = findings(HEAD + f"  a: {agent}\n  b: {{run: 'echo ${{a.o}}', needs: a}}\n")
     assert [f.message for f in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        ("  a:\n    run: |\n      echo ${b.o}\n      echo '${b.o}'\n    needs: b\n", (6, 13)),
+        ("  a:\n    run: |\n      echo $${b.x}\n      echo ${b.x}\n    needs: b\n", (6, 12)),
+        ("  a:\n    run: |\n      echo ${b.o} # ${b.o}\n      cat <<E\n      ${b.o}\n      E\n    needs: b\n", (5, 21)),
+        ("  a: {goal: 'see ${b.o}, ${b.o} and ${b.x}', needs: b}\n", (3, 37)),
+    ],
+)
+def test_each_place_of_a_reference_is_told_for_itself(text: str, at: tuple[int, int]) -> None:
+    found = findings(HEAD + text + "  b: {run: x, outputs: {o: stdout}}\n")
+    assert (found[0].line, found[0].column) == at, [f.render() for f in found]
+
+
+def test_an_input_that_is_wrong_is_told_once(tmp_path: Path) -> None:
+    text = "toka: 1\ninputs: {go: {type: boolean}}\nagents: {a: {run: x, when: '${inputs.go}'}}\n"
+    reading = AgentConfig.read([Source("team.yaml", text)], {"go": "ja"})
+    found = [f for f in (*reading.findings, *check((*reading.configs, *reading.drafts))) if f.code != "TK4004"]
+    assert [f.message for f in dict.fromkeys(found)] == ['the input "go" must be true or false, not "ja"']
+
+
+def test_a_directory_with_a_team_and_what_it_includes_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "a-part.yaml").write_text("toka: 1\ninputs: {area: alone}\nagents: {one: {run: 'ls ${inputs.area}'}}\n")
+    (tmp_path / "team.yaml").write_text(
+        "toka: 1\ninputs: {area: together}\ninclude: a-part.yaml\n"
+        "agents: {two: {run: 'ls ${inputs.area}', needs: one}}\n"
+    )
+    reading = AgentConfig.read([tmp_path])
+    assert [f.code for f in reading.findings] == []
+    areas = {str(c.name): c.flow.inputs["area"] for c in reading.configs if c.flow}
+    assert areas == {"one": "together", "two": "together"}
 
 
 def test_a_misspelled_optional_agent_is_more_than_a_note() -> None:

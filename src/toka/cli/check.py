@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -108,7 +109,7 @@ def plan(
         _emit_lines([f"---\n{to_yaml(spec_data(config)).removesuffix(NEWLINE)}" for config in configs])
         return 0
     terms = terms_of(settings, configs, folder)
-    placed = (*place_findings(configs, terms, folder), *secret_findings(configs, settings.secrets))
+    placed = (*place_findings(configs, terms, folder), *secret_findings(configs, secret_gaps(settings)))
     wrong = any(f.severity == "error" for f in findings)
     findings = in_order((*findings, *placed))
     if wrong:
@@ -144,6 +145,18 @@ def plan(
     if refused or loose:
         say(f"toka: {some(len(refused) or len(loose), 'error')}; no run would start in {line_of(str(folder))}")
     return ConfigError.exit_code if refused else MissingError.exit_code if loose else 0
+
+
+def secret_gaps(settings: Settings) -> dict[str, str]:
+    """The secrets of the settings, and why each is not there; empty for those that are."""
+    out: dict[str, str] = {}
+    for name, secret in settings.secrets.items():
+        try:
+            secret.reveal(os.environ)
+            out[name] = ""
+        except MissingError as e:
+            out[name] = e.message
+    return out
 
 
 def compiled_of(configs: Sequence[AgentConfig], terms: Terms, workspace: Path) -> dict[AgentName, Compiled]:

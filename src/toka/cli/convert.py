@@ -34,9 +34,13 @@ def convert(paths: Sequence[Path], form: str, output: Path | None, inputs: Input
     """Write specs as one team file, or the agents of a team file as specs, one file each.
 
     Both ways nothing of the agents is lost but comments: what is written is read again and compared first. Of a team
-    file's head its name, description and workspace are left out, and in specs inputs have the values they have now.
+    file's head its name, description and workspace are left out. What inputs decide in a team file, such as grants and
+    limits, is written with the values that they have now, and so are all inputs in specs.
     """
     configs, _, findings = check_paths(paths, warned_settings().capabilities, inputs)
+    if inputs.known:
+        named = ", ".join(sorted(inputs.known))
+        say(f"toka: grants, limits and whatever else is settled first have the values that inputs have now: {named}")
     wrong = [f for f in findings if f.severity == "error" and f.code not in ELSEWHERE]
     if wrong:
         raise ConfigError(f"{some(len(wrong), 'error')}; nothing was written", tuple(wrong))

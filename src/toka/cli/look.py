@@ -30,7 +30,7 @@ from toka.cli.resources import resource_lines, resources_json, uses_of
 from toka.cli.run_json import run_json
 from toka.cli.tally import is_scripted, tally
 from toka.cli.text import json_line, painter, some
-from toka.cli.view import RunView, denials_of, items_of, models_of, planned_of, values_of
+from toka.cli.view import RunView, denials_of, is_meant, items_of, models_of, planned_of, values_of
 from toka.config.parts import Reporting
 from toka.core.clock import SystemClock
 from toka.core.ids import RunId
@@ -84,7 +84,7 @@ def show(run_id: str, agent: str | None, state: Path | None, resources: bool, as
     only = match_name(view.state.agents, agent) if agent is not None else None
     try:
         if resources:
-            shown = [use for use in uses if only in (None, use.agent)]
+            shown = [use for use in uses if is_meant(only, use.agent)]
             text = json_line(resources_json(run, shown)) if as_json else "\n".join(resource_lines(run, shown))
         elif as_json:
             text = json_line(_show_json(view, only, declared, records))
@@ -189,6 +189,6 @@ def _show_json(view: RunView, only: str | None, declared: Declared, records: Seq
 
 
 def _print(transcript: Transcript, page: list[Record], only: str | None) -> None:
-    lines = [line for record in page if only in (None, record.stream) for line in transcript.lines(record)]
+    lines = [line for record in page if is_meant(only, record.stream) for line in transcript.lines(record)]
     if lines:
         emit("\n".join(lines))

@@ -13,7 +13,8 @@ from toka.cli.door import read_settings, state_option
 from toka.cli.output import coloured, emit, say
 from toka.cli.probes import Answer, Layer, ask_models, examine
 from toka.cli.text import Cell, Paint, clean, columns, json_line, line_of, painter
-from toka.config.settings import Settings
+from toka.config.load import label_of
+from toka.config.settings import Settings, personal_file
 from toka.errors import MissingError
 from toka.sandbox.doctor import LIMITS, level_of
 from toka.sandbox.level import Level
@@ -132,6 +133,10 @@ def config_show(state: Path | None, as_json: bool) -> int:  # noqa: FBT001 - cli
     cells: list[list[Cell]] = [[(h, "dim") for h in ("SETTING", "VALUE", "FROM")]]
     cells += [[k, line_of(v, 120), ("default", "dim") if o == "default" else line_of(o, 120)] for k, v, o in rows]
     emit("\n".join(columns(cells, paint=painter(coloured()))))
+    own = personal_file(os.environ)
+    if own is not None:
+        there = "" if own.exists() else ", which is not there"
+        emit(f"\nRead from toka.toml of this directory, the environment, and {line_of(label_of(own), 200)}{there}.")
     return 0
 
 

@@ -26,7 +26,7 @@ from toka.cli.text import (
     some,
     span,
 )
-from toka.cli.view import Denial, RunView
+from toka.cli.view import Denial, RunView, is_meant
 from toka.config.parts import Metric
 from toka.events.event import NetworkAttempted, SandboxReady
 from toka.events.lifecycle import ObjectiveStatus, RunStatus, TaskStatus
@@ -149,7 +149,7 @@ def run_lines(
         out += [f"  {text}" for text in lines_of(line, REASON_LINES)]
     out += [f"  {line}" for line in columns(_facts(view))]
     for name, agent in state.agents.items():
-        if only in (None, name):
+        if is_meant(only, name):
             out += ["", *agent_lines(view, agent, paint)]
             out += [f"  {line}" for line in _metrics(gauges(agent, declared or {}), paint)]
             out += [f"  {line}" for event in (refused or {}).get(name, ()) for line in network_lines(event, paint)]

@@ -7,7 +7,7 @@ from typing import Any
 from toka.cli.explain_state import explanation, run_explanation
 from toka.cli.questions import question_json
 from toka.cli.tally import is_scripted
-from toka.cli.view import RunView
+from toka.cli.view import RunView, is_meant
 from toka.events.state import AgentState, TaskState
 
 
@@ -31,7 +31,7 @@ def run_json(view: RunView, only: str | None = None) -> dict[str, Any]:
         "executor": {"pid": view.lease.holder.pid, "host": view.lease.holder.host}
         if view.going and view.lease
         else None,
-        "agents": {name: agent_json(view, agent) for name, agent in state.agents.items() if only in (None, name)},
+        "agents": {name: agent_json(view, agent) for name, agent in state.agents.items() if is_meant(only, name)},
     }
 
 

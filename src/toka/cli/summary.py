@@ -176,12 +176,12 @@ def _use(state: RunState) -> str:
 
 def _commands(state: RunState) -> list[str]:
     agents = _in_order(state)
-    bad = [a.name for a in agents if a.status is AgentStatus.FAILED]
+    bad = [a.name for a in agents if a.status is AgentStatus.FAILED and a.made is None]
     curious = [
         *bad,
         *(a.name for a in agents if a.denied),
         *(a.name for a in agents if a.usage.calls),
-        *(a.name for a in agents),
+        *(a.name for a in agents if a.made is None),
     ]
     logs = [f"toka logs {state.id} {shlex.quote(clean(curious[0]))}"] if curious else []
     return [f"toka show {state.id}", *logs, f"toka events {state.id}", f"toka audit verify {state.id}"]

@@ -94,6 +94,11 @@ class RunView:
         return sum(1 for t in known if t in agent.tasks and agent.tasks[t].status is TaskStatus.SUCCEEDED), len(known)
 
 
+def is_meant(only: str | None, name: str) -> bool:
+    """Whether an agent is the one that is asked for, an instance of it, or anybody is."""
+    return only in (None, name) or name.startswith(f"{only}[")
+
+
 def planned_of(specs: bytes, enabled: Collection[str]) -> dict[str, Planned]:
     """What the specs of a run say, from the blob that holds them; empty when this version cannot read it."""
     try:

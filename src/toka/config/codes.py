@@ -313,6 +313,12 @@ CODES: Final[Mapping[str, Code]] = {
         "A secret is named in the values of `env` and nowhere else: in a prompt, a command line or a path it would be "
         "read by others. Give it to the commands as a variable, and let them read that.",
     ),
+    "TK4009": Code(
+        "secret written out",
+        "The value of a variable that is a secret by its name stands in the file, where everybody who reads the "
+        "project reads it. Name it in your own settings under [secrets], and write ${secret:NAME} here.",
+        "warning",
+    ),
     "TK4201": Code(
         "path that is not there",
         "A granted path does not exist in the workspace, so the agent would not see it. Create it, correct it, or "

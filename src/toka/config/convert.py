@@ -19,7 +19,7 @@ from toka.core.catalogue import known_names
 from toka.core.reference import RESERVED
 from toka.errors import ConfigError
 
-HEAD: Final = "# A team of agents. What each key means: toka schema --format markdown\n"
+HEAD: Final = "# A team of agents. What each key means: toka schema --markdown\n"
 _SPEC: Final = {"description": "description", "title": "name", "domain": "domain", "priority": "priority"}
 _VERBATIM: Final = (
     "capabilities", "reporting", "behavioral_directives", "risk_mitigation", "success_criteria",

@@ -61,7 +61,7 @@ class Documents:
             files, notes = spec_files(given) if is_directory(given) else ((given,), Source(""))
             self.findings += notes.findings
             self.complete &= not notes.broken
-            for file in files:
+            for file in sorted(files, key=_includes_none):
                 if self._first(file):
                     yield from self.of_source(read_source(file), file)
 
@@ -74,8 +74,13 @@ class Documents:
             self._workspace = None
         nodes = None if source.broken else read_nodes(source)
         if isinstance(nodes, MapNode) and not is_team(nodes) and "agents" in nodes.entries and not _is_spec(nodes):
-            message = "this looks like a team file, and does not say so"
-            source.add("TK2021", message, at(nodes.keys["agents"]), help=f"begin it with {MARK}: {VERSION}")
+            message, help_ = "this looks like a team file, and does not say so", f"begin it with {MARK}: {VERSION}"
+            if "script" in nodes.entries:
+                message, help_ = (
+                    "this is the script of a model, no team",
+                    "give it to toka run: --model scripted:FILE",
+                )
+            source.add("TK2021", message, at(nodes.keys["agents"]), help=help_)
             yield Document(Origin(source, path), None)
             return
         if not isinstance(nodes, MapNode) or not is_team(nodes):
@@ -136,6 +141,17 @@ class Documents:
         if absolute in self._seen:
             return False
         self._seen.add(absolute)
+        return True
+
+
+def _includes_none(file: Path) -> bool:
+    """For the order of a directory: what includes others comes first, so that they get its inputs and are read once."""
+    try:
+        if not file.is_file():
+            return True
+        with file.open("rb") as opened:
+            return b"include" not in opened.read(1_000_000)
+    except OSError:
         return True
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from toka.config.diagnostics import quoted
+from toka.config.diagnostics import did_you_mean, quoted
 from toka.config.nodes import ListNode, MapNode, Node
 from toka.config.source import Source
 
@@ -81,7 +82,8 @@ def _one(detail: ErrorDetails, root: Node | None, source: Source, text_of: Calla
         source.add("TK2002", f"{where} must be {_WANTED[kind]}, not {_kind_of(detail['input'])}", at)
     elif kind == "literal_error":
         message = f"unknown value {quoted(str(detail['input']))} of {where}"
-        source.add("TK2004", message, at, label=f"expected {context['expected']}")
+        near = did_you_mean(str(detail["input"]), re.findall(r"'([^']*)'", str(context["expected"])))
+        source.add("TK2004", message, at, label=f"expected {context['expected']}", help=near)
     elif kind == "string_too_short":
         source.add("TK2006", f"{where} must not be empty", at)
     elif kind == "string_pattern_mismatch":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import Final
 
 from toka.config.agent import AgentConfig
 from toka.config.diagnostics import Nearest, did_you_mean, one_of, quoted
 from toka.config.flow import BUILT_IN
-from toka.config.flow_rules import Text, condition, references_of
+from toka.config.flow_rules import Text, before, condition, references_of
 from toka.config.rules import Problem
 from toka.core.ids import AgentName
 from toka.core.reference import Reference, only_reference
@@ -72,7 +73,7 @@ def reference_problems(
             continue
         problem = _problem(config, text, reference, known, upstream)
         if problem is not None and (complete or problem.code != "TK3008"):
-            yield problem
+            yield replace(problem, skip=before(text.text, reference))
 
 
 def _problem(

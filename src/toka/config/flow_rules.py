@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, Protocol, cast
 
 from toka.config import rules
@@ -24,6 +24,9 @@ AVAILABLE: Final = "model.available"
 NOT: Final = re.compile(r"not\s+")
 OWN_VARIABLES: Final = "TOKA_"
 """What the names of the variables begin with that Toka sets itself."""
+
+SECRET_NAME: Final = re.compile(r"(?i)(?:API_?KEY|ACCESS_KEY|SECRET_KEY|PRIVATE_KEY|TOKEN|SECRET|PASSWORD|PASSWD)$")
+"""How the names of variables end that hold secrets."""
 
 _MALFORMED: Final = {
     "command": "write $NAME, or $${NAME}, for a variable of the shell",
@@ -140,7 +143,11 @@ def flow_problems(spec: Spec) -> Iterator[Problem]:
     yield from _output_problems(spec, flow)
     yield from _instance_problems(flow)
     yield from _grant_problems(spec.security)
-    for name in flow.env:
+    for name, value in flow.env.items():
+        if SECRET_NAME.search(name) and value and "${" not in value:
+            message = f"{name} is written out, and by its name it is a secret"
+            help_ = f'write {name}: "${{secret:NAME}}", and let your own settings say where it is kept'
+            yield Problem("TK4009", message, ("flow", "env", name), help=help_)
         if name.startswith(OWN_VARIABLES):
             message = f"variables that begin with {OWN_VARIABLES} are Toka's own"
             yield Problem("TK2020", message, ("flow", "env", name), help="choose another name")
@@ -155,6 +162,11 @@ def malformed_help(text: str, use: str) -> str:
     return f"{told}; an input is ${{inputs.{bare[1]}}}" if bare and use in _MALFORMED else told
 
 
+def before(text: str, found: Reference | Malformed) -> int:
+    """How often the same stands in the text before it."""
+    return text[: found.start].count(found.text)
+
+
 def condition(text: str) -> Reference | None:
     """The reference of a condition of `when`; None when it is `model.available` or nothing that can be one."""
     return only_reference(NOT.sub("", text.strip(), count=1) if NOT.match(text.strip()) else text.strip())
@@ -164,13 +176,16 @@ def _text_problems(text: Text, flow: Flow) -> Iterator[Problem]:
     for each in find_references(text.text):
         if isinstance(each, Malformed):
             help_ = malformed_help(each.text, text.use)
-            yield Problem("TK2014", f"{quoted(each.text)} is no reference", text.path, help=help_, text=each.text)
+            message = f"{quoted(each.text)} is no reference"
+            yield Problem("TK2014", message, text.path, help=help_, text=each.text, skip=before(text.text, each))
         else:
-            yield from _reference_problems(each, text, flow)
+            skip = before(text.text, each)
+            yield from (replace(problem, skip=skip) for problem in _reference_problems(each, text, flow))
     for wrong in misplaced(text.text) if text.use == "command" else ():
         message = f"{wrong.reference.text} stands {wrong.place}, where no value can become one word"
         help_ = "put it outside, as a word of its own or in double quotes"
-        yield Problem("TK2015", message, text.path, help=help_, text=wrong.reference.text)
+        skip = before(text.text, wrong.reference)
+        yield Problem("TK2015", message, text.path, help=help_, text=wrong.reference.text, skip=skip)
     if text.use == "path":
         yield from _path_problems(text, flow)
 
@@ -230,7 +245,7 @@ def _condition_problems(text: Text, flow: Flow) -> Iterator[Problem]:
     if reference is None:
         if plain != AVAILABLE and not any(isinstance(r, Malformed) for r in find_references(text.text)):
             yield Problem("TK2016", f"{quoted(text.text)} is no condition", text.path, help=_CONDITION)
-    elif reference.kind == "input" and not isinstance(flow.inputs.get(reference.name, True), bool):
+    elif reference.kind == "input" and flow.inputs.get(reference.name, "") not in ("", True, False):
         message = f"{reference.text} is not true or false"
         yield Problem("TK2016", message, text.path, text=reference.text, help="declare it with type: boolean")
 

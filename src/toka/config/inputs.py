@@ -159,6 +159,10 @@ def read_declarations(node: Node, source: Source) -> dict[str, Declared]:
 
 
 def _declared(key: ScalarNode, node: Node, source: Source) -> Declared:
+    if isinstance(node, ScalarNode) and node.text in TYPES:
+        help_ = f"write {{type: {node.text}}}, or {{default: {node.text}}} where the text itself is meant"
+        source.add("TK2002", f"{quoted(node.text)} alone would be the default of the input", at(node), help=help_)
+        return Declared(key.text, node.text, WRONG, "", at(key))
     if not isinstance(node, MapNode):
         default = UNSET if absent(node) else _written(node)
         kind = "list" if isinstance(node, ListNode) else _kind_of(node)
@@ -169,7 +173,8 @@ def _declared(key: ScalarNode, node: Node, source: Source) -> Declared:
     given = node.entries.get("type")
     kind = given.text if isinstance(given, ScalarNode) else "string"
     if given is not None and kind not in TYPES:
-        source.add("TK2004", f"unknown type {quoted(kind)}", at(given), label=f"expected {one_of(TYPES)}")
+        near = did_you_mean(kind, TYPES)
+        source.add("TK2004", f"unknown type {quoted(kind)}", at(given), label=f"expected {one_of(TYPES)}", help=near)
         return Declared(key.text, "string", WRONG, "", at(key))
     told = node.entries.get("description")
     default: object = UNSET
@@ -216,7 +221,8 @@ def _checked(name: str, kind: str, given: Given, label: str) -> object:
     """A value of the wanted type; UNSET after a finding."""
     value = read_value(kind, given.value)
     if value is UNSET:
-        message = f"the input {quoted(name)} must be {_WANTED[kind].partition(':')[0]}"
+        shown = quoted(str(given.value), 40)
+        message = f"the input {quoted(name)} must be {_WANTED[kind].partition(':')[0]}, not {shown}"
         given.source.add("TK2017", message, given.at, label=label or f"expected {_WANTED[kind]}")
         return UNSET
     size = len(json.dumps(value, ensure_ascii=False))

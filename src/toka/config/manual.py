@@ -44,7 +44,7 @@ agents:
 
 | written | is | may stand in |
 | --- | --- | --- |
-| `${{inputs.NAME}}` | a value that a person gave | every text |
+| `${{inputs.NAME}}` | what a person gave: `--input NAME=VALUE`, or `--input 'NAME=["a", "b"]'` | every text |
 | `${{AGENT.NAME}}` | an output of an agent that is waited for, or what every agent has: {one_of(BUILT_IN)} | {LIVE} |
 | `${{item}}`, `${{item.KEY}}` | the element that an instance is for; of an element that is a mapping, a part | the \
 same, but for when and for_each |
@@ -53,7 +53,9 @@ same, but for when and for_each |
 
 In `run` and `check` a value becomes one quoted word, whatever it holds: it is never read as shell. So it stands outside
 quotes or in double quotes; in single quotes, comments, here-documents, arithmetic, backquotes and the shell's own `${{`
-it is refused. A value that comes from a model or a tool never decides what is granted: paths, hosts, programs, limits,
+it is refused. A list or mapping is one word of JSON.
+
+A value that comes from a model or a tool never decides what is granted: paths, hosts, programs, limits,
 models and secrets are written out or are inputs (TK4006). There are no expressions, loops or templates.
 
 An output of an agent with `for_each` is the list of what its instances left, in their order. `for_each` takes 1 to

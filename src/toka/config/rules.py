@@ -26,7 +26,8 @@ METRIC_TYPES: Final = ("gauge", "counter", "histogram")
 class Problem:
     """What a rule found, by the path in the canonical spec.
 
-    `severity` None = the code's own. `text` is the piece of the value that is meant; empty = all of it.
+    `severity` None = the code's own. `text` is the piece of the value that is meant, after `skip` others like it;
+    empty = all of it.
     """
 
     code: str
@@ -36,11 +37,12 @@ class Problem:
     help: str | None = None
     severity: Severity | None = None
     text: str = ""
+    skip: int = 0
 
     def add_to(self, source: Source, root: Node | None) -> None:
         """Records this as a finding of the source. `root` gives the place; None = unknown."""
         at = place_of(root, self.path)
-        at = source.within(at, self.text) if self.text else at
+        at = source.within(at, self.text, self.skip) if self.text else at
         source.add(self.code, self.message, at, label=self.label, help=self.help, severity=self.severity)
 
 
@@ -60,8 +62,9 @@ def task_problems(tasks: Tasks, limit_s: float | None) -> Iterator[Problem]:
     specs = resolve_tasks(tasks, None)
     paths = _task_paths(tasks)
     if not tasks.default:
-        help_text = "add one to tasks; in a team file: goal, run or tasks"
-        yield Problem("TK2009", "the agent has no task that is always done", ("tasks",), help=help_text)
+        help_text = "add one to tasks.default; in a team file: goal, run or tasks"
+        said = "the agent has nothing to do" + (" unless a group is enabled" if tasks.conditional else "")
+        yield Problem("TK2009", said, ("tasks",), help=help_text)
     groups: dict[str, str | None] = {}
     entries = (*tasks.default, *(entry for group in tasks.conditional.values() for entry in group))
     for entry, path in zip(entries, paths, strict=True):

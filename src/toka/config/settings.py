@@ -158,11 +158,9 @@ def load_settings(cwd: Path, environment: Mapping[str, str], flags: Mapping[str,
     Raises:
         ConfigError: a file cannot be read or a value is wrong; it holds all findings.
     """
-    personal = _directory(environment, "XDG_CONFIG_HOME", ".config")
     files = [_read_file(cwd / "toka.toml", label_of(Path("toka.toml")), trusted=False)]
-    if personal is not None:
-        path = personal / "toka" / "config.toml"
-        files.append(_read_file(path, label_of(path), trusted=True))
+    if (own := personal_file(environment)) is not None:
+        files.append(_read_file(own, label_of(own), trusted=True))
     reader = _Reader(environment, flags or {}, files)
     values = {option.field: reader.value(option) for option in OPTIONS}
     reader.unknown_variables()
@@ -171,7 +169,7 @@ def load_settings(cwd: Path, environment: Mapping[str, str], flags: Mapping[str,
     state = _state(values["state"], cwd, environment)
     named = (*tables.keys.values(), *tables.secrets.values())
     secrets = (*named, *(key.value for key in tables.credentials.values()))
-    guarded = [state, *([personal / "toka"] if personal else []), *(Path(s.name) for s in secrets if s.kind == "file")]
+    guarded = [state, *([own.parent] if own else []), *(Path(s.name) for s in secrets if s.kind == "file")]
     sources = (*reader.sources, *(file.source for file in files))
     found = (f for source in sources for f in source.findings)
     findings = in_order((*found, *misplaced(tables.tools.toolchains, home, guarded)))
@@ -281,6 +279,12 @@ def _directory(environment: Mapping[str, str], variable: str, below_home: str) -
         return Path(named)
     home = environment.get("HOME", "")
     return Path(home) / below_home if home.startswith("/") else None
+
+
+def personal_file(environment: Mapping[str, str]) -> Path | None:
+    """Where a person's own settings are, or would be; None without a home."""
+    personal = _directory(environment, "XDG_CONFIG_HOME", ".config")
+    return None if personal is None else personal / "toka" / "config.toml"
 
 
 def _state(chosen: str | None, cwd: Path, environment: Mapping[str, str]) -> Path:

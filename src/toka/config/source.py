@@ -61,12 +61,17 @@ class Source:
         before = self.text.rfind("\n", 0, index) + 1
         return self.text.count("\n", 0, index) + 1, index - before + 1
 
-    def within(self, at: tuple[int, int, int], text: str) -> tuple[int, int, int]:
-        """Where a piece of text stands from a place on; the place itself when it is not found."""
+    def within(self, at: tuple[int, int, int], text: str, skip: int = 0) -> tuple[int, int, int]:
+        """Where a piece of text stands from a place on, but for its first `skip` occurrences; else the place itself."""
         if not at[0] or not self.line(at[0]) or self._starts is None:
             return at
         start = self._starts[at[0] - 1] + at[1] - 1
-        index = self.text.find(text, start, start + REACH)
+        index = end = start - 1
+        for _ in range(skip + 1):
+            index = self.text.find(text, end + 1, start + REACH)
+            if index < 0:
+                break
+            end = index
         if index < 0:
             return at
         row = bisect_right(self._starts, index)

@@ -95,7 +95,7 @@ class Substitution:
             return node
         sound = True
         for each in find_references(node.text):
-            place = self._source.within(at(node), each.text)
+            place = self._source.within(at(node), each.text, node.text[: each.start].count(each.text))
             if isinstance(each, Malformed):
                 message = f"{quoted(each.text)} is no reference"
                 self._source.add("TK2014", message, place, help=NO_REFERENCE)

@@ -114,6 +114,13 @@ def _agents(team: Team, node: Node | None, source: Source) -> None:
     if node is None or not is_mapping(node, "agents", "{NAME: {run: make test}}", source):
         return
     assert isinstance(node, MapNode)
+    empty = [name for name, value in node.entries.items() if absent(value) and name not in AGENT]
+    beside = [name for name in node.entries if name in AGENT] if empty else []
+    if beside:
+        message = f"{quoted(beside[0])} stands beside the agents"
+        help_ = f"indent it, and what belongs to it, below {quoted(empty[-1])}"
+        source.add("TK2003", message, at(node.keys[beside[0]]), help=help_)
+        return
     for name, value in node.entries.items():
         if absent(value) or isinstance(value, MapNode):
             team.agents[name] = node.keys[name], value if isinstance(value, MapNode) else MapNode(*at(node.keys[name]))

@@ -57,8 +57,9 @@ AGENT: Final[Mapping[str, Key]] = {
     "model": Key("PROVIDER:MODEL or auto.", "auto", "the settings' model"),
     "goal": Key("What a model is to do: one task. With a check, the goal is done when the check passes. An agent has "
                 "one of goal, run and tasks.", "Make ${item} pass without touching tests."),
-    "run": Key("A shell command that is the whole task, or the words of one; no model is asked. A reference in it is "
-               "one word of data, whatever the value holds.", "python3 -m unittest discover -s ${inputs.area}"),
+    "run": Key("A command of /bin/sh that is the whole task, or the words of one; no model is asked. Its exit code is "
+               "that of the last command: begin several with set -e. A reference in it is one word of data, whatever "
+               "the value holds.", "python3 -m unittest discover -s ${inputs.area}"),
     "tasks": Key("Several tasks, as in a spec: a list, or {default: [...], conditional: {GROUP: [...]}}.",
                  [{"id": "count", "run": "wc -l *.py"}, "Explain the figure."]),
     "check": Key("A command that proves that the goal is reached: it exits 0. Text, words, or "
@@ -116,7 +117,8 @@ DEFAULTS: Final = (
 
 GRANTS: Final[Mapping[str, Key]] = {
     "read": Key("Paths that it may read, with everything below; true = the whole workspace.", ["."]),
-    "write": Key("Paths that it may read and write, with everything below; true = the whole workspace.", ["src/"]),
+    "write": Key("Paths that it may read and write, with everything below; true = the whole workspace. What is not "
+                 "there is created: a file, empty, where the name has an extension, else a folder.", ["src/"]),
     "run": Key("Programs that its model may run; true = every program of the system. Commands that are written in the "
                "file itself, in run and check, need no grant.", ["python3", "git"]),
     "network": Key("Hosts that it reaches through the proxy, on port 443; true = every public host. With ports: "

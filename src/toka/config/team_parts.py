@@ -28,6 +28,8 @@ TYPES: Final[tuple[str, ...]] = get_args(ValueType)
 _GIT: Final = {"commit": GIT_ACCESS, "read": "filesystem-read"}
 _NONE: Final = "…"
 """Stands for a command, after a finding that there is none."""
+_EVERYTHING: Final = frozenset({"yes", "no", "on", "off", "all", "any", "everything", "none", "workspace", "*"})
+"""Words that say how much, where a name is expected."""
 _LONG_LIMITS: Final = {long: short for short, (long, _) in LIMITS.items()}
 
 
@@ -35,7 +37,7 @@ def is_mapping(node: Node, what: str, example: str, source: Source) -> bool:
     """Whether it is a mapping; a finding says so when it is not."""
     if isinstance(node, MapNode):
         return True
-    source.add("TK2002", f"{what} is a mapping", at(node), label=f"expected such as {example}")
+    source.add("TK2002", f"{what} must be a mapping", at(node), label=f"expected such as {example}")
     return False
 
 
@@ -127,7 +129,10 @@ def grant_line(capability: Capability) -> str:
 def _argument(name: str, capability: str, given: Node, source: Source) -> Node | None:
     """The one argument that a list, or one text, stands for."""
     first = first_argument(capability)
-    if absent(given):
+    if isinstance(given, ScalarNode) and given.text.casefold() in _EVERYTHING:
+        help_ = f"write {name}: true for everything, {name}: false for nothing, [{given.text}] for what is called so"
+        source.add("TK2002", f"{quoted(given.text)} is a name here", at(given), help=help_)
+    elif absent(given):
         help_ = f"write {name}: true for all of it"
         source.add("TK2002", f"the grant {quoted(name)} says nothing", at(given), help=help_)
     elif first is None:

@@ -157,8 +157,11 @@ class _Builder:
             self.source.add("TK1009", "%TAG directives are not accepted", at)
 
     def _tag(self, tag: str, node: Node) -> None:
-        if tag not in ("!", "tag:yaml.org,2002:str") or not isinstance(node, ScalarNode):
-            at = (node.line, node.column, node.length)
+        at = (node.line, node.column, node.length)
+        if tag == "!":
+            message = "a ! before a value is a tag of YAML, and would be lost"
+            self.source.add("TK1009", message, at, help="put quotes around a text that begins with !")
+        elif tag != "tag:yaml.org,2002:str" or not isinstance(node, ScalarNode):
             self.source.add("TK1009", f"tag {quoted(tag)} is not accepted", at, help="remove the tag")
 
     def _add(self, node: Node, weight: int, height: int) -> None:

@@ -17,7 +17,7 @@ from toka.llm.script_file import read_script
 from toka.orchestration.enforce import best_effort, limits_of, machine, strict_refusal, why_not
 from toka.orchestration.request import RunRequest
 from toka.orchestration.rights import Terms
-from toka.orchestration.unmet import inside, named_secret, place_findings, spec_findings, spec_places
+from toka.orchestration.unmet import ELSEWHERE, inside, named_secret, place_findings, spec_findings, spec_places
 from toka.runtime.context import Runtime
 from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.shield import Order
@@ -97,7 +97,7 @@ def _secrets(runtime: Runtime, request: RunRequest) -> None:
                 missing = f"{config.position(*text.path).text}: {reference.text} is not there"
                 raise MissingError(
                     f"{missing}: {why or 'no settings name it'}",
-                    hint="set it where the settings look for it" if why else named_secret(reference.name),
+                    hint=ELSEWHERE if why else named_secret(reference.name),
                 )
 
 

@@ -9,6 +9,7 @@ from toka.core.ids import RunId
 from toka.events.lifecycle import AgentStatus, RunStatus, TaskStatus
 from toka.events.state import AgentState, RunState
 from toka.orchestration.schedule import BENIGN
+from toka.runtime.values import template_of
 
 EXIT_DONE, EXIT_FAILED, EXIT_MISSING, EXIT_LIMIT, EXIT_PERSON, EXIT_STOPPED = 0, 1, 4, 6, 7, 8
 
@@ -65,6 +66,8 @@ def verdict(state: RunState) -> tuple[RunStatus, str]:
         )
     failed = [a for a in agents if a.status is AgentStatus.FAILED]
     if failed:
+        whole = {a.name for a in failed if a.made is not None}  # its reason names its instances
+        failed = [a for a in failed if template_of(a.name) not in whole]
         return RunStatus.FAILED, "; ".join(f"{a.name}: {_line(a.reason)}" for a in failed[:5])
     if any(a.status is AgentStatus.STOPPED for a in agents):
         denied = [a for a in agents if a.status is AgentStatus.STOPPED and a.why == "denied" and a.made is None]

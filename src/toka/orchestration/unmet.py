@@ -14,13 +14,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from toka.config.agent import AgentConfig, Presets
 from toka.config.diagnostics import Finding, Position, in_order, quoted
 from toka.config.flow_rules import references_of
 from toka.config.load import label_of
 from toka.config.rules import REQUESTS, Problem
+from toka.config.settings import personal_file
 from toka.core.capability import Capability, CapabilityError, Grant, normal_path
 from toka.core.catalogue import COMMAND_EXECUTION, FILESYSTEM_READ, FILESYSTEM_WRITE, GIT_ACCESS, resolve
 from toka.core.ids import AgentName
@@ -36,6 +37,7 @@ from toka.sandbox.trusted import GIT, GIT_TRUSTED, TRUSTED
 """Bytes under which no sandbox is started. Measured: its own processes and one small command take 16 MiB where they are
 counted one by one; in a cgroup, which does not count what is in the file cache already, 5 MiB."""
 
+ELSEWHERE: Final = "set it where the settings look for it"
 Found = Literal["there", "absent", "link"]
 
 
@@ -197,26 +199,29 @@ def _unreadable_outputs(config: AgentConfig, policy: SandboxPolicy) -> Iterator[
             yield Problem("TK4207", message, ("flow", "outputs", name, "path"), help=hint)
 
 
-def secret_findings(configs: Sequence[AgentConfig], known: Collection[str]) -> tuple[Finding, ...]:
-    """Secrets that specs name and the settings do not.
+def secret_findings(configs: Sequence[AgentConfig], known: Mapping[str, str]) -> tuple[Finding, ...]:
+    """Secrets that specs name and that are not there.
 
     Args:
         configs: the agents.
-        known: the names of secrets in the settings.
+        known: the secrets of the settings: why each is not there, or nothing.
     """
 
     def problems(config: AgentConfig) -> Iterator[Problem]:
         for text, reference in references_of(config):
-            if reference.kind == "secret" and reference.name not in known:
-                yield Problem("TK4208", f"no settings name the secret {quoted(reference.name)}", text.path,
-                              text=reference.text, help=named_secret(reference.name))  # fmt: skip
+            why = known.get(reference.name)
+            if reference.kind == "secret" and why != "":
+                message = f"the secret {quoted(reference.name)} is not there: {why or 'no settings name it'}"
+                help_ = ELSEWHERE if why else named_secret(reference.name)
+                yield Problem("TK4208", message, text.path, text=reference.text, help=help_)
 
     return _reported(configs, problems)
 
 
 def named_secret(name: str) -> str:
     """How settings name a secret."""
-    return f'write {name} = "${{env:NAME}}" under [secrets] in your own config.toml'
+    own = personal_file(os.environ)
+    return f'write {name} = "${{env:NAME}}" under [secrets] in {label_of(own) if own else "your own config.toml"}'
 
 
 def _instead(workspace: Path, path: str) -> str:

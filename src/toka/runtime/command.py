@@ -97,8 +97,9 @@ def leaves(config: AgentConfig, source: str) -> bool:
 
 def verdict(value: dict[str, Any], line: str, timeout_s: float | None) -> str:
     """How a command ended, in words and one line: `make test` exited with 2."""
-    flat = " ".join(line.split())
-    line = flat if len(flat) <= SHOWN_CHARACTERS else flat[: SHOWN_CHARACTERS - 1] + "…"
+    first, *rest = line.strip().splitlines() or [""]
+    flat = " ".join(first.split())
+    line = flat[: SHOWN_CHARACTERS - 1] + "…" if rest or len(flat) > SHOWN_CHARACTERS else flat
     if (over := met(value)) is not None and not over.of_command:
         killed = value["ended"] == "killed" or (over.kind == "memory" and not over.best_effort)
         how = "was killed" if killed else f"exited with {value['exit']}"

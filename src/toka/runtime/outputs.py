@@ -109,6 +109,8 @@ def parse_output(kind: ValueType, text: str) -> Any:
         return _typed("lines", [line for line in text.splitlines() if line.strip()])
     if kind == "boolean" and text.strip() in ("True", "False"):  # as Python prints them
         text = text.lower()
+    if not text.strip():
+        raise ValueMissing(f"is empty, which is no {kind}")
     try:
         value = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
