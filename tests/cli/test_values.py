@@ -82,7 +82,7 @@ def test_a_value_is_data_in_every_command(toka: Toka, project: Path, values: lis
 
 def test_what_was_left_is_shown_wherever_one_looks(toka: Toka, project: Path) -> None:
     (project / "values.json").write_text(json.dumps(["one", {"deep": [1]}, "\x1b[31mred"]))
-    (project / "team.yaml").write_text(TEAM.partition("    run: python3")[0] + "    run: 'true'\n")
+    (project / "team.yaml").write_text(TEAM.partition("    run: python3")[0] + "    run: echo ${item}\n")
     done = toka("run", "team.yaml")
     assert done.code == 0, done.out + done.err
     lines = toka("show", "@last").lines
@@ -93,6 +93,14 @@ def test_what_was_left_is_shown_wherever_one_looks(toka: Toka, project: Path) ->
     logs = toka("logs", "@last").out
     assert 'left values = ["one", {"deep": [1]}' in logs
     assert "is there 3 times, once for each element" in logs
+    assert "$ echo one" in logs
+    assert """$ echo '{"deep":[1]}'""" in logs
+    resources = toka("show", "@last", "--resources").out
+    assert "echo one" in resources
+    assert "${item}" not in logs + resources
+    instances = toka("show", "@last", "each").out
+    assert instances.count("SUCCEEDED") == 3, "an agent is shown with its instances"
+    assert "each[2]" in toka("logs", "@last", "each").out
     assert "\x1b" not in logs
     agents = toka("show", "@last", "--json").json["agents"]
     assert agents["survey"]["outputs"] == {"values": ["one", {"deep": [1]}, "\x1b[31mred"]}

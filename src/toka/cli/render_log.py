@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Final, cast
 
 from toka.cli.render_change import MALFORMED, change_lines
-from toka.cli.text import LINE, Paint, clock, compact, line_of, lines_of, money, needed, plain, some, span
+from toka.cli.text import LINE, Paint, clock, compact, executed, line_of, lines_of, money, needed, plain, some, span
 from toka.errors import TokaError
 from toka.events.event import StepDenied, StepDone, StepFailed, StepIntent, StepLeft
 from toka.events.record import Record
@@ -89,7 +89,7 @@ class Transcript:
         if kind == "model":
             return self._asked(event, again)
         if kind in ("run", "check"):
-            first, *rest = lines_of(event.what, None if self._full else ASKED_LINES)
+            first, *rest = lines_of(executed(event.what, event.arguments), None if self._full else ASKED_LINES)
             return [f"$ {first}{again}", *(f"  {line}" for line in rest)]
         return [f"> {self._call(event.what, event.arguments)}{again}   allowed by {line_of(event.rule or '-', 120)}"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, cast
 
-from toka.cli.text import Cell, clean, columns, line_of, some, span
+from toka.cli.text import Cell, clean, columns, executed, line_of, some, span
 from toka.core.units import format_bytes
 from toka.errors import TokaError
 from toka.events.event import StepDone, StepFailed, StepIntent, StepLeft
@@ -68,7 +68,7 @@ def uses_of(records: Iterable[Record], blob: Callable[[str], bytes]) -> tuple[Us
         event = record.event
         if isinstance(event, StepIntent):
             command = _mapping(event.arguments).get("command", "")
-            what[record.stream, event.step] = f"{event.what} {command}".strip()
+            what[record.stream, event.step] = f"{executed(event.what, event.arguments)} {command}".strip()
         elif isinstance(event, Ended) and (found := _figures(event, blob)):
             title = what.get((record.stream, event.step), "")
             out.append(_use(record.stream, event, title, found))

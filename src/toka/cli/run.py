@@ -76,6 +76,11 @@ def run(
     """Run the agents of the given team files, specs and directories of them as one team.
 
     Every step is recorded: a run that is interrupted goes on with `toka resume`.
+
+    Exits 0 when all is done, 1 when an agent failed, 3 for a spec with errors, 4 when something is missing, 6 when a
+    limit was met, 7 while it waits for a person, 8 when a person stopped it; 130 and 143 after a signal.
+
+    How a script looks, `toka explain TK6101` says.
     """
     model = absolute_model(model) if model else None
     settings = read_settings({"state": _text(state), "model": model, "base_url": base_url})

@@ -10,9 +10,11 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Final
+from shlex import quote
+from typing import Any, Final, cast
 
 from toka.config.diagnostics import visible
+from toka.core.reference import as_text, substitute
 
 LINE: Final = 400
 """Characters that are shown of one line."""
@@ -55,6 +57,14 @@ def line_of(text: str, limit: int = LINE) -> str:
     if len(text) <= limit:
         return visible(text)
     return f"{visible(text[:limit])} [... {len(text) - limit:,} more characters]"
+
+
+def executed(line: str, values: Any) -> str:
+    """A recorded command line with the values that were handed to it, each as one quoted word."""
+    if not isinstance(values, dict) or "${" not in line:
+        return line
+    known = cast("dict[str, Any]", values)
+    return substitute(line, lambda each: quote(as_text(known[each.key])) if each.key in known else each.text)
 
 
 def clean(text: str, limit: int = SHORT) -> str:
