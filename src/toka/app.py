@@ -131,6 +131,7 @@ async def open_runtime(
         credentials = _credentials(settings, environ)
         known, unset = _secrets(settings, environ)
         words = (*(w for key in credentials.values() for w in key.words()), *known.values())
+        redactor = Redactor(words, shapes=False)
         files = (*settings.secrets.values(), *(key.value for key in settings.credentials.values()))
         yield Runtime(
             state=settings.state,
@@ -148,7 +149,8 @@ async def open_runtime(
                 allow_unsandboxed=settings.allow_unsandboxed,
             ).start,
             tools=toolbox(settings, parts.tools),
-            redact=Redactor(words, shapes=False).value,
+            redact=redactor.value,
+            mask=redactor.masked,
             secrets=known,
             unset_secrets=unset,
             secret_files=tuple(Path(secret.name) for secret in files if secret.kind == "file"),

@@ -12,7 +12,7 @@ from typing import Any, Final
 import click
 
 from toka.app import submit_command
-from toka.cli.attach import author
+from toka.cli.attach import author, reason_of
 from toka.cli.door import again, folded, open_run, read_settings, state_option
 from toka.cli.ids import match_name
 from toka.cli.output import emit_json, say
@@ -80,6 +80,7 @@ def deny(run_id: str, agent: str | None, id_: str, reason: str, state: Path | No
 
 def _answer(said: _Said, run_id: str, state: Path | None, *, as_json: bool) -> int:
     settings = read_settings(state)
+    reason_of(said.reason)
     with open_run(state, run_id) as (reader, run):
         recorded = folded(run, reader.read(run))
         now = SystemClock().now()

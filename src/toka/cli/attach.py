@@ -12,7 +12,7 @@ from toka.cli.render_change import confinement
 from toka.cli.rows import event_line
 from toka.cli.summary import Details, details_of, done_json, summary_lines
 from toka.core.ids import RunId
-from toka.errors import JournalError
+from toka.errors import JournalError, UsageError
 from toka.events.fold import fold
 from toka.events.lifecycle import TASK_ENDS, RunStatus
 from toka.events.record import Record
@@ -43,6 +43,15 @@ def author() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
+
+
+def reason_of(text: str) -> str:
+    """What a person says why. Raises UsageError when it is no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError("--reason is no text in UTF-8", hint="write it again, or leave it out") from None
+    return text
 
 
 def follow(reader: SqliteReader, state: RunState, pid: int, shown: Display) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from toka.app import submit_command
-from toka.cli.attach import author
+from toka.cli.attach import author, reason_of
 from toka.cli.door import again, folded, open_run, read_settings, state_option
 from toka.cli.output import say
 from toka.errors import NotFound, UsageError
@@ -34,6 +34,7 @@ def resolve(run_id: str, task: str, answer: str | None, agent: str | None, reaso
     """
     if answer is None:
         raise UsageError("which answer?", hint="add --happened, --not-happened or --abandon")
+    reason_of(reason)
     with open_run(state, run_id) as (reader, run):
         recorded = folded(run, reader.read(run))
         asking = _asking(recorded, task, agent)

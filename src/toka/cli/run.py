@@ -17,7 +17,7 @@ from typing import Any, Final
 import click
 
 from toka.app import open_runtime, read_settings, submit_command
-from toka.cli.attach import Display, already_ended, author, follow
+from toka.cli.attach import Display, already_ended, author, follow, reason_of
 from toka.cli.check import check_server, check_specs, warn_of
 from toka.cli.door import ANY_PATH, again, folded, open_run
 from toka.cli.level import at_level
@@ -107,6 +107,7 @@ def resume(run_id: str, state: Path | None, reason: str, **flags: bool) -> int:
     """
     settings = read_settings({"state": _text(state)})
     warn_of(settings.findings)
+    reason_of(reason)
     shown = Display(flags["as_json"], flags["quiet"], again(state))
     while True:
         with open_run(state, run_id) as (reader, run):

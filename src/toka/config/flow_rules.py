@@ -184,6 +184,8 @@ def _text_problems(text: Text, flow: Flow) -> Iterator[Problem]:
     for wrong in misplaced(text.text) if text.use == "command" else ():
         message = f"{wrong.reference.text} stands {wrong.place}, where no value can become one word"
         help_ = "put it outside, as a word of its own or in double quotes"
+        if wrong.place.endswith("of a program"):
+            help_ = "hand it over as a word after the text: sh -c 'echo \"$1\"' sh ${...}"
         skip = before(text.text, wrong.reference)
         yield Problem("TK2015", message, text.path, help=help_, text=wrong.reference.text, skip=skip)
     if text.use == "path":
@@ -201,6 +203,9 @@ def _reference_problems(each: Reference, text: Text, flow: Flow) -> Iterator[Pro
     elif each.kind == "item" and flow.for_each is None and flow.template is None:
         message = f"{each.text} stands for an element, and this agent has no for_each"
         yield Problem("TK3011", message, text.path, text=each.text, help="add for_each: a list, or a reference to one")
+    elif each.kind == "item" and each.name and (lacking := _lacking(each, flow)):
+        message = f"element {lacking} of for_each has no {quoted(each.name)}"
+        yield Problem("TK3011", message, text.path, text=each.text, help=_parts_of(lacking, each, flow))
     elif each.kind == "input" and each.name not in flow.inputs:
         message = f"there is no input {quoted(each.name)}"
         near = did_you_mean(each.name, flow.inputs)
@@ -208,6 +213,32 @@ def _reference_problems(each: Reference, text: Text, flow: Flow) -> Iterator[Pro
     elif text.use == "path" and (each.kind == "output" or (each.kind == "item" and not _given(flow))):
         message = f"{each.text} comes from a model or a tool and cannot decide which file is read"
         yield Problem("TK4006", message, text.path, text=each.text, help="write the path out, or make it an input")
+
+
+def _elements(flow: Flow) -> Sequence[object]:
+    """The elements of `for_each` that are known before anything runs."""
+    if flow.template is not None:
+        return (flow.item,)
+    if not isinstance(flow.for_each, str):
+        return flow.for_each or ()
+    alone = only_reference(flow.for_each)
+    known = flow.inputs.get(alone.name) if alone is not None and alone.kind == "input" else ()
+    return cast("Sequence[object]", known) if isinstance(known, list | tuple) else ()
+
+
+def _lacking(each: Reference, flow: Flow) -> int:
+    """The number of the first element that has no such part; 0 when all have it, as far as they are known."""
+    known = enumerate(_elements(flow), 1)
+    return next((n for n, one in known if not isinstance(one, dict) or each.name not in one), 0)
+
+
+def _parts_of(number: int, each: Reference, flow: Flow) -> str:
+    """What an element has."""
+    one = _elements(flow)[number - 1]
+    if not isinstance(one, dict):
+        return "it is no mapping; ${item} is the whole of it"
+    parts = [str(name) for name in cast("dict[object, object]", one)]
+    return did_you_mean(each.name, parts) or (f"it has {one_of(parts[:8])}" if parts else "it is empty")
 
 
 def _given(flow: Flow) -> bool:

@@ -16,6 +16,7 @@ from toka.config.load import read_source
 from toka.config.nodes import ListNode, MapNode, Node, ScalarNode, absent, at, plain, value_of
 from toka.config.source import Source
 from toka.config.yaml import read_nodes
+from toka.core.jsonvalue import MAX_DEPTH, deeper_than, finite
 from toka.core.reference import VALUE_NAME
 from toka.errors import ConfigError
 
@@ -29,6 +30,7 @@ WRONG: Final = object()
 """A default that was refused."""
 
 _KEYS: Final = ("type", "default", "description")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _WHOLE: Final = re.compile(r"[-+]?[0-9]{1,18}")
 _DECIMAL: Final = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?")
 _WANTED: Final = {
@@ -225,6 +227,12 @@ def _checked(name: str, kind: str, given: Given, label: str) -> object:
         message = f"the input {quoted(name)} must be {_WANTED[kind].partition(':')[0]}, not {shown}"
         given.source.add("TK2017", message, given.at, label=label or f"expected {_WANTED[kind]}")
         return UNSET
+    if deeper_than(MAX_DEPTH, value):
+        given.source.add("TK1005", f"the input {quoted(name)} is nested deeper than {MAX_DEPTH} levels", given.at)
+        return UNSET
+    if _SURROGATE.search(json.dumps(value, ensure_ascii=False)):
+        given.source.add("TK1003", f"the input {quoted(name)} is no text in UTF-8", given.at)
+        return UNSET
     size = len(json.dumps(value, ensure_ascii=False))
     if len(cast("list[object]", value) if kind == "list" else ()) > MAX_ITEMS:
         given.source.add("TK2006", f"the input {quoted(name)} has more than {MAX_ITEMS} entries", given.at)
@@ -267,7 +275,7 @@ def _list(text: str) -> object:
     if not text.lstrip().startswith("["):
         return [item.strip() for item in text.split(",")] if text.strip() else []
     try:
-        return _is_list(json.loads(text))
+        return _is_list(json.loads(text, parse_float=finite))
     except (ValueError, RecursionError):
         return UNSET
 

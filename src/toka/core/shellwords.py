@@ -5,6 +5,8 @@ the shell never reads it as code, whatever it holds. For that it matters where t
 in double quotes it can become one word. In single quotes, comments, here-documents, arithmetic, backquotes and the
 shell's own `${...}` it cannot, and is refused.
 
+A reference in a program's text for another interpreter (`sh -c "... ${x}"`) would be read by that, and is refused, too.
+
 The grammar is that of POSIX sh (IEEE Std 1003.1-2017, 2.2 Quoting and 2.6 Word Expansions), as far as it decides on
 quotes.
 """
@@ -17,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from toka.core.reference import Malformed, Reference, as_text, find_references, value_of
+from toka.core.reference import Malformed, Reference, as_text, find_references, references, value_of
 
 VARIABLE: Final = "TOKA_VALUE_"
 """Names of the variables that carry values: this and a number from 1."""
@@ -32,7 +34,17 @@ _PLACES: Final = {
     "arithmetic": "in an arithmetic expression",
     "backquote": "in backquotes",
     "parameter": "inside the shell's own ${...}",
+    "case": "in or after a case within $(...)",
+    "program": "in the text of a program",
 }
+_CASE: Final = re.compile(r"case[ \t\n]")
+_TEXT_OPTIONS: Final = (
+    (re.compile(r"(?:ba|da|z|k|mk|a|pdk)?sh|python[0-9.]*"), re.compile(r"-[A-Za-z]*c")),
+    (re.compile(r"(?:perl|ruby|lua)[0-9.]*|node(?:js)?"), re.compile(r"-[A-Za-z]*[eE]|--eval|--print|-p")),
+    (re.compile(r"php[0-9.]*"), re.compile(r"-r")),
+)
+"""Interpreters, and the option after which the text of a program comes."""
+_SEPARATORS: Final = frozenset(";&|()\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +78,59 @@ class ValueRefused(ValueError):
 
 
 def misplaced(line: str) -> list[Misplaced]:
-    """The references of a command line that stand where no value can."""
+    """The references of a command line that stand where no value can.
+
+    Programs that are handed to an interpreter are found where its name, the option and the text stand side by side:
+    `sh -c "..."`, `python3 -c ...`, `eval ...`. What else a program makes of its arguments is its own affair.
+    """
+    programs = _programs(line)
     return [
-        Misplaced(reference, _PLACES[place]) for reference, place in _placed(line) if place not in ("plain", "double")
+        Misplaced(reference, _PLACES["program" if reference.start in programs else place])
+        for reference, place in _placed(line)
+        if place not in ("plain", "double") or reference.start in programs
     ]
+
+
+def _programs(line: str) -> set[int]:
+    """Where references stand that are part of a program's text, by their beginnings."""
+    found = references(line)
+    if not found:
+        return set()
+    marked: list[str] = []
+    at = 0
+    for number, each in enumerate(found):
+        marked += [line[at : each.start], f"\ue000{number}\ue001"]
+        at = each.end
+    lexer = shlex.shlex("".join([*marked, line[at:]]).replace("\n", " ; "), posix=True, punctuation_chars=";&|()")
+    lexer.whitespace_split = True
+    lexer.commenters = ""
+    out: set[int] = set()
+    before: list[str] = []
+    try:
+        for word in lexer:
+            if word and set(word) <= _SEPARATORS:
+                before = []
+                continue
+            if _is_program(before):
+                out.update(found[int(n)].start for n in re.findall("\ue000([0-9]+)\ue001", word))
+            before.append(word)
+    except ValueError:  # quotes that are not closed: the shell will say so
+        return out
+    return out
+
+
+def _is_program(before: Sequence[str]) -> bool:
+    """Whether what follows these words of a command is the text of a program."""
+    if "eval" in before[:3]:
+        return True
+    if not before or not before[-1].startswith("-"):
+        return False
+    names = [word.rpartition("/")[2] for word in before if not word.startswith("-")]
+    return any(
+        name.fullmatch(names[-1]) is not None and option.fullmatch(before[-1]) is not None
+        for name, option in _TEXT_OPTIONS
+        if names
+    )
 
 
 def shell_command(line: str, values: Mapping[str, Any]) -> ShellCommand:
@@ -149,6 +210,8 @@ class _Scanner:
         self._depths: list[int] = [0]
         self._heredocs: list[str] = []
         self._found: list[tuple[Reference, str]] = []
+        self._lost = False
+        """Whether a `case` within $(...) was met: its patterns end with parentheses that close nothing."""
 
     def scan(self) -> list[tuple[Reference, str]]:
         index = 0
@@ -156,7 +219,7 @@ class _Scanner:
             reference = self._at.get(index)
             if reference is not None:
                 inside = next((s for s in reversed(self._stack) if s in _PLACES), None)
-                self._found.append((reference, inside or self._stack[-1]))
+                self._found.append((reference, "case" if self._lost else inside or self._stack[-1]))
                 index = reference.end
                 continue
             index = self._step(index)
@@ -228,6 +291,8 @@ class _Scanner:
 
     def _plain(self, index: int) -> int:
         character = self._line[index]
+        if character == "c" and len(self._stack) > 1 and self._line[index - 1] in " \t\n;&|(":
+            self._lost |= _CASE.match(self._line, index) is not None
         if character == "'":
             self._push("single")
         elif character == "#" and (index == 0 or self._line[index - 1] in " \t\n;&|("):

@@ -66,6 +66,7 @@ class Redactor:
         forms = {form for secret in secrets if len(secret) >= MIN_LENGTH for form in _forms(secret)}
         longest_first = sorted(forms, key=lambda form: (-len(form), form))
         self._shapes = shapes
+        self._forms = longest_first
         self._known = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     def text(self, text: str) -> str:
@@ -76,6 +77,14 @@ class Redactor:
             text = _SHAPES.sub(MASK, text)
             text = _HEADERS.sub(lambda match: (match["name"] or match["scheme"]) + MASK, text)
         return text
+
+    def masked(self, text: str, *, ends_early: bool = False) -> str:
+        """As `text`; of a text that was cut at its end, also the beginning of a secret that stands there."""
+        text = self.text(text)
+        if not ends_early:
+            return text
+        found = max((_overlap(text, form) for form in self._forms), default=0)
+        return text[: len(text) - found] + MASK if found else text
 
     def value(self, value: Any) -> Any:
         """A JSON value with every secret replaced, keys included; the same object when there is none."""
@@ -93,8 +102,20 @@ class Redactor:
         return value
 
 
+def _overlap(text: str, form: str) -> int:
+    """How many characters at the end of a text are the beginning of a form, if that is enough to tell something."""
+    most = min(len(form) - 1, len(text))
+    return next((n for n in range(most, MIN_LENGTH - 1, -1) if text.endswith(form[:n])), 0)
+
+
 def _forms(secret: str) -> set[str]:
-    """The ways in which a secret travels."""
+    """The ways in which a secret travels: also line by line, and as a text that was decoded with bytes replaced."""
+    lines = secret.split("\n")
+    parts = {part for line in lines if len(lines) > 1 for part in _forms(line.strip("\r"))}
+    return parts | _whole_forms(secret)
+
+
+def _whole_forms(secret: str) -> set[str]:
     raw = secret.encode("utf-8", "surrogatepass")
     quoted = {
         quote(secret, safe="", errors="surrogatepass"),
@@ -103,6 +124,8 @@ def _forms(secret: str) -> set[str]:
     }
     forms = {
         secret,
+        secret.encode("utf-8", "surrogateescape").decode("utf-8", "replace"),
+        *([secret.lower()] if any(map(str.isdigit, secret)) else ()),  # as part of a host's name
         *quoted,
         *(re.sub("%[0-9A-F]{2}", lambda match: match[0].lower(), text) for text in quoted),
         json.dumps(secret)[1:-1],

@@ -13,6 +13,7 @@ from toka.config.rules import Problem
 from toka.config.settings_tools import Toolchain, misplaced
 from toka.errors import ConfigError, MissingError, ModelUnavailable, UsageError
 from toka.llm.names import AUTO, SCRIPTED, check_name, split_name
+from toka.llm.redact import MIN_LENGTH
 from toka.llm.script_file import read_script
 from toka.orchestration.enforce import best_effort, limits_of, machine, strict_refusal, why_not
 from toka.orchestration.request import RunRequest
@@ -53,8 +54,7 @@ async def preflight(runtime: Runtime, request: RunRequest, started: Collection[s
                 f"{file} holds a key or secret and lies inside the workspace, where agents could read it",
                 hint="move it out of the workspace, and say where in your settings",
             )
-    warnings = _inputs(runtime, request, started)
-    _secrets(runtime, request)
+    warnings = [*_inputs(runtime, request, started), *_secrets(runtime, request)]
     working = [config for config in request.configs if _has_hands(runtime, config, request.enabled)]
     for asks in {config.security.sandbox for config in working}:
         policy = SandboxPolicy(toolchains=tuple(toolchain.path for toolchain in _toolchains(runtime, request)))
@@ -88,17 +88,23 @@ def _inputs(runtime: Runtime, request: RunRequest, started: Collection[str]) -> 
     return [f.text for f in found if f.severity == "warning"]
 
 
-def _secrets(runtime: Runtime, request: RunRequest) -> None:
-    """Raises MissingError for a secret that a spec names and nobody has."""
+def _secrets(runtime: Runtime, request: RunRequest) -> list[str]:
+    """Warnings about secrets too short to be masked. Raises MissingError for one that a spec names and nobody has."""
+    short: dict[str, None] = {}
     for config in request.configs:
         for text, reference in references_of(config):
-            if reference.kind == "secret" and reference.name not in runtime.secrets:
+            if reference.kind != "secret":
+                continue
+            if len(runtime.secrets.get(reference.name, "")) < MIN_LENGTH:
+                short[reference.name] = None
+            if reference.name not in runtime.secrets:
                 why = runtime.unset_secrets.get(reference.name)
                 missing = f"{config.position(*text.path).text}: {reference.text} is not there"
                 raise MissingError(
                     f"{missing}: {why or 'no settings name it'}",
                     hint=ELSEWHERE if why else named_secret(reference.name),
                 )
+    return [f"the secret {name} has fewer than {MIN_LENGTH} characters: it is not masked in records" for name in short]
 
 
 def _toolchains(runtime: Runtime, request: RunRequest) -> tuple[Toolchain, ...]:

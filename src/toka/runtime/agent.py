@@ -96,7 +96,8 @@ async def prepare(
     start = runtime.start_sandbox if config.security.sandbox else _unsandboxed(runtime.start_sandbox)
     validator = _validator(run, config, got)
     variables = {} if ending else variables_of(config, values, runtime.secrets)
-    hands = LazyHands(config.name, Order(run.workspace, got.policy, variables=variables), start, recorder, validator)
+    order = Order(run.workspace, got.policy, variables=variables)
+    hands = LazyHands(config.name, order, start, recorder, validator, run.runtime.mask)
     run.resources.watch(config.name, hands.usage)
     history = recorder.history(config.name) if resumed else ()
     scope = run.resources.agent(

@@ -110,12 +110,17 @@ def before_start(agent: AgentContext, tasks: Iterable[TaskSpec]) -> Ask | None:
     if flow is None or flow.approve is None:
         return None
     prose = agent.values.prose
+    tasks = list(tasks)
+    checks = [objective.check.run for objective in agent.config.objectives if objective.check is not None]
+    commands = [*(task.run for task in tasks if task.run is not None), *checks]
+    variables = {name: prose(text) for name, text in flow.env.items()}
+    below = {**dict(agent.values.beside), **agent.values.beside_in([*commands, *flow.env.values()])}
     shown: dict[str, Any] = {
         "may": [capability.text for capability in agent.validator.grant.capabilities],
         "tasks": [_whole(task.description if task.run is None else f"run: {prose(task.run)}") for task in tasks],
-        "checks": [_whole(prose(o.check.run)) for o in agent.config.objectives if o.check is not None],
-        "variables": sorted(flow.env),
-        "values": {key: _whole(text) for key, text in agent.values.beside},
+        "checks": [_whole(prose(check)) for check in checks],
+        "variables": {name: _whole(text) for name, text in sorted(variables.items())},
+        "values": {key: _whole(text) for key, text in below.items()},
         "cost_usd": agent.scope.limits.cost_usd,
     }
     within = flow.approve.expires or agent.run.execution.approval_timeout_s

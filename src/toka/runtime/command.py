@@ -17,6 +17,7 @@ from toka.runtime.step import Act, Result, StepFailure
 from toka.sandbox.command import FLOOD_BYTES
 from toka.sandbox.host import CommandResult, shell
 from toka.sandbox.keeper import Exceeded
+from toka.tools.tool import Mask
 
 UNBOUNDED_S = 365 * 86_400.0
 """The deadline of a command that has none, in seconds."""
@@ -55,7 +56,7 @@ async def run_line(agent: AgentContext, key: StepKey, line: str, effect: Effect,
             chosen_by="person",
             apart=apart,
         )
-        value = agent.run.runtime.redact(described(ended))
+        value = agent.run.runtime.redact(described(ended, agent.run.runtime.mask))
         return Result(value, failed=ended.failed, limit=limit_met(value, agent.name))
 
     assumed = {"exit": 0, "ended": "exited", "output": BY_WORD, "dropped": 0}
@@ -73,9 +74,9 @@ def _with_values(agent: AgentContext, line: str) -> ShellCommand:
         raise StepFailure("value", what, retryable=False) from None
 
 
-def described(ended: CommandResult) -> dict[str, Any]:
-    """A command's end as a JSON value."""
-    text = ended.output.decode("utf-8", "replace")
+def described(ended: CommandResult, mask: Mask) -> dict[str, Any]:
+    """A command's end as a JSON value, without the secrets that `mask` knows."""
+    text = mask(ended.output.decode("utf-8", "replace"), ends_early=ended.dropped > 0)
     over = max(0, len(text) - KEPT_CHARACTERS)
     return {
         "exit": ended.exit_code,
@@ -85,7 +86,8 @@ def described(ended: CommandResult) -> dict[str, Any]:
         "wall_s": round(ended.wall_s, 3),
         "cpu_s": round(ended.cpu_s, 3),
         "max_rss_bytes": ended.max_rss_bytes,
-        **({} if ended.stdout is None else {"stdout": ended.stdout.decode("utf-8", "replace")}),
+        **({} if ended.stdout is None else {"stdout": mask(ended.stdout.decode("utf-8", "replace"))}),
+        **({"stdout_missing": ended.stdout_missing} if ended.stdout_missing else {}),
         **ended.resources,
     }
 

@@ -29,7 +29,7 @@ from toka.sandbox.level import Level
 from toka.sandbox.selftest import SelfTest
 from toka.sandbox.shield import Order
 from toka.tools.builtin import Toolbox
-from toka.tools.tool import Tool
+from toka.tools.tool import Mask, Tool, unmasked
 
 StartSandbox = Callable[[Order], Awaitable[tuple[Sandbox, SelfTest | None]]]
 """Starts a sandbox; see `Shield.start`."""
@@ -76,6 +76,7 @@ class Runtime:
         secrets: what `${secret:NAME}` stands for, by name.
         unset_secrets: why a secret that the settings name is not there, by name.
         redact: takes the operator's keys for hosts out of a JSON value: what comes from a sandbox goes through it.
+        mask: the same for a text, before it is cut; also for one that was cut.
         secret_files: files that hold such keys.
         toolchains: folders of programs that the settings have sandboxes show.
     """
@@ -100,6 +101,7 @@ class Runtime:
     secrets: Mapping[str, str] = field(default_factory=dict[str, str])
     unset_secrets: Mapping[str, str] = field(default_factory=dict[str, str])
     redact: Callable[[Any], Any] = _as_it_is
+    mask: Mask = unmasked
     secret_files: tuple[Path, ...] = ()
     toolchains: tuple[Toolchain, ...] = ()
 

@@ -148,7 +148,7 @@ class Conversation:
             retryable = e.retryable and not isinstance(e, ModelRefused)
             charged = meter.usage if meter.usage.calls else None
             raise StepFailure(kind, e.message, retryable=retryable, usage=charged, cost_usd=meter.cost_usd) from e
-        value = reply.message.to_json()
+        value = self._agent.run.runtime.redact(reply.message.to_json())
         if reply.finish not in ("stop", "tool_calls"):
             value["finish"] = reply.finish
         if reply.finish == "length" and reply.usage.output_tokens:

@@ -97,7 +97,7 @@ class AgentExecutor:
         state = recorder.state.agents.get(name)
         if state is None or state.outputs is None:
             try:
-                outputs = await collect(self._agent, self._stdout(), self._reported())
+                outputs = await collect(self._agent, self._stdout, self._reported())
             except ValueMissing as problem:
                 return AgentOutcome(AgentStatus.FAILED, str(problem), "output")
             if outputs is not None:
@@ -105,13 +105,16 @@ class AgentExecutor:
         return AgentOutcome(AgentStatus.COMPLETED)
 
     def _stdout(self) -> str | None:
-        """What the last command task printed, as it is recorded."""
+        """What the last command task printed, as it is recorded. Raises ValueMissing when that is not all."""
         task = next((t for t in reversed(self._list) if t.run is not None), None)
         state = self._agent.run.recorder.state.agents.get(self._agent.name)
         if task is None or state is None or task.id not in state.tasks:
             return None
         key = StepKey(task.id, state.tasks[task.id].attempt, 1, "run")
         known = self._agent.steps.recorded(key)
+        if known is not None and (missing := known.value.get("stdout_missing")):
+            kept = len(known.value["stdout"].encode())
+            raise ValueMissing(f"is not whole: {kept + missing:,} bytes were printed, and only {kept:,} are kept")
         return None if known is None else known.value.get("stdout")
 
     def _reported(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from toka.sandbox.egress_link import Attempt
 from toka.sandbox.host import Sandbox
 from toka.sandbox.shield import Order
 from toka.sandbox.usage import Usage
+from toka.tools.tool import Mask, unmasked
 
 MAX_ATTEMPTS: Final = 200
 """Different attempts to reach the network that are recorded of one agent; a loop of refusals fills no journal."""
@@ -34,8 +35,10 @@ class LazyHands:
         start: StartSandbox,
         recorder: Recorder,
         validator: CapabilityValidator,
+        mask: Mask = unmasked,
     ) -> None:
         self._agent = agent
+        self._mask = mask
         self._validator = validator
         self._policy = order.policy
         self._start = start
@@ -67,8 +70,10 @@ class LazyHands:
         if key in self._seen or len(self._seen) >= MAX_ATTEMPTS:
             return
         self._seen.add(key)
+        host = self._mask(attempt.host)
+        attempt = replace(attempt, host=host, reason=self._mask(attempt.reason))
         event = NetworkAttempted(
-            attempt.host, attempt.port, attempt.allowed, attempt.reason, attempt.address or "",
+            host, attempt.port, attempt.allowed, attempt.reason, attempt.address or "",
             attempt.bytes_up, attempt.bytes_down, *self._refusal(attempt),
         )  # fmt: skip
         task = asyncio.ensure_future(self._record(event))

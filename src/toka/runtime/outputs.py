@@ -8,8 +8,9 @@ from typing import Any, Final, cast
 
 from toka.config.flow import Output, ValueType
 from toka.core.ids import TaskId
+from toka.core.jsonvalue import MAX_DEPTH, deeper_than, finite
 from toka.core.message import ToolSpec
-from toka.core.reference import substitute
+from toka.core.reference import as_text, substitute, value_of
 from toka.errors import SandboxError
 from toka.events.flow import OutputsMade
 from toka.llm.prompts import report_tool
@@ -37,12 +38,14 @@ def last_talk(agent: AgentContext) -> TaskId | None:
     return next((t.id for t in reversed(agent.config.task_list(agent.run.enabled)) if t.run is None), None)
 
 
-async def collect(agent: AgentContext, stdout: str | None, reported: Mapping[str, Any]) -> OutputsMade | None:
+async def collect(
+    agent: AgentContext, stdout: Callable[[], str | None], reported: Mapping[str, Any]
+) -> OutputsMade | None:
     """What an agent leaves that has done everything else; None when its spec declares nothing.
 
     Args:
         agent: the agent.
-        stdout: what its last command printed on standard output; None when it ran none.
+        stdout: gives what its last command printed on standard output; None when it ran none.
         reported: what its last report gives as values, by name.
 
     Raises:
@@ -64,22 +67,24 @@ async def collect(agent: AgentContext, stdout: str | None, reported: Mapping[str
     return OutputsMade(blob=await agent.run.recorder.put_blob(text.encode("utf-8", "surrogatepass")))
 
 
-async def _one(agent: AgentContext, name: str, output: Output, stdout: str | None, reported: Mapping[str, Any]) -> Any:
+async def _one(
+    agent: AgentContext, name: str, output: Output, stdout: Callable[[], str | None], reported: Mapping[str, Any]
+) -> Any:
     match output.source:
         case "report":
             if name not in reported:
                 raise ValueMissing("is not in the report")
             return _typed(output.type, reported[name])
         case "stdout":
-            if stdout is None:
+            if (printed := stdout()) is None:
                 raise ValueMissing("has no command that printed it")
-            return parse_output(output.type, stdout)
+            return parse_output(output.type, printed)
         case "file":
             return parse_output(output.type, await _file(agent, output.path or ""))
 
 
 async def _file(agent: AgentContext, path: str) -> str:
-    path = substitute(path, lambda each: str(agent.values.known.get(each.key, "")))
+    path = substitute(path, lambda each: as_text(value_of(each, agent.values.known)))
     try:
         hands = await agent.hands.sandbox()
         answer = await hands.file("read", timeout_s=_READ_S, path=path, start=1, lines=None, limit=MAX_BYTES + 1)
@@ -92,7 +97,7 @@ async def _file(agent: AgentContext, path: str) -> str:
     if answer["size"] > MAX_BYTES:
         raise ValueMissing(f"has {answer['size']} bytes in {path}; an output has at most {MAX_BYTES}")
     text: bytes = answer["body"]
-    return text.decode("utf-8", "replace")
+    return agent.run.runtime.mask(text.decode("utf-8", "replace"))
 
 
 def parse_output(kind: ValueType, text: str) -> Any:
@@ -106,13 +111,13 @@ def parse_output(kind: ValueType, text: str) -> Any:
     if kind == "text":
         return text.removesuffix("\n")
     if kind == "lines":
-        return _typed("lines", [line for line in text.splitlines() if line.strip()])
+        return _typed("lines", [line for line in text.split("\n") if line.strip()])
     if kind == "boolean" and text.strip() in ("True", "False"):  # as Python prints them
         text = text.lower()
     if not text.strip():
         raise ValueMissing(f"is empty, which is no {kind}")
     try:
-        value = json.loads(text, parse_constant=_no_constant)
+        value = json.loads(text, parse_constant=_no_constant, parse_float=finite)
     except (ValueError, RecursionError):
         raise ValueMissing(f"is no {kind}: {_short(text)}") from None
     return _typed(kind, value)
@@ -120,6 +125,10 @@ def parse_output(kind: ValueType, text: str) -> Any:
 
 def _typed(kind: ValueType, value: Any) -> Any:
     """A value of a type. Raises ValueMissing when it is not of that type."""
+    if deeper_than(MAX_DEPTH, value):
+        raise ValueMissing(f"is nested deeper than {MAX_DEPTH} levels")
+    if kind == "integer" and isinstance(value, float) and value.is_integer():
+        value = int(value)  # to JSON these are the same
     if not _FITS[kind](value):
         raise ValueMissing(f"is no {_NAMES.get(kind, kind)}: {_short(json.dumps(value, ensure_ascii=False))}")
     count = len(cast("list[Any]", value)) if isinstance(value, list) else 0

@@ -96,6 +96,7 @@ async def _run(
         key=agent.steps.key(key),
         timeout_s=execution.command_timeout_s,
         output_limit=execution.output_bytes,
+        mask=agent.run.runtime.mask,
     )
 
     async def do() -> Result:

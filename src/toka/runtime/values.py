@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 from toka.config.agent import AgentConfig, Objective, Tasks
 from toka.config.flow_rules import NOT, references_of
 from toka.core.ids import AgentName
-from toka.core.reference import ITEM, Reference, as_text, substitute, value_of
+from toka.core.reference import ITEM, Reference, as_text, references, substitute, value_of
 from toka.events.lifecycle import AgentStatus, ObjectiveStatus
 from toka.events.state import AgentState
 
@@ -46,6 +46,12 @@ class Values:
     def prose(self, text: str) -> str:
         """A text with its references replaced by what stands within a sentence."""
         return substitute(text, lambda each: _inline(each, self.known))
+
+    def beside_in(self, texts: Iterable[str]) -> dict[str, str]:
+        """The values of references in these texts that `prose` does not hold, by name."""
+        found = (each for text in texts for each in references(text) if each.kind != "secret")
+        shown = ((each.key, as_text(_value(each, self.known))) for each in found)
+        return {key: text for key, text in shown if not _fits(text)}
 
     def given_below(self, text: str) -> list[tuple[str, str]]:
         """The values that a text from `prose` refers to and does not hold, by name."""

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal
 
 from toka.sandbox.keeper import Exceeded, Spent
@@ -28,6 +28,7 @@ class CommandResult:
             127 when there is no such program; None when it did not come to its own end.
         output: standard output and standard error in the order written, up to the limit.
         stdout: standard output alone, up to the limit, where that was asked for; else None.
+        stdout_missing: bytes of it beyond the limit.
         dropped: bytes of output beyond the limit.
         ended: `exited` by itself · `timeout` · `flood` of output · `killed` from outside · `lost`: the sandbox died,
             the command may have done anything or nothing · `refused`: nothing of it ran.
@@ -50,6 +51,7 @@ class CommandResult:
     exceeded: Exceeded | None = None
     spent: Spent = field(default_factory=Spent)
     stdout: bytes | None = None
+    stdout_missing: int = 0
 
     @property
     def failed(self) -> bool:
@@ -129,6 +131,7 @@ class Output:
         self.theirs = [write for _, write in pipes]
         self.kept = bytearray()
         self.stdout = bytearray() if apart else None
+        self.stdout_missing = 0
         self.size = 0
         self.flooded = False
         for read, write in pipes:
@@ -152,7 +155,9 @@ class Output:
         self.size += len(block)
         self.kept += block[: max(0, self._limit - len(self.kept))]
         if self.stdout is not None and read == self._reads[0]:
-            self.stdout += block[: max(0, self._limit - len(self.stdout))]
+            room = max(0, self._limit - len(self.stdout))
+            self.stdout += block[:room]
+            self.stdout_missing += len(block[room:])
         if self.size > FLOOD_BYTES and not self.flooded:
             self.flooded = True
             for each in self._reads:
@@ -165,6 +170,12 @@ class Output:
         for read in self._reads:
             while self.size <= FLOOD_BYTES + _BLOCK * 16 and self._take(read):
                 pass
+
+    def added_to(self, result: CommandResult) -> CommandResult:
+        """How the command ended, with what it wrote."""
+        out = None if self.stdout is None else bytes(self.stdout)
+        missing = self.stdout_missing
+        return replace(result, output=bytes(self.kept), dropped=self.dropped, stdout=out, stdout_missing=missing)
 
     def sent(self) -> None:
         """Closes our copy of the writing end."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -241,8 +240,7 @@ class Sandbox:
             output.drain()
             output.close()
             lifeline.close()
-        apart_ = None if output.stdout is None else bytes(output.stdout)
-        return replace(result, output=bytes(output.kept), dropped=output.dropped, stdout=apart_)
+        return output.added_to(result)
 
     async def _measured(
         self, request: dict[str, Any], lifeline: Lifeline, output: Output | Streams, started: float, told: Told

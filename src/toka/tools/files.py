@@ -155,7 +155,7 @@ class Search(_Reading):
         rows = rows or [f"no match in {answer['files']} files"]
         if answer["stopped"]:
             rows.append(f"[stopped: {answer['stopped']}]")
-        return ToolResult(cut("\n".join(rows), ctx.output_limit), data={"matches": len(answer["matches"])})
+        return ToolResult(ctx.shown("\n".join(rows)), data={"matches": len(answer["matches"])})
 
 
 class _Writing:

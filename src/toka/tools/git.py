@@ -182,7 +182,7 @@ class _Run:
         """A result for the model: what git printed, as `shown` changes it, or why it failed."""
         text = result.output.decode("utf-8", "replace")
         if result.exit_code == 0:
-            text = cut(shown(text), self._ctx.output_limit, missing=result.dropped)
+            text = self._ctx.shown(shown(text), missing=result.dropped)
             return ToolResult(text if text.strip() else silence)
         if result.exit_code == MISSING:
             return ToolResult("git is not installed on this machine", failed=True)

@@ -112,7 +112,7 @@ class ScriptTool:
         answer = _answer(said.rpartition("\n")[2])
         if answer is None or result.dropped:
             return self._failure("no-result", "its last line is no result", said, ctx)
-        return ToolResult(cut(answer["text"], ctx.output_limit), answer.get("failed", False), answer.get("data"))
+        return ToolResult(ctx.shown(answer["text"]), answer.get("failed", False), answer.get("data"))
 
     def _failure(self, kind: str, why: str, said: str, ctx: ToolContext) -> ToolResult:
         """The one form of all failures of the script itself: one it reports is a result like any other."""

@@ -15,7 +15,7 @@ from toka.sandbox.host import shell
 from toka.sandbox.profile import SEARCHED, find_program
 from toka.sandbox.toolchain import bin_folders
 from toka.tools.inside import inside
-from toka.tools.tool import Arguments, ToolContext, ToolResult, cut
+from toka.tools.tool import Arguments, ToolContext, ToolResult
 
 _UNQUOTED: Final = frozenset(";&|<>()$`*?[{\n")
 _IN_DOUBLE_QUOTES: Final = frozenset("$`")
@@ -151,7 +151,7 @@ def _way_out(network: Sequence[Capability]) -> str:
 
 def told(result: CommandResult, ctx: ToolContext) -> ToolResult:
     """A command's output and how it ended, when there is something to say about that."""
-    text = cut(result.output.decode("utf-8", "replace"), ctx.output_limit, missing=result.dropped)
+    text = ctx.shown(result.output.decode("utf-8", "replace"), missing=result.dropped)
     if note := ending(result, ctx.timeout_s):
         text = f"{text}{'' if not text or text.endswith(chr(10)) else chr(10)}[{note}]"
     return ToolResult(

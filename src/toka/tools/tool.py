@@ -15,6 +15,7 @@ import jsonschema_rs
 
 from toka.core.capability import Capability
 from toka.core.effect import Effect
+from toka.core.jsonvalue import MAX_DEPTH, deeper_than, finite
 from toka.core.message import ToolSpec
 from toka.sandbox.command import CommandResult
 
@@ -44,6 +45,19 @@ class Hands(Protocol):
         ...
 
 
+class Mask(Protocol):
+    """Takes secrets out of a text; of one that was cut at its end, also the beginning of a secret that stands there."""
+
+    def __call__(self, text: str, *, ends_early: bool = False) -> str:
+        """The text without them."""
+        ...
+
+
+def unmasked(text: str, *, ends_early: bool = False) -> str:  # noqa: ARG001 - as all masks
+    """There are no secrets."""
+    return text
+
+
 @dataclass(frozen=True, slots=True)
 class ToolContext:
     """What one call may use.
@@ -54,6 +68,7 @@ class ToolContext:
         timeout_s: seconds the call may take.
         output_limit: bytes of text that a result may have.
         agent: the agent's name, for what it signs.
+        mask: takes secrets out of a text.
     """
 
     hands: Callable[[], Awaitable[Hands]]
@@ -61,6 +76,11 @@ class ToolContext:
     timeout_s: float
     output_limit: int
     agent: str = "agent"
+    mask: Mask = unmasked
+
+    def shown(self, text: str, *, missing: int = 0) -> str:
+        """A text for a result: without secrets, then cut. See `cut` for the rest."""
+        return cut(self.mask(text, ends_early=missing > 0), self.output_limit, missing=missing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +187,16 @@ def validate(tool: Described, arguments_json: str) -> Arguments | str:
         The arguments; or one text with up to five findings.
     """
     try:
-        args: object = json.loads(arguments_json, object_pairs_hook=_object, parse_constant=_no_constant)
+        args: object = json.loads(
+            arguments_json, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=finite
+        )
         json.dumps(args, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return f"{tool.name}: the arguments contain half a surrogate pair, which is no text"
     except (ValueError, RecursionError) as error:
         return f"{tool.name}: the arguments are not valid JSON ({error}); send one JSON object"
+    if deeper_than(MAX_DEPTH, args):
+        return f"{tool.name}: the arguments are nested deeper than {MAX_DEPTH} levels"
     if not isinstance(args, dict):
         return f"{tool.name}: the arguments must be one JSON object, not {type(args).__name__}"
     checked = cast(Arguments, args)
