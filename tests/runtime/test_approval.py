@@ -67,7 +67,7 @@ async def test_an_agent_asks_before_its_first_task_and_the_run_waits(team: Team)
         "may": ["filesystem-read", "filesystem-write"],
         "tasks": ["run: touch docs"],
         "checks": ["test -e docs"],
-        "variables": ["A", "B"],
+        "variables": {"A": "${secret:key}", "B": "x"},
         "cost_usd": 2.0,
     }
     state = result.state.agents["ship"]

@@ -17,7 +17,7 @@ from toka.runtime.step import Act, Result, StepFailure
 from toka.sandbox.command import FLOOD_BYTES
 from toka.sandbox.host import CommandResult, shell
 from toka.sandbox.keeper import Exceeded
-from toka.tools.tool import Mask
+from toka.tools.tool import Mask, unmasked
 
 UNBOUNDED_S = 365 * 86_400.0
 """The deadline of a command that has none, in seconds."""
@@ -74,7 +74,7 @@ def _with_values(agent: AgentContext, line: str) -> ShellCommand:
         raise StepFailure("value", what, retryable=False) from None
 
 
-def described(ended: CommandResult, mask: Mask) -> dict[str, Any]:
+def described(ended: CommandResult, mask: Mask = unmasked) -> dict[str, Any]:
     """A command's end as a JSON value, without the secrets that `mask` knows."""
     text = mask(ended.output.decode("utf-8", "replace"), ends_early=ended.dropped > 0)
     over = max(0, len(text) - KEPT_CHARACTERS)

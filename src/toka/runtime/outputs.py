@@ -111,7 +111,7 @@ def parse_output(kind: ValueType, text: str) -> Any:
     if kind == "text":
         return text.removesuffix("\n")
     if kind == "lines":
-        return _typed("lines", [line for line in text.split("\n") if line.strip()])
+        return _typed("lines", [line.removesuffix("\r") for line in text.split("\n") if line.strip()])
     if kind == "boolean" and text.strip() in ("True", "False"):  # as Python prints them
         text = text.lower()
     if not text.strip():
