@@ -459,7 +459,7 @@ def test_specs_stay_protected_after_a_resume_from_elsewhere(place: Path) -> None
     grant = "security: {capabilities_required: [filesystem-write]}\n"
     tail = "sh -c 'while [ ! -e go ]; do sleep 0.05; done; echo x >> specs/slow.yaml && touch changed; true'"
     spec = f"metadata: {{name: slow}}\nspec: {{name: Slow}}\n{grant}tasks:\n"
-    spec += "  - {run: touch started}\n" + f'  - {{run: "{tail}", effect: idempotent}}\n'
+    spec += "  - {run: touch started, effect: idempotent}\n" + f'  - {{run: "{tail}", effect: idempotent}}\n'
     (place / "ws/specs/slow.yaml").write_text(spec)
     line = command(place, "run", "specs", "--workspace", ".")
     with subprocess.Popen(
