@@ -145,10 +145,10 @@ async def test_a_hold_outlives_the_process_and_resuming_the_run_lifts_a_persons(
         assert (await run).status is RunStatus.INTERRUPTED
         await session.context.recorder.close()
         again = await team.resume(runtime, session.context.id)
-        assert again.manager.state(ONE).holds == {"budget": "spent"}
         door.open.set()
         second = asyncio.create_task(again.run())
         await eventually(lambda: again.manager.state(ONE).status is AgentStatus.PAUSED)
+        assert again.manager.state(ONE).holds == {"budget": "spent"}
         assert door.calls == 1
         await again.manager.stop(ONE)
         assert (await second).exit_code == 8

@@ -42,14 +42,14 @@ def explanation(view: RunView, agent: AgentState) -> list[str]:
     if agent.status in (AgentStatus.CONFIGURED, AgentStatus.READY):
         return [_not_started(view, agent)]
     if view.status is RunStatus.INTERRUPTED:
-        flying = ", ".join(_in_flight(agent))
+        flying = ", ".join(in_flight(agent))
         middle = f", in the middle of {flying}" if flying else ""
         return [f"was {agent.status.lower()} when its process went away{middle}"]
     if agent.reason:
         return [f"{agent.status.lower()}: {agent.reason}"]
     waiting = [f"task {t.id} is tried again soon: {t.reason}" for t in agent.tasks.values()
                if t.status is TaskStatus.RETRY_WAIT]  # fmt: skip
-    return waiting or [f"now: {each}" for each in _in_flight(agent)]
+    return waiting or [f"now: {each}" for each in in_flight(agent)]
 
 
 def _ending(agent: AgentState) -> list[str]:
@@ -90,7 +90,8 @@ def _not_started(view: RunView, agent: AgentState) -> str:
     return "waits for a free place: only so many agents run at one time"
 
 
-def _in_flight(agent: AgentState) -> list[str]:
+def in_flight(agent: AgentState) -> list[str]:
+    """What an agent is in the middle of, each with its task."""
     return [
         f"{line_of(what, 80)} (task {task.id})" for task in agent.tasks.values() for what in task.in_flight.values()
     ]

@@ -29,6 +29,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "convert": ("toka.cli.convert:convert", "Write specs as a team file, or a team file as specs."),
     "run": ("toka.cli.run:run", "Run a team of agents."),
     "resume": ("toka.cli.run:resume", "Go on with an interrupted run, or lift a pause."),
+    "pause": ("toka.cli.steer:pause", "Let an agent, or a whole run, take no further step."),
+    "stop": ("toka.cli.steer:stop", "End an agent, or a whole run, for good."),
     "approve": ("toka.cli.approve:approve", "Agree to what an agent asks."),
     "deny": ("toka.cli.approve:deny", "Refuse what an agent asks."),
     "resolve": ("toka.cli.resolve:resolve", "Answer whether a step in doubt happened."),

@@ -20,6 +20,7 @@ from toka.app import open_runtime, read_settings, submit_command
 from toka.cli.attach import Display, already_ended, author, follow, reason_of
 from toka.cli.check import check_server, check_specs, warn_of
 from toka.cli.door import ANY_PATH, again, folded, open_run
+from toka.cli.ids import match_name
 from toka.cli.level import at_level
 from toka.cli.live import Lines, LiveView
 from toka.cli.output import EXIT_BROKEN_PIPE, ReaderGone, emit_json, live, say
@@ -95,15 +96,16 @@ def run(
 
 @click.command()
 @click.argument("run_id", metavar="RUN")
+@click.argument("agent", required=False)
 @click.option("--state", type=ANY_PATH, help="Where runs are recorded.")
 @click.option("--reason", default="", help="Why, for the record.")
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines.")
 @click.option("--quiet", "-q", is_flag=True, help="Print only errors and the end.")
 @NO_SANDBOX_OPTION
-def resume(run_id: str, state: Path | None, reason: str, **flags: bool) -> int:
+def resume(run_id: str, agent: str | None, state: Path | None, reason: str, **flags: bool) -> int:
     """Go on with a run: lift a pause and, when no process executes it, execute it here; else follow it.
 
-    RUN is an id, the beginning of one, or @last.
+    RUN is an id, the beginning of one, or @last. With AGENT, the pause of that agent alone is lifted.
     """
     settings = read_settings({"state": _text(state)})
     warn_of(settings.findings)
@@ -114,11 +116,15 @@ def resume(run_id: str, state: Path | None, reason: str, **flags: bool) -> int:
             recorded = folded(run, reader.read(run))
             if recorded.ended:
                 return already_ended(reader, recorded, shown)
+            only = match_name(recorded.agents, agent) if agent is not None else ""
+            if only and recorded.agents[only].ended:
+                raise UsageError(f"agent {only} has ended ({recorded.agents[only].status.value}); it cannot go on")
             lease = reader.lease(run)
             if lease is not None and lease.alive:
-                asyncio.run(submit_command(settings, run, "resume", by=(author(), reason)))
+                asyncio.run(submit_command(settings, run, "resume", agent=only, by=(author(), reason)))
                 return follow(reader, recorded, lease.holder.pid, shown)
-        code = asyncio.run(_resume(_as_recorded(settings, recorded), run, (reason, flags["no_sandbox"]), shown))
+        asked = (reason, only, flags["no_sandbox"])
+        code = asyncio.run(_resume(_as_recorded(settings, recorded), run, asked, shown))
         if code is not None:
             return code
         run_id = run  # another process was faster; by now @last may mean another run
@@ -194,17 +200,17 @@ async def execute(settings: Settings, request: RunRequest, shown: Display, *, no
         return await _executed(settings, session, shown, after=0)
 
 
-async def _resume(settings: Settings, run: RunId, asked: tuple[str, bool], shown: Display) -> int | None:
+async def _resume(settings: Settings, run: RunId, asked: tuple[str, str, bool], shown: Display) -> int | None:
     """Goes on with a run. None: another process was faster, and has it now or has brought it to its end.
 
-    `asked` is why, and whether without a sandbox.
+    `asked` is why, whose pause is lifted (empty: everybody's), and whether without a sandbox.
     """
-    reason, no_sandbox = asked
+    reason, only, no_sandbox = asked
     allow_connections()
     async with _runtime(settings, no_sandbox=no_sandbox) as runtime:
         try:
             after = max((r.id for r in runtime.journal.read(run)), default=0)
-            session = await OrchestrationEngine(runtime).resume(run, author=author(), reason=reason)
+            session = await OrchestrationEngine(runtime).resume(run, author=author(), reason=reason, agent=only)
         except RunBusy:
             return None
         except UsageError:

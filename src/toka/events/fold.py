@@ -101,7 +101,7 @@ def _applied(state: RunState, record: Record) -> RunState:
     rule = _COMMANDS.get(event.verb)
     agents = state.agents
     if rule is not None:
-        named = [agents[event.agent]] if event.agent in agents else [] if event.agent else list(agents.values())
+        named = [a for a in agents.values() if event.agent in ("", a.name, a.name.partition("[")[0])]
         agents = {**agents, **{agent.name: rule(agent, event) for agent in named if not agent.ended}}
     return replace(state, commands=state.commands | {event.command}, agents=agents)
 

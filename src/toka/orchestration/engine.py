@@ -89,8 +89,14 @@ class OrchestrationEngine:
         context = self._context(run, created, recorder, runtime.execution, gateway)
         return RunSession(context, plan, configs)
 
-    async def resume(self, run: RunId, *, author: str = "", reason: str = "") -> RunSession:
-        """Takes a run over that no live process executes; its holds of a person and of health are lifted.
+    async def resume(self, run: RunId, *, author: str = "", reason: str = "", agent: str | None = "") -> RunSession:
+        """Takes a run over that no live process executes.
+
+        Args:
+            run: the run.
+            author, reason: who asks for it, and why.
+            agent: whose holds of a person and of health `RunSession.run` lifts, with its instances; empty: those of
+                all; None: nobody's, for a session that only settles.
 
         Raises:
             RunBusy: a live process executes it.
@@ -101,9 +107,11 @@ class OrchestrationEngine:
         lease = await runtime.journal.acquire(run)
         try:
             recorder = Recorder(runtime.journal, lease)
-            _need_workspace(recorder.state.created)
+            if agent is not None:
+                _need_workspace(recorder.state.created)
             session = await self._attached(recorder)
-            await session.lift_holds(author, reason)
+            if agent is not None:
+                session.lifting = (author, reason, agent)
         except TokaError:
             runtime.journal.on_commit(run, None)
             await runtime.journal.release(lease)

@@ -11,8 +11,9 @@ from toka.config.agent import AgentConfig
 from toka.core.ids import AgentName
 from toka.errors import JournalError, StaleEpoch
 from toka.events.event import CommandApplied, HoldLifted, RunStateChanged, StepResolved
+from toka.events.flow import InstancesMade
 from toka.events.lifecycle import AgentStatus, RunStatus
-from toka.events.state import AgentState
+from toka.events.state import AgentState, RunState
 from toka.journal.journal import Command
 from toka.journal.poke import Inbox
 from toka.orchestration.approvals import VERBS, Approvals
@@ -39,7 +40,11 @@ SHUTDOWN_S: Final = 10.0
 
 
 class RunSession:
-    """A run that this process executes. Use `run` once; `shutdown` may be called from anywhere in the loop."""
+    """A run that this process executes. Use `run` once; `shutdown` may be called from anywhere in the loop.
+
+    Attributes:
+        lifting: what `lift_holds` is called with before anything starts; None = it is not.
+    """
 
     def __init__(self, context: RunContext, plan: Plan, configs: Mapping[AgentName, AgentConfig]) -> None:
         self.context = context
@@ -60,6 +65,7 @@ class RunSession:
         self._sinks: ChannelSinks | None = None
         self._lost: StaleEpoch | None = None
         self._applied = max(context.recorder.state.commands, default=0)
+        self.lifting: tuple[str, str, str] | None = None
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -84,11 +90,14 @@ class RunSession:
             JournalError: the record could not be written any more; the run can be resumed.
         """
         recorder = self.context.recorder
-        inbox = asyncio.create_task(self._watch())
+        inbox: asyncio.Task[None] | None = None
         runtime = self.context.runtime
         sinks = self._sinks = ChannelSinks(self.context.id, runtime.channels, self.reporter, runtime.clock)
         try:
-            await self._take_answers()
+            await self._catch_up()
+            if self.lifting is not None:  # who resumes a run comes after all that was asked before
+                await self.lift_holds(*self.lifting)
+            inbox = asyncio.create_task(self._watch())
             await self._execute()
             if self._lost is not None:
                 raise self._lost
@@ -101,8 +110,9 @@ class RunSession:
             await recorder.record("", RunStateChanged(status.value, reason))
             return RunResult(self.context.id, status, recorder.state, reason)
         finally:
-            inbox.cancel()
-            await asyncio.gather(inbox, return_exceptions=True)
+            if inbox is not None:
+                inbox.cancel()
+                await asyncio.gather(inbox, return_exceptions=True)
             await self.manager.shutdown(0.0)
             self.reporter.close()
             await sinks.close()
@@ -113,19 +123,44 @@ class RunSession:
         self._closing = True
         await self.manager.shutdown(grace_s)
 
-    async def lift_holds(self, author: str, reason: str) -> None:
-        """What `resume` does to a run that nobody executes: holds of a person and of health are lifted."""
+    async def settle(self) -> RunState:
+        """Takes up what was asked while nobody executed the run, and starts nothing: ends what is to be stopped.
+
+        Raises:
+            JournalError: the record could not be written any more.
+        """
+        recorder = self.context.recorder
+        for name, config in list(self._configs.items()):
+            made = self.manager.state(name).made
+            if is_template(config) and made is not None:
+                self._add_fan(config, made)
+        await self._catch_up()
+        for name in [n for n in self._configs if n in self._stopped and not self.manager.state(n).ended][::-1]:
+            await self._end_stop(name)  # instances, which come last, before the agent whose they are
+        _, blocked = self._recovered()
+        await self._skip(blocked)
+        if all(agent.ended for agent in recorder.state.agents.values()):
+            await recorder.record("", RunStateChanged(*verdict(recorder.state)))
+        return recorder.state
+
+    async def lift_holds(self, author: str, reason: str, only: str = "") -> None:
+        """What `resume` does to a run that nobody executes: holds of a person and of health are lifted.
+
+        Args:
+            author, reason: who asks for it, and why.
+            only: the agent whose holds are meant, with its instances; empty: all.
+        """
         state = self.context.recorder.state
         for hold in ("person", "health"):
-            if hold in state.holds:
+            if hold in state.holds and not only:
                 await self.context.recorder.record("", HoldLifted(hold, reason, author))
             for agent in state.agents.values():
-                if hold in agent.holds and not agent.ended:
+                meant = not only or only in (agent.name, template_of(agent.name))
+                if hold in agent.holds and not agent.ended and meant:
                     await self.context.recorder.record(agent.name, HoldLifted(hold, reason, author))
 
     async def _execute(self) -> None:
-        states = self.context.recorder.state.agents
-        schedule, blocked = recovered(self.plan.graph, {name: together(s, states) for name, s in states.items()})
+        schedule, blocked = self._recovered()
         await self._skip(blocked)
         limit = self.context.execution.max_concurrent_agents
         while True:
@@ -155,6 +190,10 @@ class RunSession:
             await self._note(schedule, name)
             if name in self._again and not self.manager.state(name).ended:
                 self._queue_again(name)
+
+    def _recovered(self) -> tuple[Schedule, list[Blocked]]:
+        states = self.context.recorder.state.agents
+        return recovered(self.plan.graph, {name: together(s, states) for name, s in states.items()})
 
     def _next(self, schedule: Schedule) -> AgentName | None:
         """Who may start now: an instance before another agent, one that was answered before one that never started."""
@@ -211,8 +250,12 @@ class RunSession:
             await self.manager.settle(name, items)
             return
         await self.manager.gather(name, items)
-        elements = self._gates.elements(items)
-        fan = self._fans[name] = Fan.of(config, elements, self.context.recorder.state.agents)
+        self._add_fan(config, items)
+
+    def _add_fan(self, config: AgentConfig, made: InstancesMade) -> None:
+        """The instances of an agent, from here on."""
+        fan = Fan.of(config, self._gates.elements(made), self.context.recorder.state.agents)
+        self._fans[config.name] = fan
         for one, spec in fan.instances.items():
             self._configs[one] = spec
             self.reporter.add(spec)
@@ -273,10 +316,10 @@ class RunSession:
         fan = self._fans.get(name)
         return [one for one in fan.instances if not self.manager.state(one).ended] if fan is not None else []
 
-    async def _take_answers(self) -> None:
-        """Records the answers that were given while nobody executed the run, before anything asks again."""
+    async def _catch_up(self) -> None:
+        """Takes up what was asked while nobody executed the run, in its order, before anything starts or asks again."""
         for command in self.context.runtime.journal.commands(self.context.id, self._applied):
-            await self._answer(command)
+            await self._apply(command)
         await self._expire()
 
     async def _answer(self, command: Command) -> None:
@@ -302,11 +345,18 @@ class RunSession:
 
     async def _end_stop(self, name: AgentName) -> None:
         """Ends an agent that is to stop and is not being executed."""
-        if is_template(self._configs[name]):
+        config = self._configs[name]
+        if is_template(config):
+            made = self.manager.state(name).made
+            if made is not None and name not in self._fans:
+                self._add_fan(config, made)
+            for one in self._instances(name):
+                if one in self.context.recorder.state.agents and one not in self._launched:
+                    await self.manager.end_stop(self._configs[one])
             reason = self.manager.state(name).stop or "stopped by a person"
             await self.manager.settle(name, AgentOutcome(AgentStatus.STOPPED, reason, "stopped"))
         else:
-            await self.manager.end_stop(self._configs[name])
+            await self.manager.end_stop(config)
 
     async def _request(self, name: AgentName, command: Command) -> None:
         match command.verb:

@@ -28,7 +28,7 @@ from toka.runtime.context import RunContext
 from toka.runtime.control import AgentControl, Closing
 from toka.runtime.effective import bounds
 from toka.runtime.executor import AgentExecutor, AgentOutcome
-from toka.runtime.values import ValueMissing
+from toka.runtime.values import ValueMissing, template_of
 
 RESTART_CAP_S: Final = 300.0
 """The longest wait before a restart, in seconds."""
@@ -101,7 +101,8 @@ class AgentProcessManager:
         if state.ended:
             raise UsageError(f"agent {name} has ended ({state.status.value}); start a new run")
         control = AgentControl(lambda: self._rested(name), lambda: self._went_on(name))
-        control.holds.update({**self._run.recorder.state.holds, **state.holds})
+        of_all = self.state(template_of(name) or name).holds
+        control.holds.update({**self._run.recorder.state.holds, **of_all, **state.holds})
         task = asyncio.create_task(self._supervise(name, dict(results or {})), name=f"agent {name}")
         execution = self._executions[name] = AgentExecution(name, config, control, task)
         return execution
@@ -226,7 +227,8 @@ class AgentProcessManager:
 
     def _live(self, name: AgentName) -> AgentExecution | None:
         """The agent's execution; None when it is not being executed now. Raises NotFound: the run has no such agent."""
-        if name not in self._run.recorder.state.agents:
+        known = self._run.recorder.state.agents
+        if name not in known and template_of(name) not in known:
             raise NotFound(f"run {self._run.id} has no agent {name}")
         execution = self._executions.get(name)
         return None if execution is None or execution.task.done() else execution

@@ -1,0 +1,235 @@
+"""`toka pause`, `stop` and `resume AGENT` from another terminal: real processes, also killed ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.test_attach import Place
+
+
+def ticking(name: str, **more: Any) -> dict[str, Any]:
+    """An agent of many short steps: it goes on until there is a file `go`."""
+    step = "[ -e NAME/go ] || { date +%s%N >> NAME/steps; sleep 0.03; }".replace("NAME", name)
+    tasks = [{"id": f"t{n}", "run": step, "effect": "idempotent"} for n in range(400)]
+    return {"tasks": tasks, "grants": {"write": [name]}, **more}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    made = Place(tmp_path)
+    yield made
+    for process in made.started:
+        process.kill()
+        process.communicate()
+
+
+def team(place: Place, **agents: dict[str, Any]) -> None:
+    (place.folder / "team.yaml").write_text(json.dumps({"toka": 1, "agents": agents}))
+
+
+def until(condition: Callable[[], Any], what: str = "it", seconds: float = 20) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+        time.sleep(0.02)
+    return found
+
+
+def steps(place: Place, name: str) -> int:
+    file = place.work / name / "steps"
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+def say(place: Place, *arguments: str, code: int = 0) -> str:
+    process = place.toka(*arguments)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == code, out + err
+    return out + err
+
+
+def shown(place: Place) -> dict[str, Any]:
+    return json.loads(say(place, "show", "@last", "--json"))
+
+
+def begin(place: Place, *names: str) -> Any:
+    process = place.toka("run", "team.yaml", "--workspace", str(place.work), "--quiet")
+    for name in names:
+        until(lambda name=name: steps(place, name) > 2, f"steps of {name}")
+    return process
+
+
+@pytest.mark.slow
+def test_an_agent_rests_from_pause_to_resume_and_the_others_go_on(place: Place) -> None:
+    team(place, one=ticking("one"), two=ticking("two"))
+    process = begin(place, "one", "two")
+    began = time.monotonic()
+    told = say(place, "pause", "@last", "one", "--reason", "look first")
+    assert told.splitlines()[0] == "paused: one"
+    assert "go on with: toka resume " in told
+    assert time.monotonic() - began < 4
+    before, others = steps(place, "one"), steps(place, "two")
+    time.sleep(0.5)
+    assert steps(place, "one") == before
+    assert steps(place, "two") > others
+    agents = shown(place)["agents"]
+    assert (agents["one"]["state"], agents["one"]["holds"]) == ("PAUSED", {"person": "look first"})
+    assert say(place, "pause", "@last", "one").splitlines()[0] == "one is paused already"
+    follower = place.toka("resume", "@last", "one", "--reason", "seen", "--quiet")
+    until(lambda: steps(place, "one") > before + 2)
+    for name in ("one", "two"):
+        (place.work / name / "go").touch()
+    assert process.wait(30) == 0
+    assert follower.wait(30) == 0
+    log = say(place, "logs", "@last")
+    assert "pause one, asked by " in log
+    assert "look first" in log
+
+
+@pytest.mark.slow
+def test_a_whole_run_is_paused_and_goes_on(place: Place) -> None:
+    team(place, one=ticking("one"), two=ticking("two"), three={**ticking("three"), "needs": ["one"]})
+    process = begin(place, "one", "two")
+    assert say(place, "pause", "@last").splitlines()[0] == "paused: one, three, two"
+    before = [steps(place, name) for name in ("one", "two", "three")]
+    time.sleep(0.4)
+    assert [steps(place, name) for name in ("one", "two", "three")] == before
+    assert {a["state"] for n, a in shown(place)["agents"].items() if n != "three"} == {"PAUSED"}
+    for name in ("one", "two", "three"):
+        (place.work / name).mkdir(exist_ok=True)
+        (place.work / name / "go").touch()
+    assert place.toka("resume", "@last", "--quiet").wait(30) == 0
+    assert process.wait(30) == 0
+
+
+@pytest.mark.slow
+def test_a_pause_survives_a_kill_and_is_lifted_by_who_resumes_its_agent(place: Place) -> None:
+    team(place, one=ticking("one"), two=ticking("two"))
+    process = begin(place, "one", "two")
+    say(place, "pause", "@last", "one", "--reason", "not now")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = steps(place, "one")
+    again = place.toka("resume", "@last", "two", "--quiet")
+    others = steps(place, "two")
+    until(lambda: steps(place, "two") > others + 2)
+    assert steps(place, "one") == before
+    assert shown(place)["agents"]["one"]["holds"] == {"person": "not now"}
+    for name in ("one", "two"):
+        (place.work / name / "go").touch()
+    until(lambda: shown(place)["agents"]["two"]["state"] == "COMPLETED")
+    assert place.toka("resume", "@last", "one", "--quiet").wait(30) == 0
+    assert again.wait(30) == 0
+
+
+@pytest.mark.slow
+def test_a_pause_that_nobody_takes_up_is_noted(place: Place) -> None:
+    team(place, one=ticking("one"), two=ticking("two"))
+    process = begin(place, "one", "two")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    told = say(place, "pause", "@last", "one")
+    assert "noted for 1 agent: no process executes the run" in told
+    before = steps(place, "one")
+    again = place.toka("resume", "@last", "two", "--quiet")
+    others = steps(place, "two")
+    until(lambda: steps(place, "two") > others + 2)
+    assert steps(place, "one") == before
+    say(place, "stop", "@last")
+    assert again.wait(30) == 8
+
+
+@pytest.mark.slow
+def test_stop_ends_an_agent_for_good_and_what_needs_it_is_skipped(place: Place) -> None:
+    team(place, one=ticking("one"), two=ticking("two"), three={**ticking("three"), "needs": ["one"]})
+    process = begin(place, "one", "two")
+    assert say(place, "stop", "@last", "one", "--reason", "wrong tests").splitlines()[0] == "stopped: one"
+    before = steps(place, "one")
+    (place.work / "two/go").touch()
+    assert process.wait(30) == 8
+    assert steps(place, "one") == before
+    agents = shown(place)["agents"]
+    assert {n: a["state"] for n, a in agents.items()} == {"one": "STOPPED", "two": "COMPLETED", "three": "SKIPPED"}
+    assert agents["one"]["reason"].startswith("wrong tests")
+    assert say(place, "stop", "@last", "one").splitlines() == ["one is stopped already"]
+    assert say(place, "stop", "@last").splitlines()[0].endswith("is stopped already")
+
+
+@pytest.mark.slow
+def test_stop_cancels_a_step_that_does_not_end(place: Place) -> None:
+    hang = {"run": "touch one/begun; trap '' TERM INT; sleep 300", "grants": {"write": ["one"]}}
+    team(place, one=hang)
+    process = place.toka("run", "team.yaml", "--workspace", str(place.work), "--quiet")
+    until((place.work / "one/begun").exists)
+    began = time.monotonic()
+    assert say(place, "stop", "@last").splitlines()[0] == "stopped: one"
+    assert time.monotonic() - began < 14
+    assert process.wait(5) == 8
+
+
+@pytest.mark.slow
+def test_stop_of_a_run_that_nobody_executes_ends_it_here(place: Place) -> None:
+    team(place, one=ticking("one"), two={**ticking("two"), "needs": ["one"]})
+    process = begin(place, "one")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    told = json.loads(say(place, "stop", "@last", "--reason", "enough", "--json"))
+    assert (told["state"], told["agents"], told["executor"], told["next"]) == (
+        "STOPPED", {"one": "STOPPED", "two": "STOPPED"}, None, None,
+    )  # fmt: skip
+    document = shown(place)
+    assert document["state"] == "STOPPED"
+    assert document["agents"]["one"]["reason"].startswith("enough")
+    assert say(place, "resume", "@last", code=8)
+    assert say(place, "audit", "verify", "@last")
+
+
+@pytest.mark.slow
+def test_stop_of_one_agent_of_a_run_that_nobody_executes_leaves_the_others(place: Place) -> None:
+    team(place, one=ticking("one"), two=ticking("two"), three={**ticking("three"), "needs": ["one"]})
+    process = begin(place, "one", "two")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert say(place, "stop", "@last", "one").splitlines()[0] == "stopped: one"
+    assert {n: a["state"] for n, a in shown(place)["agents"].items()} == {
+        "one": "STOPPED", "two": "RUNNING", "three": "SKIPPED",
+    }  # fmt: skip
+    (place.work / "two/go").touch()
+    assert place.toka("resume", "@last", "--quiet").wait(30) == 8
+
+
+@pytest.mark.slow
+def test_instances_are_paused_and_stopped_with_their_agent(place: Place) -> None:
+    step = "[ -e each/go ] || { date +%s%N >> each/steps; sleep 0.03; }"
+    tasks = [{"id": f"t{n}", "run": step, "effect": "idempotent"} for n in range(400)]
+    team(place, each={"for_each": [1, 2, 3], "max_parallel": 2, "tasks": tasks, "grants": {"write": ["each"]}})
+    process = begin(place, "each")
+    assert say(place, "pause", "@last", "each").startswith("paused: each, each[1], each[2]")
+    before = steps(place, "each")
+    time.sleep(0.4)
+    assert steps(place, "each") == before
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert say(place, "stop", "@last", "each").startswith("stopped: each")
+    document = shown(place)
+    assert {a["state"] for a in document["agents"].values()} == {"STOPPED"}
+    assert document["state"] == "STOPPED"
+
+
+@pytest.mark.slow
+def test_what_cannot_be_steered_is_told(place: Place) -> None:
+    team(place, one={"run": "true"}, two={"run": "true"})
+    assert place.toka("run", "team.yaml", "--workspace", str(place.work), "--quiet").wait(30) == 0
+    for verb in ("pause", "stop"):
+        assert f"has ended (COMPLETED); there is nothing to {verb}" in say(place, verb, "@last", code=2)
+        told = say(place, verb, "@last", "one", code=2)
+        assert f"agent one has ended (COMPLETED); there is nothing to {verb}" in told
+        assert "no run 'nowhere'" in say(place, verb, "nowhere", code=9)
+        assert "no agent 'three'" in say(place, verb, "@last", "three", code=9)
