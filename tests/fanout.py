@@ -14,6 +14,7 @@ from typing import Any
 
 from toka.app import Parts, open_runtime, read_settings
 from toka.config.agent import AgentConfig
+from toka.events.fold import fold_all
 from toka.journal.sqlite import SqliteJournal
 from toka.orchestration.engine import OrchestrationEngine
 from toka.orchestration.request import RunRequest
@@ -48,6 +49,8 @@ async def live(folder: Path, count: int, at: int, *, before: bool) -> int:
     async with open_runtime(settings, Parts(journal=journal), environment={}) as runtime:
         engine = OrchestrationEngine(runtime)
         if runs := runtime.journal.runs():
+            if fold_all(runs[0], runtime.journal.read(runs[0])).ended:
+                return 0  # it was killed after the very end
             session = await engine.resume(runs[0], author="test")
         else:
             configs = AgentConfig.load_team(folder / "team.yaml")
