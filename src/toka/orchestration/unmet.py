@@ -34,9 +34,6 @@ from toka.sandbox.protect import protect
 from toka.sandbox.toolchain import bin_folders
 from toka.sandbox.trusted import GIT, GIT_TRUSTED, TRUSTED
 
-"""Bytes under which no sandbox is started. Measured: its own processes and one small command take 16 MiB where they are
-counted one by one; in a cgroup, which does not count what is in the file cache already, 5 MiB."""
-
 ELSEWHERE: Final = "set it where the settings look for it"
 Found = Literal["there", "absent", "link"]
 
