@@ -17,7 +17,7 @@ from toka.config.agent import AgentConfig
 from toka.config.secret import Secret
 from toka.core.clock import Clock
 from toka.events.event import AgentStateChanged, Event, TaskStateChanged
-from toka.events.lifecycle import AgentStatus, TaskStatus, agent_may, task_may
+from toka.events.lifecycle import AgentStatus, TaskStatus, Trigger, agent_may, task_may
 from toka.events.record import Record
 from toka.journal.journal import Journal
 from toka.llm.model import ModelReply, ModelRequest
@@ -193,14 +193,14 @@ class Legality:
         event: Event = record.event
         if isinstance(event, AgentStateChanged):
             old, new = self._agents.get(record.stream, AgentStatus.CONFIGURED), AgentStatus(event.state)
-            if not agent_may(old, new):
-                self.broken.append(f"agent {record.stream}: {old} -> {new}")
+            if not agent_may(old, new, Trigger(event.by) if event.by else None):
+                self.broken.append(f"agent {record.stream}: {old} -> {new} by {event.by}")
             self._agents[record.stream] = new
         elif isinstance(event, TaskStateChanged):
             key = (record.stream, event.task)
             before, after = self._tasks.get(key, TaskStatus.QUEUED), TaskStatus(event.state)
-            if not task_may(before, after):
-                self.broken.append(f"task {event.task} of {record.stream}: {before} -> {after}")
+            if not task_may(before, after, Trigger(event.by) if event.by else None):
+                self.broken.append(f"task {event.task} of {record.stream}: {before} -> {after} by {event.by}")
             self._tasks[key] = after
 
 

@@ -23,7 +23,7 @@ from toka.core.ids import RunId
 from toka.errors import JournalError, RunBusy, UsageError
 from toka.journal.sqlite import SqliteJournal
 from toka.orchestration.engine import OrchestrationEngine
-from toka.runtime.step import INLINE_BYTES
+from toka.runtime.payload import INLINE_BYTES
 
 DRIVER = Path(__file__).with_name("survival.py")
 Case = list[tuple[int, bool]]

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mappi
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
+from toka.core.clock import Countdown, Timer
 from toka.core.ids import RunId
 from toka.events.event import Event
 from toka.events.record import Record
@@ -57,21 +58,32 @@ class ManualClock:
         heapq.heappush(self._sleepers, (self._elapsed + seconds, self._count, future))
         await future
 
-    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[Any]:
+    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[Timer]:
         """See Clock."""
-        return asyncio.timeout(None) if seconds is None else self._timeout(seconds)
+        return Countdown(asyncio.timeout(None)) if seconds is None else self._timeout(seconds)
 
     @asynccontextmanager
-    async def _timeout(self, seconds: float) -> AsyncGenerator[None]:
+    async def _timeout(self, seconds: float) -> AsyncGenerator[Timer]:
         async with asyncio.timeout(None) as real:
-            self._count += 1
-            entry = (self._elapsed + seconds, self._count, real)
-            heapq.heappush(self._timeouts, entry)
+            timer = _ManualTimer(self, real, seconds)
+            timer.go_on()
             try:
-                yield
+                yield timer
             finally:
-                self._timeouts.remove(entry)
-                heapq.heapify(self._timeouts)
+                timer.hold()
+
+    def schedule(self, seconds: float, real: asyncio.Timeout) -> tuple[float, int, asyncio.Timeout]:
+        """Notes that a timeout is up in `seconds`; returns its entry."""
+        self._count += 1
+        entry = (self._elapsed + seconds, self._count, real)
+        heapq.heappush(self._timeouts, entry)
+        return entry
+
+    def forget(self, entry: tuple[float, int, asyncio.Timeout]) -> float:
+        """Takes an entry back; returns how many seconds were left."""
+        self._timeouts.remove(entry)
+        heapq.heapify(self._timeouts)
+        return max(0.0, entry[0] - self._elapsed)
 
     async def advance(self, seconds: float) -> None:
         """Lets time pass: everything that was due in between wakes, in order, and runs until it waits again."""
@@ -103,6 +115,25 @@ class ManualClock:
         for when, _, real in self._timeouts:
             if when <= due and real.when() is None:
                 real.reschedule(loop.time())
+
+
+class _ManualTimer:
+    """See Timer."""
+
+    def __init__(self, clock: ManualClock, real: asyncio.Timeout, seconds: float) -> None:
+        self._clock = clock
+        self._real = real
+        self._left = seconds
+        self._entry: tuple[float, int, asyncio.Timeout] | None = None
+
+    def hold(self) -> None:
+        if self._entry is not None:
+            self._left = self._clock.forget(self._entry)
+            self._entry = None
+
+    def go_on(self) -> None:
+        if self._entry is None:
+            self._entry = self._clock.schedule(self._left, self._real)
 
 
 async def settle(turns: int = 20) -> None:

@@ -20,7 +20,7 @@ from toka.core.ids import RunId
 from toka.events.event import NetworkAttempted, RunCreated, RunStateChanged, StepDenied, StepDone, StepIntent
 from toka.events.record import Record
 from toka.orchestration.learn import ATTEMPTS, Lesson, Refusal, grouped, lessons_of
-from toka.runtime.step import cut
+from toka.runtime.payload import cut
 from toka.tools.files import ListDir
 from toka.tools.tool import Tool
 

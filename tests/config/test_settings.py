@@ -96,10 +96,10 @@ def test_origins_name_the_place(place: Place) -> None:
 
 
 def test_units_are_read_everywhere(place: Place) -> None:
-    place.project('[execution]\ntask_timeout = "1h30m"\noutput_bytes = "2MB"\nagent_timeout = "none"\n')
+    place.project('[execution]\ntask_timeout = "1h30m"\noutput_bytes = "2MB"\nworkstream_timeout = "none"\n')
     execution = place.load(TOKA_COMMAND_TIMEOUT="90s").execution
     assert (execution.task_timeout_s, execution.output_bytes) == (5400.0, 2 * 1024**2)
-    assert (execution.agent_timeout_s, execution.command_timeout_s) == (None, 90.0)
+    assert (execution.workstream_timeout_s, execution.command_timeout_s) == (None, 90.0)
 
 
 def test_the_state_directory(place: Place) -> None:
@@ -129,7 +129,7 @@ def test_the_personal_file_follows_xdg(place: Place, tmp_path: Path) -> None:
         ("x = " + "9" * 5000, "TK1001", "too many digits"),
         ("model = 1979-05-27", "TK2011", "a date or time is not accepted"),
         ("[execution]\noutput_bytes = '5GB'", "TK2011", '"5GB" is not between 1KB and 1GB'),
-        ("[execution]\nagent_timeout = 1", "TK2011", 'or "none"'),
+        ("[execution]\nworkstream_timeout = 1", "TK2011", 'or "none"'),
         ("base_url = 'http://[::1'", "TK2011", "write http://HOST:PORT"),
         ("base_url = 'https://example.org?key=sk-1234'", "TK2011", "without user, password, query"),
         ("base_url = 'http://127.0.0.1:sk-1234'", "TK2011", "write http://HOST:PORT"),

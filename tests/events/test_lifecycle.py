@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TypeVar
 
 import pytest
@@ -14,6 +14,7 @@ from toka.events.lifecycle import (
     AgentStatus,
     RunStatus,
     TaskStatus,
+    Trigger,
     agent_may,
     task_may,
 )
@@ -21,10 +22,10 @@ from toka.events.lifecycle import (
 S = TypeVar("S")
 
 
-def reach(table: Mapping[S, frozenset[S]], start: S) -> set[S]:
+def reach(table: Mapping[S, Collection[S]], start: S) -> set[S]:
     seen, stack = {start}, [start]
     while stack:
-        fresh = table[stack.pop()] - seen
+        fresh = set(table[stack.pop()]) - seen
         seen |= fresh
         stack += fresh
     return seen
@@ -52,11 +53,39 @@ def test_a_task_can_end_from_wherever_it_is(status: TaskStatus) -> None:
     assert reach(TASK_TRANSITIONS, status) & TASK_ENDS
 
 
-def test_ends_are_final() -> None:
-    assert {s for s in AgentStatus if not AGENT_TRANSITIONS[s]} == AGENT_ENDS
-    assert {s for s in TaskStatus if not TASK_TRANSITIONS[s]} == TASK_ENDS
-    assert not any(agent_may(old, new) for old in AGENT_ENDS for new in AgentStatus)
-    assert not any(task_may(old, new) for old in TASK_ENDS for new in TaskStatus)
+def test_an_end_is_left_only_when_a_person_has_a_failure_tried_again() -> None:
+    assert {s for s in AgentStatus if not AGENT_TRANSITIONS[s]} == {AgentStatus.COMPLETED, AgentStatus.STOPPED}
+    left = {(old, new) for old in AGENT_ENDS for new in AgentStatus if agent_may(old, new)}
+    assert left == {(AgentStatus.FAILED, AgentStatus.READY), (AgentStatus.SKIPPED, AgentStatus.READY)}
+    assert AGENT_TRANSITIONS[AgentStatus.FAILED][AgentStatus.READY] == {Trigger.PERSON}
+    assert AGENT_TRANSITIONS[AgentStatus.SKIPPED][AgentStatus.READY] == {Trigger.PERSON, Trigger.SCHEDULE}
+    again = {(old, new) for old in TASK_ENDS for new in TaskStatus if task_may(old, new)}
+    assert {old for old, _ in again} == TASK_ENDS - {TaskStatus.SUCCEEDED}
+    assert {new for _, new in again} == {TaskStatus.RETRY_WAIT, TaskStatus.QUEUED}
+    for old, new in again:
+        assert TASK_TRANSITIONS[old][new] == {Trigger.PERSON, Trigger.CRASH}
+
+
+def test_every_change_has_somebody_who_may_bring_it_about_and_every_trigger_has_its_use() -> None:
+    rows = [row for table in (AGENT_TRANSITIONS, TASK_TRANSITIONS) for row in table.values()]
+    assert all(triggers for row in rows for triggers in row.values())
+    used = {trigger for row in rows for triggers in row.values() for trigger in triggers}
+    assert used | {Trigger.RECOVERY} == set(Trigger), "recovery starts anything that has not ended"
+
+
+def test_who_may_bring_a_change_about_is_asked() -> None:
+    assert agent_may(AgentStatus.RUNNING, AgentStatus.STOPPING, Trigger.PERSON)
+    assert not agent_may(AgentStatus.RUNNING, AgentStatus.STOPPING, Trigger.WORK)
+    assert not agent_may(AgentStatus.FAILED, AgentStatus.READY, Trigger.SCHEDULE)
+    assert agent_may(AgentStatus.PAUSED, AgentStatus.STARTING, Trigger.RECOVERY)
+    assert not agent_may(AgentStatus.PAUSED, AgentStatus.STARTING, Trigger.SCHEDULE)
+    assert not task_may(TaskStatus.RUNNING, TaskStatus.SUCCEEDED, Trigger.PERSON)
+
+
+def test_only_a_person_lets_an_agent_go_on_that_was_taken_out_of_service() -> None:
+    for held in (AgentStatus.CRASH_LOOP, AgentStatus.QUARANTINED):
+        assert set(AGENT_TRANSITIONS[held]) == {AgentStatus.READY, AgentStatus.FAILED, AgentStatus.STOPPED}
+        assert AGENT_TRANSITIONS[held][AgentStatus.READY] == {Trigger.PERSON}
 
 
 def test_a_takeover_starts_any_agent_that_has_not_ended() -> None:
@@ -64,11 +93,10 @@ def test_a_takeover_starts_any_agent_that_has_not_ended() -> None:
 
 
 def test_stopping_leads_to_stopped_and_nowhere_else() -> None:
-    assert AGENT_TRANSITIONS[AgentStatus.STOPPING] == {AgentStatus.STOPPED}
+    assert set(AGENT_TRANSITIONS[AgentStatus.STOPPING]) == {AgentStatus.STOPPED}
 
 
-def test_no_task_starts_without_being_queued_nor_succeeds_without_running() -> None:
-    assert not any(task_may(s, TaskStatus.QUEUED) for s in TaskStatus)
+def test_no_task_succeeds_without_running() -> None:
     assert not task_may(TaskStatus.QUEUED, TaskStatus.SUCCEEDED)
     assert not agent_may(AgentStatus.STARTING, AgentStatus.COMPLETED)
 

@@ -135,7 +135,7 @@ def test_strict_limits_that_no_run_would_get_are_warned_of() -> None:
 
 
 def test_limits_of_the_settings_count_and_the_usual_ones_are_not_told() -> None:
-    execution = ExecutionConfig(agent_timeout_s=60.0)
+    execution = ExecutionConfig(workstream_timeout_s=60.0)
     found = only(make_plan([agent("one", limits={"timeout": "5m"})], terms=Terms(execution=execution)))
     assert found.to_json()["limits"] == {"wall_s": 60.0}
     small = ExecutionConfig(output_bytes=1_000)

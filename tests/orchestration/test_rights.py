@@ -202,7 +202,7 @@ def test_a_plan_names_the_rule_that_decides_a_call(deny: tuple[str, ...], rules:
 
 def test_limits_are_the_least_of_spec_and_settings() -> None:
     config = agent("one", limits={"timeout": "5m", "max_memory": "64MB", "max_output": "2MB"})
-    found = rights_of(config, Terms(execution=ExecutionConfig(agent_timeout_s=60.0, output_bytes=10)))
+    found = rights_of(config, Terms(execution=ExecutionConfig(workstream_timeout_s=60.0, output_bytes=10)))
     assert (found.limits.wall_s, found.limits.output_bytes, found.policy.memory_bytes) == (60.0, 10, 64 << 20)
     assert found.to_json()["limits"] == {"wall_s": 60.0, "memory_bytes": 64 << 20, "output_bytes": 10}
 

@@ -252,10 +252,12 @@ async def test_too_many_crashes_without_a_new_step_end_in_a_crash_loop(slow_moti
         result = await run
     one = result.state.agents["one"]
     assert door.calls == 6, "one start and five restarts"
-    assert statuses(slow_motion)[-3:] == ["BACKOFF", "CRASH_LOOP", "FAILED"]
-    assert (one.status, one.why) == (AgentStatus.FAILED, "crash_loop")
-    assert one.reason == "crash loop: RuntimeError: the tool broke"
-    assert [t.status for t in one.tasks.values()] == [TaskStatus.FAILED, TaskStatus.SKIPPED]
+    assert statuses(slow_motion)[-2:] == ["BACKOFF", "CRASH_LOOP"]
+    assert (one.status, one.why, one.crashes, one.restarts) == (AgentStatus.CRASH_LOOP, "crash_loop", 6, 6)
+    assert one.reason == "crashed 6 times in a row without a new step: RuntimeError: the tool broke"
+    assert one.holds == {"health": one.reason}
+    assert [t.status for t in one.tasks.values()] == [TaskStatus.RUNNING], "its work is not lost"
+    assert (result.status, result.exit_code) == (RunStatus.WAITING, 7)
     assert result.state.agents["two"].status is AgentStatus.COMPLETED, "a sibling is not affected"
 
 
@@ -319,7 +321,7 @@ async def test_an_agent_past_its_time_fails_with_its_tasks(
     slow_motion: Team, clock: ManualClock, own: str | None, setting: float | None
 ) -> None:
     door = Door()
-    with_door(slow_motion, door, agent_timeout_s=setting)
+    with_door(slow_motion, door, workstream_timeout_s=setting)
     async with slow_motion.open() as runtime:
         session = await slow_motion.start(runtime, agent(tasks=["a", "b"], limits={"timeout": own} if own else {}))
         run = asyncio.create_task(session.run())

@@ -15,7 +15,10 @@ from toka.events.event import Event, StepDenied, StepDone, StepFailed, StepInDou
 from toka.events.record import Record, payload
 from toka.journal.journal import Lease
 from toka.journal.recorder import Recorder
-from toka.runtime.step import INLINE_ARGUMENTS, INLINE_BYTES, Act, InDoubt, Result, StepFailure, Steps
+from toka.runtime.act import Act, InDoubt, Result, StepFailure
+from toka.runtime.control import OpenGate
+from toka.runtime.payload import INLINE_ARGUMENTS, INLINE_BYTES
+from toka.runtime.step import Steps
 from toka.testing import MemoryJournal
 
 RUN, ONE = RunId("20300101-000000-aaaaaa"), AgentName("one")
@@ -46,6 +49,16 @@ def journal() -> OrderedJournal:
 Process = Callable[[], Awaitable[Steps]]
 
 
+class NotedGate(OpenGate):
+    """An open gate that writes down who passes it."""
+
+    def __init__(self, order: list[str]) -> None:
+        self.order = order
+
+    async def __aenter__(self) -> None:
+        self.order.append("gate")
+
+
 @pytest.fixture
 def process(journal: OrderedJournal) -> Process:
     """A process that takes the agent over, with what its predecessors left."""
@@ -55,10 +68,7 @@ def process(journal: OrderedJournal) -> Process:
             await journal.release(Lease(RUN, journal._tokens[RUN], {}))
         recorder = Recorder(journal, await journal.acquire(RUN))
 
-        async def gate() -> None:
-            journal.order.append("gate")
-
-        return Steps(RUN, ONE, recorder, SystemClock(), gate, recorder.history(ONE))
+        return Steps(RUN, ONE, recorder, SystemClock(), NotedGate(journal.order), recorder.history(ONE))
 
     return start
 

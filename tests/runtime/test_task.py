@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from harness import ALWAYS, Team, agent, call, eventually, fail, memory, pass_time, succeed
+from toka.core.clock import SystemClock
 from toka.errors import SandboxUnavailable
 from toka.events.event import StepIntent, TaskStateChanged
 from toka.events.lifecycle import AgentStatus, TaskStatus
 from toka.llm.script import ScriptedReply
 from toka.runtime.agent import prepare
+from toka.runtime.control import AgentControl
 from toka.runtime.task import TaskExecutor
 from toka.testing import ManualClock
 
@@ -195,9 +197,16 @@ async def test_without_a_sandbox_an_agent_fails_and_leaves_nothing_open(tmp_path
     assert not any(t.in_flight for t in one.tasks.values())
 
 
-async def test_every_change_of_a_task_is_legal_or_refused(fast: Team) -> None:
-    async def open_gate() -> None: ...
+def open_control() -> AgentControl:
+    async def nothing() -> None: ...
 
+    async def at_once() -> bool:
+        return True
+
+    return AgentControl(SystemClock(), nothing, at_once)
+
+
+async def test_every_change_of_a_task_is_legal_or_refused(fast: Team) -> None:
     config = agent(tasks=["begun", "new", "over"])
     begun, new, over = config.task_list()
     async with fast.open() as runtime:
@@ -205,13 +214,13 @@ async def test_every_change_of_a_task_is_legal_or_refused(fast: Team) -> None:
         record = session.context.recorder.record
         await record("one", TaskStateChanged(begun.id, "RUNNING", 1), TaskStateChanged(over.id, "RUNNING", 1))
         await record("one", TaskStateChanged(over.id, "SUCCEEDED", 1))
-        prepared = await prepare(session.context, config, open_gate, resumed=True)
+        prepared = await prepare(session.context, config, open_control(), resumed=True)
         tasks = TaskExecutor(prepared.context)
         for task in (begun, new, over, new):
             await tasks.skip(task, "the team gave up")
         ends = {t.id: t.status.value for t in session.manager.state(config.name).tasks.values()}
         assert ends == {"task-1": "CANCELLED", "task-2": "SKIPPED", "task-3": "SUCCEEDED"}
-        with pytest.raises(AssertionError, match="task task-3: SUCCEEDED -> RUNNING is no legal transition"):
+        with pytest.raises(AssertionError, match="task task-3: SUCCEEDED -> RUNNING by work is no legal transition"):
             await tasks._change(TaskStateChanged(over.id, "RUNNING", 2))
         assert session.manager.state(config.name).tasks["task-3"].status is TaskStatus.SUCCEEDED
 
@@ -220,12 +229,9 @@ async def test_a_task_whose_start_is_still_being_written_when_its_time_is_up_fai
     """The folded state does not know yet that it runs; the executor does."""
     config = agent()
     (task,) = config.task_list()
-
-    async def open_gate() -> None: ...
-
     async with team.open() as runtime:
         session = await team.start(runtime, config)
-        prepared = await prepare(session.context, config, open_gate, resumed=False)
+        prepared = await prepare(session.context, config, open_control(), resumed=False)
         tasks = TaskExecutor(prepared.context)
         start = asyncio.create_task(tasks.run(task, lambda: "Do it."))
         await asyncio.sleep(0)

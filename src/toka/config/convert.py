@@ -97,7 +97,7 @@ def _shared_inputs(configs: Iterable[AgentConfig]) -> Data:
             if name not in used or isinstance(value, dict | None):
                 apart.add(name)
     same = {name: each for name, each in values.items() if len({json.dumps(v) for v in each}) == 1}
-    return {name: each[0] for name, each in same.items() if name not in apart}
+    return {name: each[0] for name, each in sorted(same.items()) if name not in apart}
 
 
 def agent_data(config: AgentConfig, key: str, inputs: Mapping[str, Any]) -> Data:
@@ -116,8 +116,7 @@ def agent_data(config: AgentConfig, key: str, inputs: Mapping[str, Any]) -> Data
     for short, name in _SPEC.items():
         if name in given["spec"]:
             out[short] = given["spec"].pop(name)
-    if "model" in spec:
-        out["model"] = spec.pop("model")
+    out |= {name: spec.pop(name) for name in ("model", "restart") if name in spec}
     _put_needs(out, given["dependencies"])
     for name in ("when", "for_each", "max_parallel", "approve"):
         if flow and name in flow:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, StringConstraints, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -122,6 +122,7 @@ def _name_schema() -> WithJsonSchema:
 
 PRIORITIES: Final = {str(p): p for p in Priority}
 EFFECTS: Final = {e.value: e for e in Effect}
+RESTARTS: Final = ("never", "on_failure", "always")
 
 Line = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=MAX_LINE)]
 """One short text."""
@@ -138,6 +139,11 @@ PriorityWord = Annotated[
     WithJsonSchema({"enum": list(PRIORITIES)}),
 ]
 EffectWord = Annotated[Effect, BeforeValidator(_word("effect", EFFECTS)), WithJsonSchema({"enum": list(EFFECTS)})]
+RestartWord = Annotated[
+    Literal["never", "on_failure", "always"],
+    BeforeValidator(_word("restart", {word: word for word in RESTARTS})),
+    WithJsonSchema({"enum": list(RESTARTS)}),
+]
 Duration = Annotated[
     float,
     BeforeValidator(_quantity(units.parse_duration)),

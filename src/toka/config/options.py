@@ -17,6 +17,7 @@ from toka.core import units
 T = TypeVar("T")
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 MAX_TEXT: Final = 1_000
+RESTARTS: Final = ("never", "on_failure", "always")
 URL_FORMS: Final = "write http://HOST:PORT or https://HOST, without user, password, query or fragment"
 Read = Callable[[object], Any]
 """A value as written -> the value used. Raises ValueError with what is accepted."""
@@ -126,6 +127,12 @@ def _flag(value: object) -> bool:
     raise ValueError("write true or false")
 
 
+def _restart(value: object) -> str:
+    if value not in RESTARTS:
+        raise ValueError(f"{as_written(value)} is not accepted; write never, on_failure or always")
+    return value
+
+
 def _level(value: object) -> str:
     if value in ("full", "reduced"):
         return str(value)
@@ -172,12 +179,20 @@ OPTIONS: Final = (
     Option("execution.max_concurrent_tasks", "max_concurrent_tasks", _whole(1, 100), 1, "Tasks of one agent at once."),
     Option("execution.task_retries", "task_retries", _whole(0, 100), 2, "How often a failed task is tried again."),
     Option("execution.task_timeout", "task_timeout_s", _optional_seconds, 1800.0, "How long a task may take."),
-    Option("execution.agent_timeout", "agent_timeout_s", _optional_seconds, None, "How long an agent may run."),
+    Option(
+        "execution.agent_spawn_timeout", "agent_spawn_timeout_s", _optional_seconds, 60.0,
+        "How long an agent may take until it runs.",
+    ),
+    Option(
+        "execution.workstream_timeout", "workstream_timeout_s", _optional_seconds, None,
+        "How long an agent may run in all.",
+    ),
+    Option("execution.run_timeout", "run_timeout_s", _optional_seconds, None, "How long a run may take in all."),
     Option("execution.model_timeout", "model_timeout_s", _seconds, 120.0, "How long a model call may take in all."),
     Option("execution.command_timeout", "command_timeout_s", _seconds, 600.0, "How long a command or check may take."),
     Option("execution.repair_rounds", "repair_rounds", _whole(0, 20), 2, "How often failing checks are repaired."),
     Option("execution.grace", "grace_s", _seconds, 10.0, "How long a stop waits before it kills."),
-    Option("execution.pause_timeout", "pause_timeout_s", _seconds, 30.0, "Reserved: pauses wait for calls in flight."),
+    Option("execution.pause_timeout", "pause_timeout_s", _seconds, 30.0, "How long a pause waits for a model call."),
     Option(
         "execution.approval_timeout", "approval_timeout_s", _patience, 604_800.0,
         "How long a question to a person waits for its answer; 0 = for ever.",
@@ -186,7 +201,14 @@ OPTIONS: Final = (
     Option("execution.retry_cap", "retry_cap_s", _seconds, 60.0, "The longest wait before a retry."),
     Option("execution.max_turns", "max_turns", _whole(1, 10_000), 50, "Model calls in one attempt of a task."),
     Option("execution.max_output_tokens", "max_output_tokens", _whole(16, 1_000_000), 8192, "Tokens of one reply."),
+    Option(
+        "execution.restart", "restart", _restart, "on_failure",
+        "Whether an agent is started again: never, on_failure (after a crash) or always (also when it failed).",
+    ),
     Option("execution.max_restarts", "max_restarts", _whole(0, 1_000), 5, "Restarts in a row without a new step."),
+    Option("execution.run_restarts", "run_restarts", _whole(0, 1_000), 10, "Restarts in a run, per agent; 0 = any."),
+    Option("execution.health_nudges", "health_nudges", _whole(0, 20), 2, "Hints to a model that gets nowhere."),
+    Option("execution.health_restarts", "health_restarts", _whole(0, 20), 1, "Its restarts before a person is asked."),
     Option("execution.output_bytes", "output_bytes", _size, 1024**2, "Output that is kept of one command."),
 )  # fmt: skip
 """Every setting that is one value. Tables with names of their own are read by `settings`."""

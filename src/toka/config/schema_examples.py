@@ -10,6 +10,7 @@ EXAMPLES: Final[Mapping[str, Mapping[str, Any]]] = {
         "metadata": {"name": "builder", "version": "v1.0.0"},
         "spec": {"name": "Builder", "domain": "quality-assurance"},
         "model": "auto",
+        "restart": "never",
         "capabilities": {"primary": ["Python"]},
         "objectives": [{"description": "The tests pass", "check": "make test"}],
         "tasks": [{"run": "make"}, "Explain what was built."],

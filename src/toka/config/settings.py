@@ -38,7 +38,9 @@ class ExecutionConfig:
         max_concurrent_tasks: tasks of one agent that run at one time.
         task_retries: how often a failed task is tried again.
         task_timeout_s: how long a task may take; None = no bound of its own.
-        agent_timeout_s: how long an agent may run; None = no bound of its own.
+        agent_spawn_timeout_s: how long an agent may take until it runs; None = no bound.
+        workstream_timeout_s: how long an agent may run in all, rests left out; None = no bound of its own.
+        run_timeout_s: how long a run may take from its beginning, interruptions included; None = no bound.
         model_timeout_s: how long one model call may take, from its start to its last byte.
         command_timeout_s: how long a command or a check may take.
         repair_rounds: how often an agent may repair what a check found.
@@ -49,7 +51,11 @@ class ExecutionConfig:
         retry_cap_s: the longest wait before a retry.
         max_turns: model calls in one attempt of a task.
         max_output_tokens: tokens of one reply.
+        restart: whether an agent is started again: never, on_failure (after a crash), always (also when it failed).
         max_restarts: restarts in a row without a newly completed step.
+        run_restarts: restarts of all agents of a run together, for each agent that it has; 0 = no bound.
+        health_nudges: how often the model of a task is told that it gets nowhere, before it is restarted.
+        health_restarts: how often it is restarted from where it last got somewhere, before it is held.
         output_bytes: output kept of one command.
     """
 
@@ -57,7 +63,9 @@ class ExecutionConfig:
     max_concurrent_tasks: int = 1
     task_retries: int = 2
     task_timeout_s: float | None = 1800.0
-    agent_timeout_s: float | None = None
+    agent_spawn_timeout_s: float | None = 60.0
+    workstream_timeout_s: float | None = None
+    run_timeout_s: float | None = None
     model_timeout_s: float = 120.0
     command_timeout_s: float = 600.0
     repair_rounds: int = 2
@@ -68,7 +76,11 @@ class ExecutionConfig:
     retry_cap_s: float = 60.0
     max_turns: int = 50
     max_output_tokens: int = 8192
+    restart: Literal["never", "on_failure", "always"] = "on_failure"
     max_restarts: int = 5
+    run_restarts: int = 10
+    health_nudges: int = 2
+    health_restarts: int = 1
     output_bytes: int = 1024**2
 
 

@@ -85,6 +85,7 @@ class _Writer:
         out = mapping(self._key, {"metadata": self._metadata(), "spec": self._spec()})
         sections = {
             "model": self._either("model"),
+            "restart": self._either("restart"),
             "tasks": self._tasks(),
             "objectives": self._objectives(),
             "dependencies": self._dependencies(),

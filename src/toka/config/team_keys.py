@@ -55,6 +55,8 @@ AGENT: Final[Mapping[str, Key]] = {
     "priority": Key("critical, high, medium or low: among agents that could start, who goes first.", "high", "medium"),
     "domain": Key("Its field, which chooses the prompt template.", "quality-assurance", "general"),
     "model": Key("PROVIDER:MODEL or auto.", "auto", "the settings' model"),
+    "restart": Key("never, on_failure (after a crash) or always (also when it failed): when it is started again.",
+                   "never", "on_failure"),
     "goal": Key("What a model is to do: one task. With a check, the goal is done when the check passes. An agent has "
                 "one of goal, run and tasks.", "Make ${item} pass without touching tests."),
     "run": Key("A command of /bin/sh that is the whole task, or the words of one; no model is asked. Its exit code is "
@@ -111,7 +113,8 @@ AGENT: Final[Mapping[str, Key]] = {
 }  # fmt: skip
 
 DEFAULTS: Final = (
-    "model", "grants", "limits", "env", "retries", "timeout", "priority", "domain", "enforcement", "references",
+    "model", "grants", "limits", "env", "retries", "timeout", "priority", "domain", "enforcement", "restart",
+    "references",
 )  # fmt: skip
 """The keys of an agent that `defaults` may hold."""
 

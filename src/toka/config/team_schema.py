@@ -154,6 +154,7 @@ def _agent(sections: Schema) -> Schema:
     shapes: dict[str, Schema] = {
         "priority": {"anyOf": [{"enum": ["critical", "high", "medium", "low"]}, _INPUT]},
         "model": {"type": "string"},
+        "restart": {"anyOf": [{"enum": ["never", "on_failure", "always"]}, _INPUT]},
         "goal": _SCALAR,
         "run": _COMMAND,
         "check": checks,

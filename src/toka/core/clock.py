@@ -5,7 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Protocol, Self
+
+
+class Timer(Protocol):
+    """A timeout that is running."""
+
+    def hold(self) -> None:
+        """From here time does not count. Harmless when it is held already."""
+        ...
+
+    def go_on(self) -> None:
+        """From here it counts again: what was left is left. Harmless when it is not held."""
+        ...
 
 
 class Clock(Protocol):
@@ -27,7 +40,7 @@ class Clock(Protocol):
         """Returns after `seconds`; at once (after one turn of the loop) when that is not positive."""
         ...
 
-    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[Any]:
+    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[Timer]:
         """An async context that raises TimeoutError when its body runs past `seconds` (None: never)."""
         ...
 
@@ -51,6 +64,40 @@ class SystemClock:
         """See Clock."""
         await asyncio.sleep(max(0.0, seconds))
 
-    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[Any]:
+    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[Timer]:
         """See Clock."""
-        return asyncio.timeout(seconds)
+        return Countdown(asyncio.timeout(seconds))
+
+
+class Countdown:
+    """A timeout of the event loop that can be held."""
+
+    __slots__ = ("_left", "_real")
+
+    def __init__(self, real: asyncio.Timeout) -> None:
+        self._real = real
+        self._left: float | None = None
+
+    async def __aenter__(self) -> Self:
+        """The time begins."""
+        await self._real.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        """The time ends; raises TimeoutError when it was up."""
+        return await self._real.__aexit__(kind, error, trace)
+
+    def hold(self) -> None:
+        """See Timer."""
+        when = self._real.when()
+        if when is not None and not self._real.expired():
+            self._left = max(0.0, when - asyncio.get_running_loop().time())
+            self._real.reschedule(None)
+
+    def go_on(self) -> None:
+        """See Timer."""
+        if self._left is not None:
+            self._real.reschedule(asyncio.get_running_loop().time() + self._left)
+            self._left = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
 from toka.events.flow import ApprovalAnswered, ApprovalAsked, InstancesMade, OutputsMade
+from toka.events.health import HealthChanged
 from toka.events.steps import StepDenied, StepDone, StepFailed, StepInDoubt, StepIntent, StepLeft, StepResolved
 
 RESERVED_KINDS: Final = frozenset({"message_sent", "message_delivered"})
@@ -90,12 +91,16 @@ class AgentStateChanged:
         state: the new status.
         reason: why, for people; empty when it goes without saying.
         why: the cause as a word for programs, such as `dependency`, `no_model`, `check_failed`.
+        by: what brought it about; see Trigger. Empty in records of older versions.
+        until: of BACKOFF: wall-clock seconds at which it is started again; None = that is not known.
     """
 
     KIND: ClassVar[str] = "agent_state"
     state: str
     reason: str = ""
     why: str = ""
+    by: str = ""
+    until: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +184,7 @@ class TaskStateChanged:
         report: what the agent reported at the end: status, summary, artifacts, metrics.
         title: the task's description, on its first event.
         why: the cause as a word for programs: exit, timeout, limit, malformed ...
+        by: what brought it about; see Trigger. Empty in records of older versions.
     """
 
     KIND: ClassVar[str] = "task_state"
@@ -189,6 +195,7 @@ class TaskStateChanged:
     report: JSON | None = None
     title: str = ""
     why: str = ""
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +245,7 @@ Event = (
     | StepInDoubt
     | StepResolved
     | ObjectiveChanged
+    | HealthChanged
     | InstancesMade
     | OutputsMade
     | ApprovalAsked
@@ -250,6 +258,7 @@ KINDS: Final[Mapping[str, type[Any]]] = {
     for c in (
         RunCreated, ExecutorAttached, RunStateChanged, CommandApplied, AgentStateChanged, HoldPlaced, HoldLifted,
         SandboxReady, NetworkAttempted, TaskStateChanged, StepIntent, StepDone, StepFailed, StepLeft, StepDenied,
-        StepInDoubt, StepResolved, ObjectiveChanged, InstancesMade, OutputsMade, ApprovalAsked, ApprovalAnswered,
+        StepInDoubt, StepResolved, ObjectiveChanged, HealthChanged, InstancesMade, OutputsMade, ApprovalAsked,
+        ApprovalAnswered,
     )
 }  # fmt: skip

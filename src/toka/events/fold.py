@@ -31,7 +31,18 @@ from toka.events.event import (
     TaskStateChanged,
 )
 from toka.events.flow import ApprovalAnswered, ApprovalAsked, InstancesMade, OutputsMade
-from toka.events.lifecycle import AGENT_ENDS, RUN_ENDS, AgentStatus, ObjectiveStatus, RunStatus, TaskStatus
+from toka.events.health import Health, HealthChanged, Rung
+from toka.events.lifecycle import (
+    AGENT_ENDS,
+    RETRIED,
+    RUN_ENDS,
+    TASK_ENDS,
+    AgentStatus,
+    ObjectiveStatus,
+    RunStatus,
+    TaskStatus,
+    Trigger,
+)
 from toka.events.record import Record
 from toka.events.state import LEVELS, AgentState, ApprovalState, ObjectiveState, RunState, TaskState, weaker
 
@@ -102,7 +113,8 @@ def _applied(state: RunState, record: Record) -> RunState:
     agents = state.agents
     if rule is not None:
         named = [a for a in agents.values() if event.agent in ("", a.name, a.name.partition("[")[0])]
-        agents = {**agents, **{agent.name: rule(agent, event) for agent in named if not agent.ended}}
+        meant = [a for a in named if (a.status in RETRIED if event.verb == "retry" else not a.ended)]
+        agents = {**agents, **{agent.name: rule(agent, event) for agent in meant}}
     return replace(state, commands=state.commands | {event.command}, agents=agents)
 
 
@@ -111,7 +123,18 @@ def _ask_pause(agent: AgentState, event: CommandApplied) -> AgentState:
 
 
 def _ask_resume(agent: AgentState, event: CommandApplied) -> AgentState:  # noqa: ARG001 - called as all of them are
-    return replace(agent, holds={k: v for k, v in agent.holds.items() if k not in ("person", "health")})
+    holds = {k: v for k, v in agent.holds.items() if k not in ("person", "health")}
+    return replace(agent if "health" not in agent.holds else _forgiven(agent), holds=holds)
+
+
+def _ask_retry(agent: AgentState, event: CommandApplied) -> AgentState:
+    return replace(agent, retry=event.reason or f"by {event.author or 'a person'}")
+
+
+def _forgiven(agent: AgentState) -> AgentState:
+    """An agent with all chances again that it had at the beginning."""
+    tasks = {name: replace(task, nudges=(), restarts=()) for name, task in agent.tasks.items()}
+    return replace(agent, tasks=tasks, health=Health.HEALTHY, crashes=0)
 
 
 def _ask_stop(agent: AgentState, event: CommandApplied) -> AgentState:
@@ -123,6 +146,7 @@ _COMMANDS: Final[Mapping[str, Callable[[AgentState, CommandApplied], AgentState]
     "pause": _ask_pause,
     "resume": _ask_resume,
     "stop": _ask_stop,
+    "retry": _ask_retry,
 }
 """What a request changes by being applied: a process that dies right after it has forgotten nothing."""
 
@@ -132,7 +156,8 @@ def _run_hold(state: RunState, record: Record) -> RunState:
 
 
 def _agent_hold(state: AgentState, record: Record) -> AgentState:
-    return replace(state, holds=_holds(state.holds, record), changed_at=record.at)
+    lifted = isinstance(record.event, HoldLifted) and record.event.hold == "health"
+    return replace(_forgiven(state) if lifted else state, holds=_holds(state.holds, record), changed_at=record.at)
 
 
 def _holds(holds: Mapping[str, str], record: Record) -> Mapping[str, str]:
@@ -141,6 +166,10 @@ def _holds(holds: Mapping[str, str], record: Record) -> Mapping[str, str]:
         return {**holds, event.hold: event.reason}
     assert isinstance(event, HoldLifted)
     return {k: v for k, v in holds.items() if k != event.hold}
+
+
+_AT_REST: Final = frozenset({AgentStatus.WAITING, AgentStatus.PAUSED, AgentStatus.CRASH_LOOP, AgentStatus.QUARANTINED})
+"""Statuses in which no time of the agent passes: a person's time is not its own."""
 
 
 def _agent_state(state: AgentState, record: Record) -> AgentState:
@@ -152,19 +181,41 @@ def _agent_state(state: AgentState, record: Record) -> AgentState:
         started = record.at if started is None else started
         active += max(0.0, state.changed_at - stint) if stint is not None else 0.0
         stint = record.at
-    elif status is AgentStatus.WAITING and stint is not None:  # a person's time is not the agent's
+    elif status is AgentStatus.RUNNING and stint is None:  # it goes on after a rest
+        stint = record.at
+    elif (status in _AT_REST or status in AGENT_ENDS) and stint is not None:
         active, stint = active + max(0.0, record.at - stint), None
-    return replace(
+    new = replace(
         state,
         status=status,
         active_s=active,
         stint_at=stint,
         reason=event.reason,
         why=event.why,
+        until=event.until,
         started_at=started,
         ended_at=record.at if status in AGENT_ENDS else None,
         changed_at=record.at,
     )
+    if status is AgentStatus.BACKOFF:
+        crashes, failed = state.crashes_at(record.at), event.by == Trigger.WORK
+        new = replace(new, crashes=crashes, restarts=state.restarts + 1, crashed_at=state.steps)
+        return replace(new, tries=state.tries + failed)
+    if status is AgentStatus.READY:
+        ended = state.status in AGENT_ENDS
+        return replace(_forgiven(new), retry=None, tries=state.tries + ended, fresh_s=active, stop="")
+    return new
+
+
+def _health(state: AgentState, record: Record) -> AgentState:
+    event = record.event
+    assert isinstance(event, HealthChanged)
+    new = replace(state, health=Health(event.health), found=event, changed_at=record.at)
+    task = state.tasks.get(event.task)
+    known = {Rung.NUDGE: "nudges", Rung.RESTART: "restarts"}.get(Rung(event.rung))
+    if task is None or known is None or event.step in getattr(task, known):
+        return new
+    return _with_task(new, record, replace(task, **{known: (*getattr(task, known), event.step)}))
 
 
 def _sandbox(state: AgentState, record: Record) -> AgentState:
@@ -191,7 +242,10 @@ def _task_state(state: AgentState, record: Record) -> AgentState:
         why=event.why,
         report=event.report if event.report is not None else old.report,
         question=old.question if status is TaskStatus.NEEDS_ATTENTION else "",
+        fresh=old.attempt if old.status in TASK_ENDS else old.fresh,
     )
+    if status is TaskStatus.SUCCEEDED and state.found is not None and state.found.task == event.task:
+        state = replace(state, health=Health.HEALTHY)
     return _with_task(state, record, new, metrics=_filled(state.metrics, event.report))
 
 
@@ -333,6 +387,7 @@ _AGENT_RULES: Final[Mapping[type[Any], Callable[[AgentState, Record], AgentState
     StepInDoubt: _doubt,
     StepResolved: _resolved,
     ObjectiveChanged: _objective,
+    HealthChanged: _health,
     InstancesMade: _instances,
     OutputsMade: _outputs,
     ApprovalAsked: _asked,

@@ -1,6 +1,6 @@
-"""The two transition tables, as data: which status may follow which.
+"""The two transition tables, as data: which status may follow which, and what may bring it about.
 
-Statuses are written by the process manager (agents) and the agent executor (tasks); everybody else reads them.
+Statuses are written by the process manager (agents) and the task executor (tasks); everybody else reads them.
 """
 
 from __future__ import annotations
@@ -8,6 +8,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
+
+
+class Trigger(StrEnum):
+    """What brings a change of status about."""
+
+    SCHEDULE = "schedule"
+    """The plan, and how other agents ended."""
+    WORK = "work"
+    """What its own steps came to."""
+    PERSON = "person"
+    """A request or an answer."""
+    CRASH = "crash"
+    """An error that is no result of its work."""
+    HEALTH = "health"
+    """It works and gets nowhere."""
+    LIMIT = "limit"
+    """A bound on time."""
+    RECOVERY = "recovery"
+    """A process that took the run over."""
 
 
 class RunStatus(StrEnum):
@@ -47,11 +66,9 @@ class TaskStatus(StrEnum):
 
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
-    WAITING = "WAITING"
     RETRY_WAIT = "RETRY_WAIT"
     AWAITING_APPROVAL = "AWAITING_APPROVAL"
     NEEDS_ATTENTION = "NEEDS_ATTENTION"
-    CANCELLING = "CANCELLING"
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
     SKIPPED = "SKIPPED"
@@ -71,52 +88,80 @@ RUN_ENDS: Final = frozenset({RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.ST
 AGENT_ENDS: Final = frozenset({AgentStatus.COMPLETED, AgentStatus.FAILED, AgentStatus.SKIPPED, AgentStatus.STOPPED})
 TASK_ENDS: Final = frozenset({TaskStatus.SUCCEEDED, TaskStatus.FAILED, TaskStatus.SKIPPED, TaskStatus.CANCELLED})
 
+RETRIED: Final = frozenset({AgentStatus.FAILED, AgentStatus.BACKOFF, AgentStatus.CRASH_LOOP, AgentStatus.QUARANTINED})
+"""How an agent stands that a person can have tried again."""
+
 _A = AgentStatus
-AGENT_TRANSITIONS: Final[Mapping[AgentStatus, frozenset[AgentStatus]]] = {
-    _A.CONFIGURED: frozenset({_A.READY, _A.WAITING, _A.STARTING, _A.PAUSED, _A.STOPPED, _A.SKIPPED}),
-    _A.READY: frozenset({_A.STARTING, _A.WAITING, _A.PAUSED, _A.STOPPED, _A.SKIPPED}),
-    _A.STARTING: frozenset({_A.RUNNING, _A.BACKOFF, _A.PAUSING, _A.STOPPING, _A.FAILED, _A.SKIPPED}),
-    _A.RUNNING: frozenset(
-        {_A.WAITING, _A.PAUSING, _A.STOPPING, _A.BACKOFF, _A.QUARANTINED, _A.COMPLETED, _A.FAILED, _A.SKIPPED}
-    ),
-    _A.WAITING: frozenset({_A.READY, _A.STARTING, _A.RUNNING, _A.PAUSING, _A.PAUSED, _A.STOPPING, _A.STOPPED,
-                           _A.SKIPPED, _A.FAILED}),
-    _A.PAUSING: frozenset({_A.PAUSED, _A.RUNNING, _A.WAITING, _A.STOPPING, _A.BACKOFF, _A.COMPLETED, _A.FAILED,
-                           _A.SKIPPED}),
-    _A.PAUSED: frozenset({_A.READY, _A.STARTING, _A.RUNNING, _A.STOPPING, _A.STOPPED, _A.SKIPPED}),
-    _A.STOPPING: frozenset({_A.STOPPED}),
-    _A.BACKOFF: frozenset({_A.STARTING, _A.CRASH_LOOP, _A.PAUSED, _A.STOPPED, _A.FAILED, _A.SKIPPED}),
-    _A.CRASH_LOOP: frozenset({_A.STARTING, _A.FAILED, _A.STOPPED}),
-    _A.QUARANTINED: frozenset({_A.STARTING, _A.FAILED, _A.STOPPED}),
-    _A.COMPLETED: frozenset(),
-    _A.FAILED: frozenset(),
-    _A.SKIPPED: frozenset(),
-    _A.STOPPED: frozenset(),
+_P, _W, _S, _C, _H, _L = (
+    Trigger.PERSON, Trigger.WORK, Trigger.SCHEDULE, Trigger.CRASH, Trigger.HEALTH, Trigger.LIMIT
+)  # fmt: skip
+_ONLY = {trigger: frozenset({trigger}) for trigger in Trigger}
+_WORKED = frozenset({_W, _L, _C, _H})
+AGENT_TRANSITIONS: Final[Mapping[AgentStatus, Mapping[AgentStatus, frozenset[Trigger]]]] = {
+    _A.CONFIGURED: {_A.STARTING: _ONLY[_S], _A.SKIPPED: frozenset({_S, _L}), _A.STOPPED: _ONLY[_P]},
+    _A.READY: {_A.STARTING: _ONLY[_S], _A.SKIPPED: frozenset({_S, _L}), _A.STOPPED: _ONLY[_P]},
+    _A.STARTING: {
+        _A.RUNNING: _ONLY[_W], _A.SKIPPED: _ONLY[_W], _A.FAILED: _WORKED, _A.BACKOFF: frozenset({_C, _L}),
+        _A.STOPPING: _ONLY[_P],
+    },
+    _A.RUNNING: {
+        _A.COMPLETED: _ONLY[_W], _A.FAILED: _WORKED, _A.SKIPPED: _ONLY[_W], _A.WAITING: _ONLY[_W],
+        _A.PAUSING: _ONLY[_P], _A.BACKOFF: frozenset({_C, _H, _W}), _A.QUARANTINED: _ONLY[_H], _A.STOPPING: _ONLY[_P],
+    },
+    _A.WAITING: {_A.STARTING: _ONLY[_S], _A.FAILED: _ONLY[_L], _A.STOPPING: _ONLY[_P]},
+    _A.PAUSING: {
+        _A.PAUSED: frozenset({_W, _P}), _A.RUNNING: _ONLY[_P], _A.WAITING: _ONLY[_W], _A.COMPLETED: _ONLY[_W],
+        _A.FAILED: _WORKED, _A.BACKOFF: frozenset({_C, _H, _W}), _A.QUARANTINED: _ONLY[_H], _A.STOPPING: _ONLY[_P],
+    },
+    _A.PAUSED: {_A.RUNNING: _ONLY[_P], _A.FAILED: _ONLY[_L], _A.BACKOFF: _ONLY[_C], _A.STOPPING: _ONLY[_P]},
+    _A.STOPPING: {_A.STOPPED: frozenset({_P, _W})},
+    _A.BACKOFF: {
+        _A.STARTING: _ONLY[_S], _A.CRASH_LOOP: _ONLY[_C], _A.FAILED: frozenset({_C, _L}), _A.STOPPED: _ONLY[_P],
+    },
+    _A.CRASH_LOOP: {_A.READY: _ONLY[_P], _A.FAILED: _ONLY[_L], _A.STOPPED: _ONLY[_P]},
+    _A.QUARANTINED: {_A.READY: _ONLY[_P], _A.FAILED: _ONLY[_L], _A.STOPPED: _ONLY[_P]},
+    _A.COMPLETED: {},
+    _A.FAILED: {_A.READY: _ONLY[_P]},
+    _A.SKIPPED: {_A.READY: frozenset({_P, _S})},
+    _A.STOPPED: {},
 }  # fmt: skip
-"""From each status, the ones that may follow. After a takeover STARTING may follow any status that is not an end."""
+"""From each status the ones that may follow, and who may bring each about. An end is left by a person's retry only, and
+with it by the agents that were skipped because of it. After a takeover STARTING follows any status that is no end."""
 
 _T = TaskStatus
-_OPEN = frozenset({_T.SUCCEEDED, _T.FAILED, _T.CANCELLED})
-TASK_TRANSITIONS: Final[Mapping[TaskStatus, frozenset[TaskStatus]]] = {
-    _T.QUEUED: frozenset({_T.RUNNING, _T.SKIPPED, _T.CANCELLED}),
-    _T.RUNNING: _OPEN | {_T.WAITING, _T.RETRY_WAIT, _T.AWAITING_APPROVAL, _T.NEEDS_ATTENTION, _T.CANCELLING},
-    _T.WAITING: _OPEN | {_T.RUNNING, _T.CANCELLING},
-    _T.RETRY_WAIT: frozenset({_T.RUNNING, _T.FAILED, _T.CANCELLING, _T.CANCELLED}),
-    _T.AWAITING_APPROVAL: _OPEN | {_T.RUNNING, _T.CANCELLING},
-    _T.NEEDS_ATTENTION: _OPEN | {_T.RUNNING, _T.CANCELLING},
-    _T.CANCELLING: frozenset({_T.CANCELLED, _T.FAILED}),
-    _T.SUCCEEDED: frozenset(),
-    _T.FAILED: frozenset(),
-    _T.SKIPPED: frozenset(),
-    _T.CANCELLED: frozenset(),
-}
+_AGAIN = frozenset({_P, _W})
+_CANCEL = {_T.CANCELLED: frozenset({_P, _W}), _T.FAILED: _WORKED}
+TASK_TRANSITIONS: Final[Mapping[TaskStatus, Mapping[TaskStatus, frozenset[Trigger]]]] = {
+    _T.QUEUED: {_T.RUNNING: _ONLY[_W], _T.SKIPPED: frozenset({_P, _W, _L})},
+    _T.RUNNING: {
+        _T.SUCCEEDED: _ONLY[_W], _T.RETRY_WAIT: frozenset({_W, _H}), _T.AWAITING_APPROVAL: _ONLY[_W],
+        _T.NEEDS_ATTENTION: _ONLY[_W], **_CANCEL,
+    },
+    _T.RETRY_WAIT: {_T.RUNNING: _ONLY[_W], **_CANCEL},
+    _T.AWAITING_APPROVAL: {_T.RUNNING: _AGAIN, _T.SUCCEEDED: _ONLY[_W], _T.NEEDS_ATTENTION: _ONLY[_W], **_CANCEL},
+    _T.NEEDS_ATTENTION: {_T.RUNNING: _AGAIN, _T.SUCCEEDED: _ONLY[_W], _T.AWAITING_APPROVAL: _ONLY[_W], **_CANCEL},
+    _T.SUCCEEDED: {},
+    _T.FAILED: {_T.RETRY_WAIT: frozenset({_P, _C})},
+    _T.SKIPPED: {_T.QUEUED: frozenset({_P, _C})},
+    _T.CANCELLED: {_T.RETRY_WAIT: frozenset({_P, _C})},
+}  # fmt: skip
+"""As above, for tasks: their ends are left when their agent is tried again."""
 
 
-def agent_may(old: AgentStatus, new: AgentStatus) -> bool:
-    """Whether an agent may go from `old` to `new`. An executor that took the agent over starts it again."""
-    return new in AGENT_TRANSITIONS[old] or (new is AgentStatus.STARTING and old not in AGENT_ENDS)
+def agent_may(old: AgentStatus, new: AgentStatus, by: Trigger | None = None) -> bool:
+    """Whether an agent may go from `old` to `new`, brought about by `by`; None = by anything.
+
+    An executor that took the agent over starts it again, wherever it was.
+    """
+    if new is AgentStatus.STARTING and old not in AGENT_ENDS and by in (None, Trigger.RECOVERY):
+        return True
+    return _may(AGENT_TRANSITIONS[old].get(new), by)
 
 
-def task_may(old: TaskStatus, new: TaskStatus) -> bool:
-    """Whether a task may go from `old` to `new`."""
-    return new in TASK_TRANSITIONS[old]
+def task_may(old: TaskStatus, new: TaskStatus, by: Trigger | None = None) -> bool:
+    """Whether a task may go from `old` to `new`, brought about by `by`; None = by anything."""
+    return _may(TASK_TRANSITIONS[old].get(new), by)
+
+
+def _may(triggers: frozenset[Trigger] | None, by: Trigger | None) -> bool:
+    return triggers is not None and (by is None or by in triggers)

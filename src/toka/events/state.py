@@ -11,13 +11,14 @@ from typing import Any, Final
 
 from toka.core.message import Usage
 from toka.core.units import format_duration
-from toka.events.event import (
-    RunCreated,
-)
+from toka.events.event import RunCreated
 from toka.events.flow import InstancesMade, OutputsMade
+from toka.events.health import Health, HealthChanged
 from toka.events.lifecycle import AGENT_ENDS, RUN_ENDS, AgentStatus, ObjectiveStatus, RunStatus, TaskStatus
 
 JSON = dict[str, Any]
+HEALTHY_S: Final = 600.0
+"""An agent that ran as long as this, in seconds, has no crash behind it."""
 LEVELS: Final = ("full", "reduced", "none")
 """How strongly agents can be confined, from the strongest."""
 
@@ -45,6 +46,8 @@ class TaskState:
         usage: tokens of its model calls.
         tool_calls: tool calls that were started.
         denied: tool calls that were refused.
+        fresh: the attempts before it was tried again on a person's word: they count as no retries.
+        nudges, restarts: the steps after which its model was told that it gets nowhere, or was started again.
     """
 
     id: str
@@ -60,6 +63,9 @@ class TaskState:
     usage: Usage = field(default_factory=Usage)
     tool_calls: int = 0
     denied: int = 0
+    fresh: int = 0
+    nudges: tuple[str, ...] = ()
+    restarts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +140,15 @@ class AgentState:
         stint_at: when the current executor started it; None before that.
         changed_at: when its last event was written.
         level: the weakest confinement that a sandbox of it had; see LEVELS.
+        retry: why it is to be tried again, when that was asked for and has not begun; None when nobody has.
+        tries: how often it was tried again on a person's word.
+        fresh_s: `active_s` when that was last.
+        health: how it fares.
+        found: what was found when it last fared badly: what was seen, and what was done.
+        crashes: how often in a row it crashed without a newly completed step.
+        restarts: how often it was started again after a crash.
+        crashed_at: `steps` at its last crash.
+        until: of BACKOFF, wall-clock seconds at which it is started again; None = that is not known.
     """
 
     name: str
@@ -159,6 +174,20 @@ class AgentState:
     stint_at: float | None = None
     changed_at: float = 0.0
     level: str = LEVELS[0]
+    retry: str | None = None
+    tries: int = 0
+    fresh_s: float = 0.0
+    health: Health = Health.HEALTHY
+    found: HealthChanged | None = None
+    crashes: int = 0
+    restarts: int = 0
+    crashed_at: int = -1
+    until: float | None = None
+
+    def crashes_at(self, now: float) -> int:
+        """How many crashes in a row one at `now`, in wall-clock seconds, would make."""
+        healthy = self.stint_at is not None and now - self.stint_at >= HEALTHY_S
+        return 1 if self.steps > self.crashed_at or healthy else self.crashes + 1
 
     @property
     def ended(self) -> bool:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from toka.config.agent import AgentConfig
 from toka.config.settings import ExecutionConfig
@@ -28,6 +28,9 @@ from toka.orchestration.unmet import inside, spec_places
 from toka.runtime.context import RunContext, Runtime
 from toka.runtime.resource import ResourceManager
 from toka.version import __version__
+
+FORMER: Final = {"agent_timeout_s": "workstream_timeout_s"}
+"""Fields of ExecutionConfig under the names that older records give them."""
 
 
 class OrchestrationEngine:
@@ -124,7 +127,8 @@ class OrchestrationEngine:
         run = lease.run
         if created is None:
             raise JournalError(f"run {run} has no first record", hint="it was killed before it began; start it again")
-        if recorder.state.ended:
+        asked = self._runtime.journal.commands(run, max(recorder.state.commands, default=0))
+        if recorder.state.ended and all(command.verb != "retry" for command in asked):
             raise UsageError(f"run {run} has ended: {recorder.state.status.value}")
         specs = json.loads(recorder.blob(created.specs))
         configs = _unique([AgentConfig.from_json(s) for s in specs])
@@ -197,7 +201,7 @@ def _check_tasks(config: AgentConfig, enabled: Collection[str]) -> None:
 def _execution(recorded: dict[str, Any] | None) -> ExecutionConfig:
     """The settings a run was made with; what an older version did not know has its default."""
     known = {f.name for f in fields(ExecutionConfig)}
-    return ExecutionConfig(**{k: v for k, v in (recorded or {}).items() if k in known})
+    return ExecutionConfig(**{n: v for k, v in (recorded or {}).items() if (n := FORMER.get(k, k)) in known})
 
 
 def _recorded(runtime: Runtime, protected: list[str]) -> dict[str, Any]:

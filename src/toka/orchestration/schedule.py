@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -76,8 +76,8 @@ class Schedule:
                     self._push(edge.agent)
         return blocked
 
-    def forget(self, names: set[AgentName]) -> None:
-        """Takes agents out of the ready ones: they have ended already."""
+    def forget(self, names: Collection[AgentName]) -> None:
+        """Takes agents out of the ready ones: they have ended already, or somebody else takes care of them."""
         self._ready = [entry for entry in self._ready if entry[2] not in names]
         heapq.heapify(self._ready)
 
@@ -101,6 +101,11 @@ def recovered(graph: DependencyResolver, states: Mapping[str, AgentState]) -> tu
 def _has_ended(states: Mapping[str, AgentState], name: str) -> bool:
     state = states.get(name)
     return state is not None and state.status in AGENT_ENDS
+
+
+def satisfied(edge: Edge, state: AgentState) -> bool:
+    """Whether a required dependency stands as the dependent needs it, or has not ended yet."""
+    return state.status not in AGENT_ENDS or _unmet(edge, state) is None
 
 
 def _unmet(edge: Edge, state: AgentState) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from toka.config.agent import AgentConfig
@@ -14,6 +13,7 @@ from toka.llm.prompts import system_prompt
 from toka.runtime.brief import brief
 from toka.runtime.capability import CapabilityValidator
 from toka.runtime.context import AgentContext, RunContext, StartSandbox
+from toka.runtime.control import AgentControl
 from toka.runtime.effective import Effective, compile_agent
 from toka.runtime.hands import LazyHands
 from toka.runtime.step import Steps
@@ -66,7 +66,7 @@ def _unsandboxed(start: StartSandbox) -> StartSandbox:
 async def prepare(
     run: RunContext,
     config: AgentConfig,
-    gate: Callable[[], Awaitable[None]],
+    control: AgentControl,
     *,
     resumed: bool,
     ending: bool = False,
@@ -76,7 +76,7 @@ async def prepare(
     Args:
         run: its run.
         config: its spec.
-        gate: awaited before each of its steps.
+        control: each of its steps passes it.
         resumed: an earlier execution left records to go on from.
         ending: it will take no step any more, so it needs no model.
 
@@ -112,7 +112,8 @@ async def prepare(
         name=config.name,
         config=config,
         validator=validator,
-        steps=Steps(run.id, config.name, recorder, runtime.clock, gate, history),
+        steps=Steps(run.id, config.name, recorder, runtime.clock, control, history),
+        control=control,
         scope=scope,
         hands=hands,
         tools=tools,

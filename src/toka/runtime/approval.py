@@ -17,8 +17,8 @@ from toka.core.decision import Decision
 from toka.core.ids import StepKey
 from toka.events.flow import ApprovalAsked
 from toka.events.state import AgentState, ApprovalState
+from toka.runtime.act import StepFailure
 from toka.runtime.context import AgentContext
-from toka.runtime.step import StepFailure
 
 SHOWN_CHARACTERS: Final = 16_384
 """Of one text or of a call's arguments; of a longer one its beginning, length and SHA-256 are shown."""

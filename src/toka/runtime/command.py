@@ -11,9 +11,9 @@ from toka.core.ids import StepKey
 from toka.core.reference import references, value_of
 from toka.core.shellwords import ShellCommand, shell_command
 from toka.errors import LimitExceeded
+from toka.runtime.act import Act, Result, StepFailure
 from toka.runtime.context import AgentContext
 from toka.runtime.meter import Meter
-from toka.runtime.step import Act, Result, StepFailure
 from toka.sandbox.command import FLOOD_BYTES
 from toka.sandbox.host import CommandResult, shell
 from toka.sandbox.keeper import Exceeded
@@ -60,7 +60,8 @@ async def run_line(agent: AgentContext, key: StepKey, line: str, effect: Effect,
         return Result(value, failed=ended.failed, limit=limit_met(value, agent.name))
 
     assumed = {"exit": 0, "ended": "exited", "output": BY_WORD, "dropped": 0}
-    act = Act(key, effect, line, shown or None, rule="written by a person", assumed=assumed, used=meter.used)
+    rule = "written by a person"
+    act = Act(key, effect, line, shown or None, rule, assumed=assumed, used=meter.used, within_s=timeout_s)
     return await agent.steps.run(act, do)
 
 

@@ -21,6 +21,7 @@ from toka.journal.journal import Journal
 from toka.journal.recorder import Recorder
 from toka.llm.gateway import LlmGateway
 from toka.runtime.capability import CapabilityValidator
+from toka.runtime.control import AgentControl
 from toka.runtime.resource import ResourceManager, Scope
 from toka.runtime.step import Steps
 from toka.runtime.values import Values
@@ -151,6 +152,7 @@ class AgentContext:
         config: its spec.
         validator: decides tool calls under its grant.
         steps: its journaled steps.
+        control: its gate; its timeouts stand still while it rests.
         scope: its limits.
         hands: its sandbox.
         tools: those its grant gives, by name, in the order shown to the model.
@@ -164,6 +166,7 @@ class AgentContext:
     config: AgentConfig
     validator: CapabilityValidator
     steps: Steps
+    control: AgentControl
     scope: Scope
     hands: Hands
     tools: Mapping[str, Tool]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 from toka.core.effect import Effect
@@ -14,9 +15,10 @@ from toka.errors import LimitExceeded, ModelError, ModelRefused, ModelUnavailabl
 from toka.llm.failure import failure_of
 from toka.llm.model import ModelRequest
 from toka.llm.prompts import REPORT_TOOL, bad_arguments, nudge_to_report
+from toka.runtime.act import Act, Result, StepFailure
 from toka.runtime.context import AgentContext
+from toka.runtime.control import Interrupted
 from toka.runtime.resource import CallMeter, Scope
-from toka.runtime.step import Act, Result, StepFailure
 from toka.runtime.toolcall import answer_call, answer_repeated, used_up
 from toka.tools.tool import validate
 
@@ -117,18 +119,22 @@ class Conversation:
             timeout_s=agent.run.execution.model_timeout_s,
         )
 
-        async def do() -> Result:
-            return await self._request(request)
-
-        act = Act(
-            key,
-            Effect.IDEMPOTENT,
-            request.model,
-            messages=[m.to_json() for m in news],
-            reserved=self._reservation(request),
-            lost=self._charge_lost(key),
-        )
-        result = await steps.run(act, do)
+        result, lost = None, self._charge_lost(key)
+        while result is None:
+            meter = CallMeter(self._scope)
+            act = Act(
+                key,
+                Effect.IDEMPOTENT,
+                request.model,
+                messages=[m.to_json() for m in news],
+                reserved=self._reservation(request),
+                lost=lost,
+                within_s=request.timeout_s,
+            )
+            try:
+                result = await steps.run(act, partial(self._request, request, meter))
+            except Interrupted:  # its scope was charged when the gateway gave it up
+                lost = (meter.usage, meter.cost_usd) if meter.usage.calls else None
         reply = Message.from_json(result.value)
         finish = result.value.get("finish")
         if finish == "refused":
@@ -136,8 +142,7 @@ class Conversation:
         self._cut = (result.value.get("cut_at") or request.max_tokens or 0) if finish == "length" else 0
         return reply
 
-    async def _request(self, request: ModelRequest) -> Result:
-        meter = CallMeter(self._scope)
+    async def _request(self, request: ModelRequest, meter: CallMeter) -> Result:
         try:
             reply = await self._agent.run.gateway.complete(request, meter)
         except LimitExceeded as e:

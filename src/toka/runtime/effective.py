@@ -24,7 +24,7 @@ class Effective:
 
 def bounds(config: AgentConfig, execution: ExecutionConfig) -> Limits:
     """What an agent may use in a run: of each kind the least that its spec and the settings say."""
-    return config.limits.tighten(Limits(wall_s=execution.agent_timeout_s, output_bytes=execution.output_bytes))
+    return config.limits.tighten(Limits(wall_s=execution.workstream_timeout_s, output_bytes=execution.output_bytes))
 
 
 def compile_agent(

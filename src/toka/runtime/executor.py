@@ -10,7 +10,7 @@ from typing import Any, Final
 from toka.config.agent import TaskSpec
 from toka.core.ids import StepKey, TaskId
 from toka.errors import LimitExceeded
-from toka.events.lifecycle import AgentStatus, TaskStatus
+from toka.events.lifecycle import AgentStatus, TaskStatus, Trigger
 from toka.llm.prompts import task_prompt
 from toka.runtime.approval import AwaitsApproval, answer_to, before_start
 from toka.runtime.context import AgentContext
@@ -20,8 +20,8 @@ from toka.runtime.outputs import collect
 from toka.runtime.task import TaskExecutor, TaskOutcome
 from toka.runtime.values import ValueMissing
 
-WAITS: Final = (TaskStatus.NEEDS_ATTENTION, TaskStatus.AWAITING_APPROVAL)
-"""How a task stands that waits for a person."""
+WAITS: Final = (TaskStatus.NEEDS_ATTENTION, TaskStatus.AWAITING_APPROVAL, TaskStatus.RUNNING)
+"""How a task stands that waits for a person; one that is RUNNING got nowhere, and its agent is held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,8 @@ class AgentOutcome:
     """How an agent's execution ended.
 
     Attributes:
-        status: COMPLETED, FAILED, SKIPPED, STOPPED, or WAITING when a person must answer.
+        status: COMPLETED, FAILED, SKIPPED, STOPPED; or WAITING when a person must answer, CRASH_LOOP or QUARANTINED
+            when one must let it go on.
         reason: the error or the question; empty when completed.
         why: the cause as a word: task_failed, check_failed, timeout, limit, in_doubt, approval ...
     """
@@ -135,7 +136,7 @@ class AgentExecutor:
         """
         await self._tasks.cancel_open(status, reason, limit)
         for task in self._list:
-            await self._tasks.skip(task, reason)
+            await self._tasks.skip(task, reason, Trigger.PERSON if status is TaskStatus.CANCELLED else Trigger.WORK)
 
     async def _run_tasks(self) -> TaskSpec | None:
         """Runs tasks as their dependencies allow; returns the first that did not succeed."""
@@ -200,8 +201,10 @@ class AgentExecutor:
 
 
 def _ended(outcome: TaskOutcome) -> AgentOutcome:
-    waits = outcome.status in WAITS
-    return AgentOutcome(AgentStatus.WAITING if waits else AgentStatus.FAILED, outcome.reason, outcome.why)
+    status = AgentStatus.WAITING if outcome.status in WAITS else AgentStatus.FAILED
+    if outcome.status is TaskStatus.RUNNING:
+        status = AgentStatus.QUARANTINED
+    return AgentOutcome(status, outcome.reason, outcome.why)
 
 
 def agent_report(tasks: Mapping[str, Any]) -> str:

@@ -60,6 +60,16 @@ class LazyHands:
                 await self._recorder.record(self._agent, ready)
             return self._sandbox
 
+    async def freeze(self) -> None:
+        """Makes everything in the sandbox stand still, if there is one. Raises SandboxError: it cannot be had."""
+        if self._sandbox is not None:
+            await self._sandbox.freeze()
+
+    async def thaw(self) -> None:
+        """Lets it go on."""
+        if self._sandbox is not None:
+            await self._sandbox.thaw()
+
     def usage(self) -> Usage | None:
         """What its processes used until now; None before there are any."""
         return self._sandbox.usage() if self._sandbox is not None else None

@@ -12,9 +12,9 @@ from toka.errors import SandboxError
 from toka.events.event import ObjectiveChanged
 from toka.events.lifecycle import ObjectiveStatus, TaskStatus
 from toka.llm.prompts import repair_prompt
+from toka.runtime.act import StepFailure
 from toka.runtime.command import run_line, tail, verdict
 from toka.runtime.context import AgentContext
-from toka.runtime.step import StepFailure
 from toka.runtime.task import TaskExecutor, TaskOutcome
 
 
@@ -49,14 +49,15 @@ class ObjectiveVerifier:
         """
         await self._claim()
         rounds = _rounds(self._agent) if self._can_repair else 0
+        before = self._tries() * (rounds + 1)  # rounds of earlier tries have numbers of their own
         for number in range(rounds + 1):
-            failed = await self._check_all(number)
+            failed = await self._check_all(before + number)
             if not failed:
                 return TaskOutcome(TaskStatus.SUCCEEDED)
             if number == rounds:
                 reason = "; ".join(f"objective {f.number} is not met: {f.reason}" for f in failed)
                 return TaskOutcome(TaskStatus.FAILED, None, reason, "check_failed")
-            outcome = await self._repair(failed, number + 1, rounds)
+            outcome = await self._repair(failed, (number + 1, rounds), before + number + 1)
             if outcome.status is not TaskStatus.SUCCEEDED:
                 return TaskOutcome(outcome.status, None, f"repair {number + 1}: {outcome.reason}", outcome.why)
         raise AssertionError("unreachable: the last round returns")
@@ -94,12 +95,13 @@ class ObjectiveVerifier:
         await self._change(number, status, title, round_, evidence)
         return None if passed else _Failed(number, title, shown, value["exit"], evidence["output"], reason)
 
-    async def _repair(self, failed: list[_Failed], number: int, of: int) -> TaskOutcome:
+    def _tries(self) -> int:
+        agent = self._agent.run.recorder.state.agents.get(self._agent.name)
+        return agent.tries if agent else 0
+
+    async def _repair(self, failed: list[_Failed], of: tuple[int, int], number: int) -> TaskOutcome:
         def prompt() -> str:
-            parts = [
-                repair_prompt(f.title, f.command, -1 if f.exit is None else f.exit, f.output, number, of)
-                for f in failed
-            ]
+            parts = [repair_prompt(f.title, f.command, -1 if f.exit is None else f.exit, f.output, *of) for f in failed]
             return "\n\n".join(parts)
 
         title = f"repair what the check of objective {', '.join(str(f.number) for f in failed)} found"

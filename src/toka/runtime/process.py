@@ -1,60 +1,33 @@
-"""AgentProcessManager: starts, pauses, resumes, stops and restarts agents, and is the only writer of their status."""
+"""AgentProcessManager: starts, pauses, resumes, stops and retries the agents of one run in this process."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from toka.config.agent import AgentConfig
+from toka.config.settings import ExecutionConfig
 from toka.core.ids import AgentName
-from toka.errors import (
-    ConfigError,
-    JournalError,
-    LimitExceeded,
-    ModelUnavailable,
-    NotFound,
-    SandboxUnavailable,
-    UsageError,
-)
-from toka.events.event import AgentStateChanged, HoldLifted, HoldPlaced
+from toka.errors import NotFound, UsageError
+from toka.events.event import AgentStateChanged, Event, HoldLifted, HoldPlaced
 from toka.events.flow import InstancesMade
-from toka.events.lifecycle import AGENT_ENDS, AgentStatus, TaskStatus, agent_may
+from toka.events.lifecycle import RETRIED, AgentStatus, TaskStatus, Trigger, agent_may
 from toka.events.state import AgentState
-from toka.runtime.agent import PreparedAgent, prepare
+from toka.runtime.agent import prepare
 from toka.runtime.context import RunContext
-from toka.runtime.control import AgentControl, Closing
-from toka.runtime.effective import bounds
+from toka.runtime.control import AgentControl
 from toka.runtime.executor import AgentExecutor, AgentOutcome
-from toka.runtime.values import ValueMissing, template_of
+from toka.runtime.places import Places
+from toka.runtime.retry import reopened
+from toka.runtime.status import Statuses
+from toka.runtime.supervisor import AgentExecution, Supervisor
+from toka.runtime.values import template_of
 
-RESTART_CAP_S: Final = 300.0
-"""The longest wait before a restart, in seconds."""
-
-
-@dataclass(slots=True)
-class AgentExecution:
-    """One agent that is being executed in this process."""
-
-    name: AgentName
-    config: AgentConfig
-    control: AgentControl
-    task: asyncio.Task[None]
-    stopping: str | None = None
-    restarts: int = 0
-    steps_at_crash: int = -1
-    outcome: asyncio.Future[AgentOutcome] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-
-    async def wait(self) -> AgentOutcome:
-        """How it ended, or WAITING when only a person can let it go on.
-
-        Raises:
-            JournalError: the record could not be written any more; the agent can be resumed.
-            Closing: the process is shutting down; the agent can be resumed.
-        """
-        return await asyncio.shield(self.outcome)
+LIFTED: Final = ("person", "health")
+"""The holds that a person's `resume` lifts."""
+STALLED: Final = 2.0
+"""As often the time that its step may take, an agent may be without the end of one."""
 
 
 class AgentProcessManager:
@@ -62,16 +35,18 @@ class AgentProcessManager:
 
     Every change of an agent's status is one event, legal by the transition table. `shutdown` writes none: an agent
     that this process merely leaves can be resumed by the next one.
+
+    Attributes:
+        places: how many agents act at one time.
     """
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
+        self._statuses = Statuses(run.recorder)
+        self.places = Places(run.execution.max_concurrent_agents)
+        self._supervisor = Supervisor(run, self._statuses, self.places)
         self._executions: dict[AgentName, AgentExecution] = {}
-        self._running: dict[AgentName, asyncio.Event] = {}
-        self._started: set[AgentName] = set()
-        self._turns: dict[AgentName, asyncio.Lock] = {}
-        self._closings: set[asyncio.Task[None]] = set()
-        self._closing = False
+        self._background: set[asyncio.Task[None]] = set()
 
     async def start(self, config: AgentConfig, results: Mapping[str, tuple[str, str]] | None = None) -> AgentExecution:
         """Starts an agent, or goes on with one that an earlier process left; returns once it is running, or ended.
@@ -96,72 +71,165 @@ class AgentProcessManager:
         """
         name = config.name
         state = self.state(name)
-        if name in self._executions and not self._executions[name].task.done():
+        if self._live(name) is not None:
             raise UsageError(f"agent {name} is running already")
         if state.ended:
             raise UsageError(f"agent {name} has ended ({state.status.value}); start a new run")
-        control = AgentControl(lambda: self._rested(name), lambda: self._went_on(name))
+        control = AgentControl(
+            self._run.runtime.clock, lambda: self._rested(name), lambda: self._went_on(name, int(config.priority))
+        )
         of_all = self.state(template_of(name) or name).holds
         control.holds.update({**self._run.recorder.state.holds, **of_all, **state.holds})
+        self.places.enter(name)
         task = asyncio.create_task(self._supervise(name, dict(results or {})), name=f"agent {name}")
         execution = self._executions[name] = AgentExecution(name, config, control, task)
         return execution
 
+    async def _supervise(self, name: AgentName, results: Mapping[str, tuple[str, str]]) -> None:
+        await self._supervisor.supervise(self._executions[name], results)
+
     def running(self, name: AgentName) -> asyncio.Event:
         """Set once the agent runs in this process."""
-        event = self._running.setdefault(name, asyncio.Event())
-        if name in self._started:
-            event.set()
-        return event
+        return self._supervisor.started.setdefault(name, asyncio.Event())
 
     async def skip(self, name: AgentName, reason: str, why: str) -> None:
         """Ends an agent that can never start."""
-        await self._change(name, AgentStatus.SKIPPED, reason, why)
+        by = Trigger.LIMIT if why == "limit" else Trigger.SCHEDULE
+        await self._statuses.change(name, by, AgentStatus.SKIPPED, reason=reason, why=why)
 
     async def gather(self, name: AgentName, made: InstancesMade) -> None:
         """Begins an agent that is one instance for each element: what the elements are is recorded first."""
         state = self.state(name)
         if state.made is None:
             await self._run.recorder.record(name, made)
-        for status in (AgentStatus.STARTING, AgentStatus.RUNNING):
-            if self.state(name).status is not AgentStatus.RUNNING:
-                await self._change(name, status)
+        if state.status is not AgentStatus.RUNNING:
+            await self._begin(name)
+            await self._statuses.change(name, Trigger.WORK, AgentStatus.RUNNING)
 
     async def settle(self, name: AgentName, outcome: AgentOutcome) -> None:
         """Ends an agent that takes no step itself: one with instances, or one that cannot start."""
-        if outcome.status is AgentStatus.FAILED and not agent_may(self.state(name).status, AgentStatus.FAILED):
-            await self._change(name, AgentStatus.STARTING)
-        await self._end(name, outcome)
+        status = self.state(name).status
+        if outcome.status is AgentStatus.FAILED and not agent_may(status, AgentStatus.FAILED, Trigger.WORK):
+            await self._begin(name)
+        by = Trigger.SCHEDULE if outcome.status is AgentStatus.SKIPPED else Trigger.WORK
+        if not agent_may(self.state(name).status, outcome.status, by):
+            by = Trigger.WORK
+        await self._statuses.end(name, outcome, by)
 
-    async def pause(self, name: AgentName, reason: str = "", author: str = "") -> None:
-        """No new step starts; what is in flight is finished and recorded. Idempotent; survives a restart."""
+    async def _begin(self, name: AgentName) -> None:
+        legal = agent_may(self.state(name).status, AgentStatus.STARTING, Trigger.SCHEDULE)
+        await self._statuses.change(name, Trigger.SCHEDULE if legal else Trigger.RECOVERY, AgentStatus.STARTING)
+
+    async def pause(self, name: AgentName, reason: str = "", author: str = "", *, now: bool = False) -> None:
+        """No new step starts; what is in flight is finished and recorded. Idempotent; survives a restart.
+
+        A model call is waited for as long as the settings say; then it is ended, and counts as used.
+
+        Args:
+            name: the agent.
+            reason, author: why, and who asks.
+            now: what runs in its sandbox stands still until it is resumed.
+        """
         execution = self._live(name)
         if execution is None:
             if not self.state(name).ended and "person" not in self.state(name).holds:
                 await self._run.recorder.record(name, HoldPlaced("person", reason, author))
             return
-        if "person" in execution.control.holds or execution.stopping is not None:
+        if execution.stopping is not None:
             return
-        execution.control.hold("person", reason)
-        async with self._turn(name):
-            await self._run.recorder.record(name, HoldPlaced("person", reason, author))
-            if not execution.control.resting and agent_may(self.state(name).status, AgentStatus.PAUSING):
-                await self._run.recorder.record(name, AgentStateChanged(AgentStatus.PAUSING.value, reason))
+        if "person" not in execution.control.holds:
+            execution.control.hold("person", reason)
+            self.places.give_up(name)
+            async with self._statuses.turn(name):
+                await self._run.recorder.record(name, HoldPlaced("person", reason, author))
+                if not execution.control.resting and agent_may(self.state(name).status, AgentStatus.PAUSING):
+                    pausing = AgentStateChanged(AgentStatus.PAUSING.value, reason, by=Trigger.PERSON.value)
+                    await self._run.recorder.record(name, pausing)
+            self._spawn(self._hurry(execution))
+        if now and not execution.frozen:
+            await self._freeze(execution, reason)
+
+    async def _hurry(self, execution: AgentExecution) -> None:
+        """Ends the model calls that a pause has waited for long enough."""
+        await self._run.runtime.clock.sleep(self._run.execution.pause_timeout_s)
+        if execution.live and execution.control.holds and not execution.control.resting:
+            execution.control.interrupt()
+
+    async def _freeze(self, execution: AgentExecution, reason: str) -> None:
+        prepared = execution.prepared
+        if prepared is None or execution.control.resting:
+            return
+        execution.frozen = True
+        execution.control.stand_still()
+        await prepared.hands.freeze()
+        if not prepared.context.steps.flying("model"):
+            await self._statuses.change(execution.name, Trigger.PERSON, AgentStatus.PAUSED, reason=reason)
+            self.places.leave(execution.name)
 
     async def resume(self, name: AgentName, reason: str = "", author: str = "") -> None:
-        """Lifts the holds that a person may lift: person and health. Idempotent."""
+        """Lifts the holds that a person may lift: person and health. Idempotent.
+
+        An agent in CRASH_LOOP or QUARANTINED is READY to be launched again.
+        """
         execution = self._live(name)
-        for hold in ("person", "health"):
+        for hold in LIFTED:
             if hold in (execution.control.holds if execution else self.state(name).holds):
                 await self._run.recorder.record(name, HoldLifted(hold, reason, author))
                 if execution is not None:
                     execution.control.lift(hold)
         if execution is None:
+            if self.state(name).status in (AgentStatus.CRASH_LOOP, AgentStatus.QUARANTINED):
+                await self._statuses.change(name, Trigger.PERSON, AgentStatus.READY, reason=reason)
             return
-        async with self._turn(name):
+        if execution.frozen and not execution.control.holds:
+            self._spawn(self._thaw(execution))
+            return
+        async with self._statuses.turn(name):
             control, status = execution.control, self.state(name).status
             if status is AgentStatus.PAUSING and not control.holds and not control.resting:
-                await self._run.recorder.record(name, AgentStateChanged(AgentStatus.RUNNING.value))
+                running = AgentStateChanged(AgentStatus.RUNNING.value, by=Trigger.PERSON.value)
+                await self._run.recorder.record(name, running)
+
+    async def _thaw(self, execution: AgentExecution) -> None:
+        """Lets what stood still go on, once there is a place for the agent."""
+        name = execution.name
+        back = await self.places.come_back(name, int(execution.config.priority))
+        if not back or not execution.frozen or execution.control.holds:
+            if back and execution.frozen:
+                self.places.leave(name)
+            return
+        if not execution.control.resting:
+            await self._statuses.change(name, Trigger.PERSON, AgentStatus.RUNNING)
+        await self._unfreeze(execution)
+
+    async def _unfreeze(self, execution: AgentExecution) -> None:
+        if execution.frozen:
+            execution.frozen = False
+            if execution.prepared is not None:
+                await execution.prepared.hands.thaw()
+            execution.control.go_on()
+
+    async def retry(self, name: AgentName, reason: str = "", author: str = "") -> bool:
+        """Gives an agent another try that failed, waits to be restarted, or is held for its health. Idempotent.
+
+        What succeeded stays done; failed tasks begin anew with all their retries. Returns whether it is to be launched.
+        """
+        execution, state = self._live(name), self.state(name)
+        if state.status not in RETRIED:
+            return False
+        if execution is not None:
+            if execution.waiting is not None:
+                execution.waiting.set()
+            return False
+        told = f"{reason or 'tried again'} ({author})" if author else reason or "tried again"
+        await self.reopen(name, Trigger.PERSON, told)
+        return True
+
+    async def reopen(self, name: AgentName, by: Trigger, reason: str) -> None:
+        """Makes an agent READY that had ended, or is held for its health, with its failed tasks to be done anew."""
+        state = self.state(name)
+        lifted: list[Event] = [HoldLifted(hold, reason) for hold in LIFTED if hold in state.holds]
+        await self._statuses.change(name, by, AgentStatus.READY, reason=reason, also=[*reopened(state, by), *lifted])
 
     async def stop(self, name: AgentName, reason: str = "", author: str = "") -> None:
         """Ends an agent for good: a step in flight gets the grace period, then it is cancelled. Idempotent.
@@ -171,59 +239,98 @@ class AgentProcessManager:
         """
         execution = self._live(name)
         if execution is None:
-            await self._end(name, AgentOutcome(AgentStatus.STOPPED, reason or "stopped by a person", "stopped"))
+            reason = reason or "stopped by a person"
+            await self._statuses.end(name, AgentOutcome(AgentStatus.STOPPED, reason, "stopped"))
             return
         if execution.stopping is None:
             execution.stopping = reason or "stopped by a person"
             if agent_may(self.state(name).status, AgentStatus.STOPPING):
                 text = f"{execution.stopping} ({author})" if author else execution.stopping
-                await self._change(name, AgentStatus.STOPPING, text)
-            execution.control.close()
+                await self._statuses.change(name, Trigger.PERSON, AgentStatus.STOPPING, reason=text)
+            self._close(execution)
+            await self._unfreeze(execution)
         if self.state(name).status is not AgentStatus.BACKOFF:
             await asyncio.wait({execution.task}, timeout=self._run.execution.grace_s)
         execution.task.cancel()
         await asyncio.wait({execution.task})
+
+    def _close(self, execution: AgentExecution) -> None:
+        execution.control.close()
+        self.places.give_up(execution.name)
 
     async def end_stop(self, config: AgentConfig) -> None:
         """Ends an agent whose stop an earlier process was asked for and did not live to finish.
 
         What was in flight then is settled as by that process: failed, or in doubt. Idempotent.
         """
+        state = self.state(config.name)
+        await self._end_idle(
+            config, TaskStatus.CANCELLED, AgentOutcome(AgentStatus.STOPPED, state.stop, "stopped"), Trigger.PERSON
+        )
+
+    async def expire(self, config: AgentConfig, reason: str) -> None:
+        """Ends an agent for which the time of the run is over."""
+        name = config.name
+        execution = self._live(name)
+        if execution is not None:
+            execution.expired = reason
+            self._close(execution)
+            execution.task.cancel()
+            await asyncio.wait({execution.task})
+        elif self.state(name).started_at is None:
+            await self.skip(name, reason, "limit")
+        else:
+            outcome = AgentOutcome(AgentStatus.FAILED, reason, "limit")
+            await self._end_idle(config, TaskStatus.FAILED, outcome, Trigger.LIMIT)
+
+    async def _end_idle(self, config: AgentConfig, task: TaskStatus, outcome: AgentOutcome, by: Trigger) -> None:
+        """Ends an agent that nobody executes, and its tasks."""
         name = config.name
         state = self.state(name)
         if state.ended:
             return
-        if state.started_at is not None:
-            prepared = await prepare(self._run, config, self._refuse, resumed=True, ending=True)
+        if state.started_at is not None and state.made is None:
+            control = AgentControl(self._run.runtime.clock, _nothing, _never)
+            control.close()
+            prepared = await prepare(self._run, config, control, resumed=True, ending=True)
             try:
-                async with self._turn(name):
+                async with self._statuses.turn(name):
                     await self._run.recorder.bump(name)
-                await AgentExecutor(prepared.context, {}).cancelled(TaskStatus.CANCELLED, state.stop)
+                await AgentExecutor(prepared.context, {}).cancelled(task, outcome.reason)
             finally:
                 await prepared.close()
-        await self._end(name, AgentOutcome(AgentStatus.STOPPED, state.stop, "stopped"))
+        await self._statuses.end(name, outcome, by)
 
-    async def _refuse(self) -> None:
-        raise Closing
+    def watch(self) -> None:
+        """Breaks off the work of agents that stalled: no step of theirs ended within twice the time it may take."""
+        for execution in self._executions.values():
+            prepared, control = execution.prepared, execution.control
+            if prepared is None or execution.call is None or control.held or execution.unwell:
+                continue
+            why = prepared.context.steps.stalled(STALLED, STALLED * _between(self._run.execution))
+            if why:
+                execution.break_off(why)
 
     async def shutdown(self, grace_s: float) -> None:
         """Leaves all agents resumable: steps reach their boundary within `grace_s` seconds, then are cancelled."""
-        self._closing = True
-        live = [e for e in self._executions.values() if not e.task.done()]
+        self._supervisor.closing = True
+        live = [e for e in self._executions.values() if e.live]
         for execution in live:
-            execution.control.close()
-        if live:
-            await asyncio.wait([e.task for e in live], timeout=grace_s)
+            self._close(execution)
+        moving = [e.task for e in live if not e.frozen and e.waiting is None]
+        if moving:
+            await asyncio.wait(moving, timeout=grace_s)
         for execution in live:
             execution.task.cancel()
-        if live:
-            await asyncio.wait([e.task for e in live])
-        if self._closings:
-            await asyncio.wait(self._closings)
+        for task in tuple(self._background):
+            task.cancel()
+        if live or self._background:
+            await asyncio.wait([*(e.task for e in live), *self._background])
+        await self._supervisor.settled()
 
     def state(self, name: AgentName) -> AgentState:
         """The agent's state as recorded."""
-        return self._run.recorder.state.agents.get(name) or AgentState(name)
+        return self._statuses.state(name)
 
     def _live(self, name: AgentName) -> AgentExecution | None:
         """The agent's execution; None when it is not being executed now. Raises NotFound: the run has no such agent."""
@@ -231,166 +338,40 @@ class AgentProcessManager:
         if name not in known and template_of(name) not in known:
             raise NotFound(f"run {self._run.id} has no agent {name}")
         execution = self._executions.get(name)
-        return None if execution is None or execution.task.done() else execution
-
-    async def _supervise(self, name: AgentName, results: Mapping[str, tuple[str, str]]) -> None:
-        """Executes an agent until it ends, restarting it after a crash. Delivers its outcome, whatever happens."""
-        execution = self._executions[name]
-        try:
-            outcome = None
-            while outcome is None:
-                outcome = await self._once(execution, results)
-        except (asyncio.CancelledError, Closing):
-            if execution.stopping is None or self._closing:
-                self._fail(execution, Closing())
-                return
-            execution.outcome.set_result(await self._end(name, AgentOutcome(AgentStatus.STOPPED, execution.stopping)))
-        except JournalError as e:
-            self._fail(execution, e)
-        except Exception as e:  # noqa: BLE001 - a defect here must not leave anybody waiting for this agent
-            self._fail(execution, e)
-        else:
-            execution.outcome.set_result(outcome)
-
-    def _fail(self, execution: AgentExecution, error: Exception) -> None:
-        if not execution.outcome.done():
-            execution.outcome.set_exception(error)
-            execution.outcome.exception()  # nobody has to be waiting
-
-    async def _once(self, execution: AgentExecution, results: Mapping[str, tuple[str, str]]) -> AgentOutcome | None:
-        """One execution. None: it crashed and is to be started again."""
-        name, config = execution.name, execution.config
-        resumed = self.state(name).started_at is not None
-        try:
-            prepared = await prepare(self._run, config, execution.control.gate, resumed=resumed)
-        except ModelUnavailable as e:
-            if resumed:
-                raise  # it has worked already: it stays resumable until there is a model again
-            return await self._end(name, AgentOutcome(AgentStatus.SKIPPED, f"no model: {e.message}", "no_model"))
-        except (ConfigError, UsageError) as e:
-            await self._change(name, AgentStatus.STARTING)
-            return await self._end(name, AgentOutcome(AgentStatus.FAILED, e.message, "config"))
-        except ValueMissing as e:
-            await self._change(name, AgentStatus.STARTING)
-            return await self._end(name, AgentOutcome(AgentStatus.FAILED, str(e), "value"))
-        try:
-            executor = AgentExecutor(prepared.context, results)
-            async with self._turn(name):
-                await self._run.recorder.record(
-                    name, AgentStateChanged(AgentStatus.STARTING.value), AgentStateChanged(AgentStatus.RUNNING.value)
-                )
-            self._started.add(name)
-            if name in self._running:  # somebody waits for it; most agents nobody waits for
-                self._running[name].set()
-            return await self._execute(execution, prepared, executor)
-        finally:
-            await self._to_the_end(prepared.close())
-
-    async def _execute(
-        self, execution: AgentExecution, prepared: PreparedAgent, executor: AgentExecutor
-    ) -> AgentOutcome | None:
-        name, wall = execution.name, bounds(execution.config, self._run.execution).wall_s
-        left = None if wall is None else max(0.0, wall - self.state(name).active_s)
-        try:
-            async with self._run.runtime.clock.timeout(left):
-                outcome = await executor.run()
-        except TimeoutError:
-            reason, most = f"timed out after {wall:g} s", wall or 0
-            await prepared.close()
-            over = LimitExceeded(f"time of agent {name}", most, most, "seconds")
-            await executor.cancelled(TaskStatus.FAILED, reason, over)
-            return await self._end(name, AgentOutcome(AgentStatus.FAILED, reason, "limit"))
-        except (asyncio.CancelledError, Closing):
-            if execution.stopping is None or self._closing:
-                with contextlib.suppress(JournalError):  # then nobody may write any more
-                    await self._to_the_end(prepared.context.steps.leave())
-                raise
-            return await self._stopped(execution, prepared, executor)
-        except JournalError:
-            raise
-        except SandboxUnavailable as e:
-            await executor.cancelled(TaskStatus.FAILED, e.message)
-            return await self._end(name, AgentOutcome(AgentStatus.FAILED, e.message, "sandbox"))
-        except Exception as e:  # noqa: BLE001 - whatever broke, this agent is restarted and its siblings go on
-            await prepared.close()
-            if execution.stopping is not None:
-                return await self._stopped(execution, prepared, executor)
-            return await self._crashed(execution, executor, e)
-        if outcome.status is AgentStatus.WAITING and execution.stopping is not None:
-            return await self._stopped(execution, prepared, executor)
-        return await self._end(name, outcome)
-
-    async def _stopped(
-        self, execution: AgentExecution, prepared: PreparedAgent, executor: AgentExecutor
-    ) -> AgentOutcome:
-        reason = execution.stopping or ""
-        await prepared.close()
-        async with self._turn(execution.name):
-            await self._run.recorder.bump(execution.name)
-        await executor.cancelled(TaskStatus.CANCELLED, reason)
-        return await self._end(execution.name, AgentOutcome(AgentStatus.STOPPED, reason, "stopped"))
-
-    async def _crashed(
-        self, execution: AgentExecution, executor: AgentExecutor, error: Exception
-    ) -> AgentOutcome | None:
-        """Backs off and asks for another start, or gives up after too many without a newly completed step."""
-        name = execution.name
-        done = self.state(name).steps
-        execution.restarts = 1 if done > execution.steps_at_crash else execution.restarts + 1
-        execution.steps_at_crash = done
-        reason = f"{type(error).__name__}: {error}"
-        if execution.restarts > self._run.execution.max_restarts:
-            await self._change(name, AgentStatus.BACKOFF, reason)
-            await self._change(name, AgentStatus.CRASH_LOOP, reason)
-            await executor.cancelled(TaskStatus.FAILED, reason)
-            return await self._end(name, AgentOutcome(AgentStatus.FAILED, f"crash loop: {reason}", "crash_loop"))
-        await self._change(name, AgentStatus.BACKOFF, reason)
-        async with self._turn(name):
-            await self._run.recorder.bump(name)  # whatever of the crashed execution still runs can record nothing
-        runtime = self._run.runtime
-        wait = min(RESTART_CAP_S, 2.0 ** (execution.restarts - 1))
-        await runtime.clock.sleep(wait / 2 + wait / 2 * runtime.random())
-        return None
-
-    async def _end(self, name: AgentName, outcome: AgentOutcome) -> AgentOutcome:
-        if outcome.status is AgentStatus.STOPPED and not agent_may(self.state(name).status, AgentStatus.STOPPED):
-            await self._change(name, AgentStatus.STOPPING, outcome.reason)
-        await self._change(name, outcome.status, outcome.reason, outcome.why)
-        ended = self.state(name)
-        return AgentOutcome(ended.status, ended.reason, ended.why)
+        return execution if execution is not None and execution.live else None
 
     async def _rested(self, name: AgentName) -> None:
-        async with self._turn(name):
-            state, record = self.state(name), self._run.recorder.record
-            if state.status is AgentStatus.RUNNING:
-                await record(
-                    name, AgentStateChanged(AgentStatus.PAUSING.value), AgentStateChanged(AgentStatus.PAUSED.value)
-                )
-            elif agent_may(state.status, AgentStatus.PAUSED):
-                await record(name, AgentStateChanged(AgentStatus.PAUSED.value, state.reason))
+        async with self._statuses.turn(name):
+            status = self.state(name).status
+            path = [AgentStatus.PAUSING] if status is AgentStatus.RUNNING else []
+            reason = self.state(name).reason if status is AgentStatus.PAUSING else ""
+            for new in (*path, AgentStatus.PAUSED):
+                by = Trigger.PERSON if new is AgentStatus.PAUSING else Trigger.WORK
+                if agent_may(self.state(name).status, new, by):
+                    await self._statuses.change_now(name, by, new, reason=reason)
+        self.places.leave(name)
 
-    async def _went_on(self, name: AgentName) -> None:
+    async def _went_on(self, name: AgentName, urgency: int) -> bool:
+        if not await self.places.come_back(name, urgency):
+            return False
         if self.state(name).status is AgentStatus.PAUSED:
-            await self._change(name, AgentStatus.RUNNING)
+            await self._statuses.change(name, Trigger.PERSON, AgentStatus.RUNNING)
+        return True
 
-    async def _change(self, name: AgentName, status: AgentStatus, reason: str = "", why: str = "") -> None:
-        async with self._turn(name):
-            old = self.state(name).status
-            if old is status or old in AGENT_ENDS:
-                return
-            if old is AgentStatus.STOPPING and status is not AgentStatus.STOPPED:  # the stop came first: it wins
-                status, reason, why = AgentStatus.STOPPED, self.state(name).reason, "stopped"
-            if not agent_may(old, status):
-                raise AssertionError(f"agent {name}: {old.value} -> {status.value} is no legal transition")
-            await self._run.recorder.record(name, AgentStateChanged(status.value, reason, why))
-
-    async def _to_the_end(self, act: Coroutine[Any, Any, None]) -> None:
-        """Finishes an act although the caller is cancelled; `shutdown` waits for it."""
+    def _spawn(self, act: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(act)
-        self._closings.add(task)
-        task.add_done_callback(self._closings.discard)
-        await asyncio.shield(task)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
-    def _turn(self, name: AgentName) -> asyncio.Lock:
-        """Held from reading an agent's status until its change is recorded: requests and the agent itself do both."""
-        return self._turns.setdefault(name, asyncio.Lock())
+
+def _between(execution: ExecutionConfig) -> float:
+    """How long an agent may be between two acts, in seconds: nothing takes longer there than a wait for a retry."""
+    return execution.model_timeout_s + execution.retry_cap_s
+
+
+async def _nothing() -> None:
+    """Nobody rests at a gate that is closed."""
+
+
+async def _never() -> bool:
+    return False

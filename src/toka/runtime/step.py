@@ -6,11 +6,11 @@ safe; otherwise a person is asked.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from toka.core.clock import Clock
 from toka.core.decision import Decision
@@ -19,6 +19,7 @@ from toka.core.ids import AgentName, RunId, StepKey, TaskId, idempotency_key
 from toka.core.message import Usage
 from toka.errors import LimitExceeded
 from toka.events.event import (
+    AgentStateChanged,
     StepDenied,
     StepDone,
     StepFailed,
@@ -27,116 +28,25 @@ from toka.events.event import (
     StepLeft,
     StepResolved,
 )
+from toka.events.lifecycle import AgentStatus
 from toka.events.record import Record
 from toka.journal.recorder import Recorder
+from toka.runtime.act import Act, InDoubt, Result, StepFailure
+from toka.runtime.control import Gate, Interrupted, OpenGate
+from toka.runtime.payload import cut, loaded, stored
 
-INLINE_BYTES: Final = 16_384
-"""Results above this size go to a blob."""
 ABANDONED: Final = "given up by a person, who could not tell whether it happened"
-INLINE_ARGUMENTS: Final = 2_048
-"""Arguments above this size are recorded cut."""
-
-
-class StepFailure(Exception):
-    """An act could not be carried through. Recorded; a replay raises it again.
-
-    Attributes:
-        error: the cause as a word.
-        message: for people.
-        retryable: whether trying again may help.
-        usage, cost_usd: what was charged all the same.
-    """
-
-    def __init__(
-        self,
-        error: str,
-        message: str,
-        *,
-        retryable: bool = True,
-        usage: Usage | None = None,
-        cost_usd: float | None = 0.0,
-    ) -> None:
-        super().__init__(message)
-        self.error = error
-        self.message = message
-        self.retryable = retryable
-        self.usage = usage
-        self.cost_usd = cost_usd
-
-
-class InDoubt(Exception):
-    """Whether an act happened is unknown, and it must not happen twice. `question` is for a person."""
-
-    def __init__(self, step: str, question: str) -> None:
-        super().__init__(question)
-        self.step = step
-        self.question = question
-
-
-def _nothing() -> None:
-    """Of an act that runs no command."""
-
-
-@dataclass(frozen=True, slots=True)
-class Act:
-    """What is about to be done.
-
-    Attributes:
-        key: which step it is.
-        effect: what a crash in flight means.
-        what: tool, model or command line, for the record.
-        arguments: a JSON value for the record; cut when large.
-        rule: the policy rule that allows it.
-        messages: added to the conversation since the last recorded step.
-        reserved: what was reserved for it: [tokens, USD].
-        lost: what the start before is charged with, when its answer was lost: usage and cost.
-        assumed: the result to go on with when a person says that it happened and its own result is lost.
-        evidence: what `probe` will need.
-        used: what its commands used of the machine until now, as JSON; None when it ran none.
-        probe: of a checkable act: did it happen? Called with the evidence of the recorded intent.
-    """
-
-    key: StepKey
-    effect: Effect
-    what: str
-    arguments: Any = None
-    rule: str = ""
-    messages: list[dict[str, Any]] | None = None
-    reserved: list[float] | None = None
-    lost: tuple[Usage, float | None] | None = None
-    assumed: Any = None
-    used: Callable[[], dict[str, Any] | None] = _nothing
-    evidence: Callable[[], Awaitable[dict[str, Any]]] | None = None
-    probe: Callable[[dict[str, Any]], Awaitable[tuple[Literal["happened", "not-happened", "unknown"], Any]]] | None = (
-        None
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """How an act ended.
-
-    Attributes:
-        value: a JSON value: what the caller goes on with, now or in a replay.
-        failed: the act ended, but its answer is an error.
-        usage, cost_usd, model: of a model call.
-        limit: what was met while it ran, so that it or a part of it was ended; None = nothing.
-    """
-
-    value: Any
-    failed: bool = False
-    usage: Usage | None = None
-    cost_usd: float | None = None
-    model: str = ""
-    limit: LimitExceeded | None = None
+POISON: Final = 3
+"""As often as a step was in flight when its process died, before a person is asked about it."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Flight:
-    """An act that was begun and has not ended."""
+    """An act that was begun and has not ended; `due` is when it should have, in the gate's time."""
 
     intent: StepIntent
     began: float
+    due: float | None
     used: Callable[[], dict[str, Any] | None]
 
 
@@ -152,15 +62,15 @@ class Steps:
         agent: AgentName,
         recorder: Recorder,
         clock: Clock,
-        gate: Callable[[], Awaitable[None]] | None = None,
+        gate: Gate | None = None,
         history: Iterable[Record] = (),
     ) -> None:
-        """Reads what `history`, the records of the agent's stream, says of earlier steps."""
+        """Reads what `history`, the records of the agent's stream, says of earlier steps. None: a gate always open."""
         self._run = run
         self._agent = agent
         self._recorder = recorder
         self._clock = clock
-        self._gate = gate
+        self._gate = gate or OpenGate()
         self._intents: dict[str, StepIntent] = {}
         self._ends: dict[str, StepDone | StepFailed | StepDenied] = {}
         self._started: dict[str, int] = {}
@@ -168,20 +78,42 @@ class Steps:
         self._turns: dict[tuple[str, int], int] = {}
         self._doubts: dict[str, str] = {}
         self._answers: dict[str, str] = {}
+        self._deaths: dict[str, int] = {}
+        self._patient = 0
+        self._boundary = self._gate.time()
         for record in history:
-            event = record.event
-            if isinstance(event, StepIntent):
-                self._intents[event.step] = event
-                self._count(StepKey.parse(event.step))
-                self._doubts.pop(event.step, None)  # it was started again: an answer was about the start before
-                self._answers.pop(event.step, None)
-                self._started[event.step] = self._started.get(event.step, 0) + 1
-            elif isinstance(event, StepDone | StepFailed | StepDenied):
-                self._ends[event.step] = event
-            elif isinstance(event, StepInDoubt):
-                self._doubts[event.step] = event.question
-            elif isinstance(event, StepResolved):
-                self._answers[event.step] = event.answer
+            self._read(record.event)
+
+    def _read(self, event: Any) -> None:
+        if isinstance(event, StepIntent):
+            self._begun(event)
+            self._deaths[event.step] = self._deaths.get(event.step, 0) + 1
+            self._doubts.pop(event.step, None)  # it was started again: an answer was about the start before
+            self._answers.pop(event.step, None)
+        elif isinstance(event, StepDone | StepFailed | StepDenied):
+            self._ends[event.step] = event
+            self._deaths.pop(event.step, None)
+        elif isinstance(event, StepLeft):
+            self._survived(event.step)
+        elif isinstance(event, AgentStateChanged):
+            if event.state == AgentStatus.BACKOFF:  # the agent crashed, and the process lived on
+                for step in tuple(self._deaths):
+                    self._survived(step)
+        elif isinstance(event, StepInDoubt):
+            self._doubts[event.step] = event.question
+        elif isinstance(event, StepResolved):
+            self._answers[event.step] = event.answer
+            self._deaths.pop(event.step, None)
+
+    def _begun(self, intent: StepIntent) -> None:
+        self._intents[intent.step] = intent
+        self._count(StepKey.parse(intent.step))
+        self._started[intent.step] = self._started.get(intent.step, 0) + 1
+
+    def _survived(self, step: str) -> None:
+        """The last start of a step ended without the death of its process."""
+        if self._deaths.get(step):
+            self._deaths[step] -= 1
 
     def key(self, step: StepKey) -> str:
         """The step's idempotency key."""
@@ -210,7 +142,7 @@ class Steps:
         if isinstance(end, StepDenied):
             return Result({"text": end.reason, "denied": end.rule}, failed=True)
         usage = Usage.from_json(end.usage) if end.usage else None
-        return Result(self._loaded(end.result), end.failed, usage, end.cost_usd, end.model)
+        return Result(loaded(self._recorder, end.result), end.failed, usage, end.cost_usd, end.model)
 
     async def run(self, act: Act, do: Callable[[], Awaitable[Result]]) -> Result:
         """Runs a step, or returns what is recorded of it.
@@ -218,21 +150,69 @@ class Steps:
         Raises:
             StepFailure: `do` raised it, now or in an earlier process.
             InDoubt: an earlier process died in it, and whether it happened is unknown.
+            Interrupted: a pause ended it; it has no end, and may be run again.
             JournalError: the record cannot be written; `do` was not called, or its result is not recorded.
         """
         text = act.key.text
         if (known := self.recorded(act.key)) is not None:
             return known
-        started = self._started.get(text, 0)
-        if started:
+        if self._started.get(text):
             known = await self._after_crash(act, self._intents[text])
             if known is not None:
                 return known
-        await self._open_gate()
-        evidence = None
-        if act.evidence is not None:
-            evidence = await act.evidence()
-            await self._open_gate()  # what held the agent meanwhile holds this step too
+        while True:
+            await self._gate.open()
+            async with self._turn(act):
+                if self._gate.held:
+                    continue  # whoever rests keeps nobody from writing
+                evidence = await self._evidence(act)
+                async with self._gate:  # what held the agent meanwhile holds this step too
+                    return await self._act(act, do, evidence)
+
+    @asynccontextmanager
+    async def _turn(self, act: Act) -> AsyncGenerator[None]:
+        """Waits for its turn to write to the workspace, where it needs one."""
+        if act.guard is None:
+            yield
+            return
+        self._patient += 1
+        waits = True
+        try:
+            async with act.guard.hold():
+                self._patient -= 1
+                waits = False
+                yield
+        finally:
+            self._patient -= waits
+            self._boundary = self._gate.time()
+
+    def flying(self, kind: str) -> bool:
+        """Whether an act of a kind (`model`, `tool`, `run`, `check`) is under way."""
+        return any(StepKey.parse(text).kind == kind for text in self._open)
+
+    def stalled(self, factor: float, idle_s: float) -> str:
+        """What should have ended long ago; empty when all is well.
+
+        Args:
+            factor: as often the time that an act may take, it may.
+            idle_s: how long no act at all may be under way, in seconds.
+        """
+        now = self._gate.time()
+        for text, flight in self._open.items():
+            if flight.due is not None and now > flight.began + factor * (flight.due - flight.began):
+                return f"{flight.intent.what} ({text}) has not ended after {now - flight.began:.0f} s"
+        if not self._open and not self._patient and now > self._boundary + idle_s:
+            return f"no step was begun for {now - self._boundary:.0f} s"
+        return ""
+
+    async def _evidence(self, act: Act) -> dict[str, Any] | None:
+        if act.guard is None and act.evidence is None:
+            return None
+        async with self._gate:
+            return await (act.guard.checkpoint() if act.guard is not None else act.evidence())  # type: ignore[misc]
+
+    async def _act(self, act: Act, do: Callable[[], Awaitable[Result]], evidence: dict[str, Any] | None) -> Result:
+        text = act.key.text
         intent = StepIntent(
             text,
             self.key(act.key),
@@ -243,17 +223,22 @@ class Steps:
             act.messages,
             evidence,
             act.reserved,
-            started,
+            self._started.get(text, 0),
             [*act.lost[0].to_json(), act.lost[1]] if act.lost else None,
         )
         # Before the wait: whoever is cancelled in it leaves an intent that is durable.
-        self._open[text] = _Flight(intent, self._clock.monotonic(), act.used)
+        began, due = self._gate.time(), None if act.within_s is None else self._gate.time() + act.within_s
+        self._open[text] = _Flight(intent, began, due, act.used)
         await self._recorder.record(self._agent, intent)
         self._count(act.key)
         self._recorder.check_lease()
         began = self._clock.monotonic()
         try:
-            result = await do()
+            if act.key.kind == "model":
+                with self._gate.interruptible():
+                    result = await do()
+            else:
+                result = await do()
         except StepFailure as f:
             self._open.pop(text, None)
             wall = round(self._clock.monotonic() - began, 4)
@@ -261,6 +246,12 @@ class Steps:
             failed = StepFailed(text, f.error, f.message, f.retryable, usage, f.cost_usd, wall, resources=act.used())
             await self._recorder.record(self._agent, failed)
             raise
+        except Interrupted:
+            self._begun(intent)
+            await self._leave(text, self._open.pop(text))
+            raise
+        finally:
+            self._boundary = self._gate.time()
         wall = round(self._clock.monotonic() - began, 4)
         self._open.pop(text, None)
         await self._record_done(text, result, wall, act.used())
@@ -299,55 +290,60 @@ class Steps:
         met = limit.to_json() if limit is not None else None
         for text in [t for t, _ in self._open.items() if task is None or t.startswith(f"{task}/")]:
             flight = self._open.pop(text)
-            wall, reserved = round(self._clock.monotonic() - flight.began, 4), flight.intent.reserved
+            wall, reserved = round(self._gate.time() - flight.began, 4), flight.intent.reserved
             usage = Usage(int(reserved[0]), int(reserved[1]), calls=1).to_json() if reserved else None
             cost = (reserved[2] if len(reserved) > 2 else None) if reserved else None
             event = StepFailed(text, error, message, True, usage, cost, wall, met, flight.used())
             await self._recorder.record(self._agent, event)
 
     async def leave(self) -> None:
-        """Records what the commands of steps used that were killed because this process is to end."""
+        """Records that the steps in flight were cut off because this process is to end; their acts have ended."""
         for text, flight in tuple(self._open.items()):
-            if (used := flight.used()) is not None:
-                wall = round(self._clock.monotonic() - flight.began, 4)
-                await self._recorder.record(self._agent, StepLeft(text, wall, used))
+            await self._leave(text, flight)
 
-    async def _open_gate(self) -> None:
-        if self._gate is not None:
-            await self._gate()
+    async def _leave(self, text: str, flight: _Flight) -> None:
+        wall = round(self._gate.time() - flight.began, 4)
+        await self._recorder.record(self._agent, StepLeft(text, wall, flight.used()))
 
     async def _after_crash(self, act: Act, intent: StepIntent) -> Result | None:
         """What to do about a step whose process died in it: None runs it again."""
-        effect = Effect(intent.effect)
-        if effect in (Effect.PURE, Effect.IDEMPOTENT):
-            return None
-        if effect is Effect.CHECKABLE and act.probe is not None and intent.evidence is not None:
-            verdict, value = await act.probe(intent.evidence)
-            if verdict == "not-happened":
-                return None
-            if verdict == "happened":
-                result = Result(value)
-                await self._record_done(act.key.text, result, 0.0)
-                return result
         text = act.key.text
         match self._answers.get(text):
             case "not-happened":
                 return None
             case "happened":
-                result = Result(act.assumed)
-                await self._record_done(text, result, 0.0)
-                return result
+                return await self._taken(text, act.assumed)
             case "abandon":
                 await self._recorder.record(self._agent, StepFailed(text, "abandoned", ABANDONED, retryable=False))
                 raise StepFailure("abandoned", ABANDONED, retryable=False)
             case _:
                 pass
+        effect = Effect(intent.effect)
+        again = effect in (Effect.PURE, Effect.IDEMPOTENT)
+        if effect is Effect.CHECKABLE and act.probe is not None and intent.evidence is not None:
+            verdict, value = await act.probe(intent.evidence)
+            if verdict == "happened":
+                return await self._taken(text, value)
+            again = verdict == "not-happened"
+        deaths = self._deaths.get(text, 0)
+        if effect is Effect.WORKSPACE and deaths < POISON and act.guard is not None and intent.evidence is not None:
+            again = await act.guard.put_back(intent.evidence)
+        if again and deaths < POISON:
+            return None
         if text not in self._doubts:
             what = f"{intent.what} {_short(intent.arguments)}".strip()
             question = f"{what} was started and Toka ended before it did. Did it happen?"
+            if deaths >= POISON:
+                question = f"{what} was started {deaths} times, and each time Toka died before it ended. Did it happen?"
             await self._recorder.record(self._agent, StepInDoubt(text, question))
             self._doubts[text] = question
         raise InDoubt(text, self._doubts[text])
+
+    async def _taken(self, text: str, value: Any) -> Result:
+        """Takes a step as done that an earlier process did."""
+        result = Result(value)
+        await self._record_done(text, result, 0.0)
+        return result
 
     def _count(self, step: StepKey) -> None:
         if step.kind == "model":
@@ -357,44 +353,14 @@ class Steps:
         self, text: str, result: Result, wall: float, resources: dict[str, Any] | None = None
     ) -> None:
         usage = result.usage.to_json() if result.usage else None
-        value = await self._stored(result.value)
+        value = await stored(self._recorder, result.value)
         limit = result.limit.to_json() if result.limit is not None else None
         done = StepDone(text, value, usage, result.cost_usd, result.model, wall, result.failed, limit, resources)
         await self._recorder.record(self._agent, done)
         if StepKey.parse(text).kind == "run":  # the only ones that are asked for later: for what they printed
             self._ends[text] = done
 
-    async def _stored(self, value: Any) -> Any:
-        if value is None:
-            return None
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-        if len(text) <= INLINE_BYTES and not _is_reference(value):
-            return value
-        return {"blob": await self._recorder.put_blob(text.encode("utf-8", "surrogatepass"))}
-
-    def _loaded(self, value: Any) -> Any:
-        if not _is_reference(value):
-            return value
-        digest: str = value["blob"]
-        return json.loads(self._recorder.blob(digest).decode("utf-8", "surrogatepass"))
-
-
-def _is_reference(value: Any) -> bool:
-    """Whether a stored result names a blob. A result that looks like that is stored as one itself."""
-    return isinstance(value, dict) and "blob" in value
-
 
 def _short(arguments: Any) -> str:
     text = "" if arguments is None else json.dumps(arguments, ensure_ascii=False)
     return text if len(text) <= 300 else text[:299] + "…"
-
-
-def cut(arguments: Any) -> Any:
-    """Arguments for the record: as they are, or the beginning of their text when they are large."""
-    if arguments is None:
-        return None
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    if len(text) <= INLINE_ARGUMENTS:
-        return arguments
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-    return {"cut": text[: INLINE_ARGUMENTS // 2], "characters": len(text), "sha256": digest}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from toka.config.agent import TaskSpec
@@ -12,15 +12,15 @@ from toka.core.ids import StepKey, TaskId
 from toka.core.message import ToolSpec
 from toka.errors import LimitExceeded, SandboxError
 from toka.events.event import TaskStateChanged
-from toka.events.lifecycle import TASK_ENDS, TaskStatus, task_may
+from toka.events.lifecycle import TASK_ENDS, TaskStatus, Trigger, task_may
 from toka.events.state import TaskState
 from toka.llm.prompts import REPORT_TOOL, retry_note
+from toka.runtime.act import InDoubt, StepFailure
 from toka.runtime.approval import AwaitsApproval
 from toka.runtime.command import met, run_line, tail, verdict
 from toka.runtime.context import AgentContext
 from toka.runtime.conversation import Conversation, Report, opening_messages
 from toka.runtime.outputs import last_talk, report_of
-from toka.runtime.step import InDoubt, StepFailure
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +103,12 @@ class TaskExecutor:
         talk = self._talk(task, prompt, self._report)
         return await self._execute(_Work(task, title, 0, timeout, talk))
 
-    async def skip(self, task: TaskSpec, reason: str) -> None:
+    async def skip(self, task: TaskSpec, reason: str, by: Trigger = Trigger.WORK) -> None:
         """Records that a task is not going to be executed, or not any more: SKIPPED, or CANCELLED once it had begun."""
         status = self._status(task.id)
         if status not in TASK_ENDS:
             end = TaskStatus.SKIPPED if task_may(status, TaskStatus.SKIPPED) else TaskStatus.CANCELLED
-            await self._change(TaskStateChanged(task.id, end.value, 0, reason, title=task.description))
+            await self._change(TaskStateChanged(task.id, end.value, 0, reason, title=task.description), by)
 
     async def cancel_open(self, status: TaskStatus, reason: str, limit: LimitExceeded | None = None) -> None:
         """Ends every task that was being executed. Its acts are over when this is called."""
@@ -116,14 +116,15 @@ class TaskExecutor:
         state = self._agent.run.recorder.state.agents.get(self._agent.name)
         for task in {**(state.tasks if state else {}), **self._written}:
             if self._status(task) not in TASK_ENDS and self._status(task) is not TaskStatus.QUEUED:
-                await self._change(TaskStateChanged(task, status.value, self._state(task).attempt, reason))
+                by = Trigger.PERSON if status is TaskStatus.CANCELLED else Trigger.LIMIT if limit else Trigger.WORK
+                await self._change(TaskStateChanged(task, status.value, self._state(task).attempt, reason), by)
 
     async def _execute(self, work: _Work) -> TaskOutcome:
         known = self._state(work.task)
         if known.status in TASK_ENDS:
             return TaskOutcome(known.status, known.report, known.reason, known.why)
         try:
-            async with self._agent.run.runtime.clock.timeout(self._left(work, known)):
+            async with self._agent.control.timeout(self._left(work, known)):
                 outcome = await self._attempts(work, known)
         except TimeoutError:
             reason = f"timed out after {work.timeout_s or 0:g} s"
@@ -159,7 +160,7 @@ class TaskExecutor:
             try:
                 return TaskOutcome(TaskStatus.SUCCEEDED, await work.attempt(number, last))
             except StepFailure as failure:
-                if not failure.retryable or number > work.retries:
+                if not failure.retryable or number - self._state(work.task).fresh > work.retries:
                     report = failure.report if isinstance(failure, _Reported) else None
                     return TaskOutcome(TaskStatus.FAILED, report, failure.message, failure.error)
                 last = failure.message
@@ -224,10 +225,10 @@ class TaskExecutor:
     def _status(self, task: str) -> TaskStatus:
         return self._written.get(task) or self._state(task).status
 
-    async def _change(self, event: TaskStateChanged) -> None:
+    async def _change(self, event: TaskStateChanged, by: Trigger = Trigger.WORK) -> None:
         """Records a change of a task's status: all of them go through here."""
         old, new = self._status(event.task), TaskStatus(event.state)
-        if not task_may(old, new):
-            raise AssertionError(f"task {event.task}: {old.value} -> {new.value} is no legal transition")
+        if not task_may(old, new, by):
+            raise AssertionError(f"task {event.task}: {old.value} -> {new.value} by {by.value} is no legal transition")
         self._written[event.task] = new
-        await self._agent.run.recorder.record(self._agent.name, event)
+        await self._agent.run.recorder.record(self._agent.name, replace(event, by=by.value))

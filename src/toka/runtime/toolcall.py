@@ -13,11 +13,11 @@ from toka.core.ids import StepKey
 from toka.core.message import Message, ToolCall
 from toka.errors import LimitExceeded, SandboxError
 from toka.llm.prompts import bad_arguments, tool_error, tool_result, unknown_tool
+from toka.runtime.act import Act, Result, StepFailure
 from toka.runtime.approval import consent
 from toka.runtime.command import limit_met, met
 from toka.runtime.context import AgentContext
 from toka.runtime.meter import Meter
-from toka.runtime.step import Act, Result, StepFailure
 from toka.tools.tool import CheckableTool, Tool, ToolContext, ToolResult, validate
 
 BEYOND: Final = "nothing can grant this"
@@ -99,9 +99,11 @@ async def _run(
         mask=agent.run.runtime.mask,
     )
 
+    within = execution.command_timeout_s + execution.grace_s
+
     async def do() -> Result:
         try:
-            async with agent.run.runtime.clock.timeout(execution.command_timeout_s + execution.grace_s):
+            async with agent.control.timeout(within):
                 result = await tool.call(arguments, context)
         except TimeoutError:
             result = ToolResult(f"timed out after {execution.command_timeout_s:g} s", failed=True)
@@ -117,7 +119,7 @@ async def _run(
         return Result(value, failed=result.failed, limit=limit_met(used, agent.name))
 
     assumed = _value(tool.name, ToolResult("this call was made before a crash; a person says that it happened"))
-    act = Act(key, tool.effect, tool.name, arguments, rule, assumed=assumed, used=meter.used)
+    act = Act(key, tool.effect, tool.name, arguments, rule, assumed=assumed, used=meter.used, within_s=within)
     if _is_checkable(tool):
         checkable = tool
 
