@@ -186,7 +186,7 @@ async def test_what_cannot_be_run_is_refused_before_anything_is_recorded(tmp_pat
 def talkative(team: Team, **execution: Any) -> Team:
     """Its agents go on until they are stopped."""
     team.script = {"default": [{"say": "hm"}, {**call("list_dir"), "delay": "5ms", "repeat": True}]}
-    team.execution = {"max_turns": 10_000, **execution}
+    team.execution = {"max_turns": 10_000, "health_nudges": 10_000, **execution}
     team.__post_init__()
     return team
 

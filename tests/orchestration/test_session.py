@@ -156,7 +156,7 @@ async def test_a_request_waits_while_the_database_cannot_be_read(tmp_path: Path)
         troubled.append(Troubled(memory(path, clock), 0))
         return troubled[0]
 
-    team = Team(tmp_path, talkative(), journal=journal, execution={"max_turns": 100_000})
+    team = Team(tmp_path, talkative(), journal=journal, execution={"max_turns": 100_000, "health_nudges": 100_000})
     async with team.open() as runtime:
         session = await team.start(runtime, agent("one", grant=["filesystem-read"]))
         running = asyncio.create_task(session.run())
@@ -249,7 +249,7 @@ async def test_an_answer_is_recorded_before_its_request_counts_as_applied(tmp_pa
 
 @pytest.mark.slow
 async def test_what_one_session_applied_the_next_does_not_apply_again(tmp_path: Path) -> None:
-    team = Team(tmp_path, talkative(), journal=memory, execution={"max_turns": 100_000})
+    team = Team(tmp_path, talkative(), journal=memory, execution={"max_turns": 100_000, "health_nudges": 100_000})
     async with team.open() as runtime:
         session = await team.start(runtime, agent("one", grant=["filesystem-read"]))
         running = asyncio.create_task(session.run())

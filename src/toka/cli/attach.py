@@ -103,6 +103,8 @@ def already_ended(reader: SqliteReader, state: RunState, shown: Display, *, laun
             emit_json({"type": "launch", "run_id": run})
         else:
             say(f"run {run} has ended; there is nothing to resume")
+            if state.status is RunStatus.FAILED:
+                say(f"to have what failed tried again: toka retry {run}{shown.options}")
     result = RunResult(run, state.status, state, state.reason)
     _print_end(reader, result, shown)
     return result.exit_code

@@ -30,6 +30,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "run": ("toka.cli.run:run", "Run a team of agents."),
     "resume": ("toka.cli.run:resume", "Go on with an interrupted run, or lift a pause."),
     "pause": ("toka.cli.steer:pause", "Let an agent, or a whole run, take no further step."),
+    "retry": ("toka.cli.retry:retry", "Give what failed another try."),
     "stop": ("toka.cli.steer:stop", "End an agent, or a whole run, for good."),
     "approve": ("toka.cli.approve:approve", "Agree to what an agent asks."),
     "deny": ("toka.cli.approve:deny", "Refuse what an agent asks."),

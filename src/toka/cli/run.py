@@ -34,7 +34,7 @@ from toka.config.inputs import Inputs
 from toka.config.settings import Settings
 from toka.core.ids import RunId
 from toka.errors import ConfigError, JournalError, RunBusy, TokaError, UsageError
-from toka.events.lifecycle import RunStatus
+from toka.events.lifecycle import RETRIED, RunStatus
 from toka.events.state import RunState
 from toka.orchestration.engine import OrchestrationEngine
 from toka.orchestration.preflight import preflight
@@ -124,13 +124,13 @@ def resume(run_id: str, agent: str | None, state: Path | None, reason: str, **fl
                 asyncio.run(submit_command(settings, run, "resume", agent=only, by=(author(), reason)))
                 return follow(reader, recorded, lease.holder.pid, shown)
         asked = (reason, only, flags["no_sandbox"])
-        code = asyncio.run(_resume(_as_recorded(settings, recorded), run, asked, shown))
+        code = asyncio.run(go_on(as_recorded(settings, recorded), run, asked, shown))
         if code is not None:
             return code
         run_id = run  # another process was faster; by now @last may mean another run
 
 
-def _as_recorded(settings: Settings, run: RunState) -> Settings:
+def as_recorded(settings: Settings, run: RunState) -> Settings:
     """The settings to go on with: the model and the server are those that the run was made with."""
     options = run.created.options if run.created else {}
     model, base_url = options.get("model"), options.get("base_url")
@@ -200,7 +200,7 @@ async def execute(settings: Settings, request: RunRequest, shown: Display, *, no
         return await _executed(settings, session, shown, after=0)
 
 
-async def _resume(settings: Settings, run: RunId, asked: tuple[str, str, bool], shown: Display) -> int | None:
+async def go_on(settings: Settings, run: RunId, asked: tuple[str, str, bool], shown: Display) -> int | None:
     """Goes on with a run. None: another process was faster, and has it now or has brought it to its end.
 
     `asked` is why, whose pause is lifted (empty: everybody's), and whether without a sandbox.
@@ -229,7 +229,11 @@ async def _resume(settings: Settings, run: RunId, asked: tuple[str, str, bool], 
 async def _check_rest(session: RunSession) -> None:
     """Checks what the agents that have not ended need of this machine, before one of them goes on."""
     run, states = session.context, session.context.recorder.state.agents
-    rest = [config for name, config in session.plan.graph.configs.items() if not states[name].ended]
+    asked = run.runtime.journal.commands(run.id, max(run.recorder.state.commands, default=0))
+    again = {command.agent for command in asked if command.verb == "retry"}
+    tried = {n for n, s in states.items() if s.status in RETRIED and again & {"", n, n.partition("[")[0]}}
+    configs = session.plan.graph.configs
+    rest = [config for name, config in configs.items() if name in tried or not states[name].ended]
     started = {name for name, state in states.items() if state.started_at is not None}
     request = RunRequest(rest, run.workspace, run.enabled, run.model, toolchains=run.toolchains)
     for warning in await preflight(run.runtime, request, started):

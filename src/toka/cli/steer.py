@@ -100,22 +100,30 @@ def _steer(verb: Verb, run_id: str, agent: str | None, reason: str, state: Path 
         said, pid = _nothing_to_do(verb, recorded, only), None
         if said is None:
             number = asyncio.run(submit_command(settings, run, verb.name, agent=only, by=by))
-            pid, recorded = _effect(reader, run, verb, only, number)
+            pid, recorded = effect(reader, run, verb, only, number)
             if pid is None and verb is STOP and not recorded.ended:  # nobody executes it: it is brought to its end here
                 recorded = asyncio.run(_settled(settings, run)) or recorded
     resume = None if recorded.ended else f"toka resume {run}{again(state)}"
-    meant = [recorded.agents[name] for name in _meant(recorded, only)]
+    about = meant(recorded, only)
     if as_json:
-        emit_json(
-            {"type": "request", "verb": verb.name, "run_id": run, "state": recorded.status.value, "author": by[0],
-             "reason": reason, "agents": {a.name: a.status.value for a in meant}, "executor": pid, "next": resume}
-        )  # fmt: skip
+        request_json(verb, recorded, about, (by, pid, resume))
         return 0
-    for line in [said] if said is not None else _lines(verb, meant, pid):
+    for line in [said] if said is not None else lines(verb, about, pid):
         say(line)
     if resume is not None and (verb is not STOP or pid is None):
         say(f"go on with: {resume}")
     return 0
+
+
+def request_json(
+    verb: Verb, run: RunState, about: Sequence[AgentState], how: tuple[tuple[str, str], int | None, str | None]
+) -> None:
+    """Prints what became of a request; `how` is (author, reason), the executor's process id, and how to go on."""
+    (author_, reason), pid, resume = how
+    emit_json(
+        {"type": "request", "verb": verb.name, "run_id": run.id, "state": run.status.value, "author": author_,
+         "reason": reason, "agents": {a.name: a.status.value for a in about}, "executor": pid, "next": resume}
+    )  # fmt: skip
 
 
 def _nothing_to_do(verb: Verb, run: RunState, only: str) -> str | None:
@@ -129,17 +137,17 @@ def _nothing_to_do(verb: Verb, run: RunState, only: str) -> str | None:
         if verb is STOP and run.status is RunStatus.STOPPED:
             return f"run {run.id} is stopped already"
         raise UsageError(f"run {run.id} has ended ({run.status.value}); there is nothing to {verb.name}")
-    if all(verb.done(run.agents[name]) for name in _meant(run, only)):
+    if all(verb.done(agent) for agent in meant(run, only)):
         return f"{only or f'run {run.id}'} is {verb.past} already"
     return None
 
 
-def _meant(run: RunState, only: str) -> list[str]:
+def meant(run: RunState, only: str) -> list[AgentState]:
     """The agents that a request is about: one with its instances, or all."""
-    return [name for name in run.agents if not only or name == only or name.startswith(f"{only}[")]
+    return [agent for name, agent in run.agents.items() if not only or name == only or name.startswith(f"{only}[")]
 
 
-def _effect(reader: SqliteReader, run: RunId, verb: Verb, only: str, number: int) -> tuple[int | None, RunState]:
+def effect(reader: SqliteReader, run: RunId, verb: Verb, only: str, number: int) -> tuple[int | None, RunState]:
     """Waits until a living executor has done what was asked. Its process id, None when there is none; the run then."""
     end = time.monotonic() + verb.within_s
     pid: int | None = None
@@ -148,7 +156,7 @@ def _effect(reader: SqliteReader, run: RunId, verb: Verb, only: str, number: int
         state = fold_all(run, reader.read(run))
         if (alive := lease is not None and lease.alive) and lease is not None:
             pid = lease.holder.pid
-        taken = number in state.commands and all(verb.done(state.agents[name]) for name in _meant(state, only))
+        taken = number in state.commands and all(verb.done(agent) for agent in meant(state, only))
         if taken or state.ended or time.monotonic() > end:
             return pid, state
         if not alive:
@@ -156,10 +164,10 @@ def _effect(reader: SqliteReader, run: RunId, verb: Verb, only: str, number: int
         time.sleep(LOOK_S)
 
 
-def _lines(verb: Verb, meant: Sequence[AgentState], pid: int | None) -> Iterator[str]:
+def lines(verb: Verb, about: Sequence[AgentState], pid: int | None) -> Iterator[str]:
     """What became of the agents that were meant."""
-    left = [a for a in meant if not verb.done(a)]
-    done = [a for a in meant if a not in left and (not a.ended or a.status is AgentStatus.STOPPED)]
+    left = [a for a in about if not verb.done(a)]
+    done = [a for a in about if a not in left and (not a.ended or a.status is AgentStatus.STOPPED)]
     if done:
         more = f" and {len(done) - SHOWN} more" if done[SHOWN:] else ""
         yield f"{verb.past}: {', '.join(line_of(a.name, 60) for a in done[:SHOWN])}{more}"

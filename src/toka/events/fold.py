@@ -133,7 +133,7 @@ def _ask_retry(agent: AgentState, event: CommandApplied) -> AgentState:
 
 def _forgiven(agent: AgentState) -> AgentState:
     """An agent with all chances again that it had at the beginning."""
-    tasks = {name: replace(task, nudges=(), restarts=()) for name, task in agent.tasks.items()}
+    tasks = {n: replace(t, spared=(len(t.nudges), len(t.restarts))) for n, t in agent.tasks.items()}
     return replace(agent, tasks=tasks, health=Health.HEALTHY, crashes=0)
 
 
@@ -201,6 +201,8 @@ def _agent_state(state: AgentState, record: Record) -> AgentState:
         crashes, failed = state.crashes_at(record.at), event.by == Trigger.WORK
         new = replace(new, crashes=crashes, restarts=state.restarts + 1, crashed_at=state.steps)
         return replace(new, tries=state.tries + failed)
+    if status is AgentStatus.STARTING:
+        return replace(new, retry=None)
     if status is AgentStatus.READY:
         ended = state.status in AGENT_ENDS
         return replace(_forgiven(new), retry=None, tries=state.tries + ended, fresh_s=active, stop="")
@@ -212,6 +214,8 @@ def _health(state: AgentState, record: Record) -> AgentState:
     assert isinstance(event, HealthChanged)
     new = replace(state, health=Health(event.health), found=event, changed_at=record.at)
     task = state.tasks.get(event.task)
+    if task is not None and event.health == Health.BURNING:
+        return _with_task(new, record, replace(task, burnt=True))
     known = {Rung.NUDGE: "nudges", Rung.RESTART: "restarts"}.get(Rung(event.rung))
     if task is None or known is None or event.step in getattr(task, known):
         return new

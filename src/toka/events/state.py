@@ -48,6 +48,8 @@ class TaskState:
         denied: tool calls that were refused.
         fresh: the attempts before it was tried again on a person's word: they count as no retries.
         nudges, restarts: the steps after which its model was told that it gets nowhere, or was started again.
+        spared: how many of each a person has let pass: they count no more.
+        burnt: whether its model was told that a budget is nearly used up.
     """
 
     id: str
@@ -66,6 +68,8 @@ class TaskState:
     fresh: int = 0
     nudges: tuple[str, ...] = ()
     restarts: tuple[str, ...] = ()
+    spared: tuple[int, int] = (0, 0)
+    burnt: bool = False
 
 
 @dataclass(frozen=True, slots=True)

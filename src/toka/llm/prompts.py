@@ -231,6 +231,27 @@ def nudge_to_report() -> str:
     )
 
 
+def nudge_on(reason: str) -> str:
+    """What a model is told that gets nowhere."""
+    return (
+        f"You get nowhere: {reason}. Doing the same again will give the same. Try another way, or end the task with"
+        f" `{REPORT}` (status blocked) and say what is missing."
+    )
+
+
+def nudge_to_save(reason: str) -> str:
+    """What a model is told whose budget is nearly used up."""
+    return f"Your budget is nearly used up: {reason}. Do only what still matters, and end the task with `{REPORT}`."
+
+
+def set_back(reason: str) -> str:
+    """What a model is told that was set back to where it last got somewhere."""
+    return (
+        f"You were set back to this point, because after it you got nowhere: {reason}. You no longer see what you did"
+        " after it, but what it changed is still changed. Go another way from here."
+    )
+
+
 def tool_result(tool: str, text: str, limit: int = MAX_MATERIAL) -> str:
     """A tool's result as the model sees it: fenced material of at most `limit` characters."""
     return fence(f"result of {tool}", text, limit)

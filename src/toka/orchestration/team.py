@@ -150,9 +150,8 @@ class TeamExecution:
 
     async def reopen_skipped(self) -> None:
         """Lets agents wait again that were skipped because of one that is to be done again."""
-        states = self._context.recorder.state.agents
         for name in self._plan.graph.order:
-            state = self._manager.state(name)
+            state, states = self._manager.state(name), self._context.recorder.state.agents
             if state.status is AgentStatus.SKIPPED and state.why == "dependency":
                 needed = [e for e in self._plan.graph.before[name] if e.required]
                 if all(e.on not in states or satisfied(e, together(states[e.on], states)) for e in needed):

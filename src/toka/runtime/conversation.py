@@ -12,12 +12,15 @@ from toka.core.effect import Effect
 from toka.core.ids import StepKey, TaskId
 from toka.core.message import Message, ToolCall, ToolSpec, Usage
 from toka.errors import LimitExceeded, ModelError, ModelRefused, ModelUnavailable
+from toka.events.health import Health, HealthChanged, Rung
+from toka.events.state import TaskState
 from toka.llm.failure import failure_of
 from toka.llm.model import ModelRequest
-from toka.llm.prompts import REPORT_TOOL, bad_arguments, nudge_to_report
+from toka.llm.prompts import REPORT_TOOL, bad_arguments, nudge_on, nudge_to_report, nudge_to_save, set_back
 from toka.runtime.act import Act, Result, StepFailure
 from toka.runtime.context import AgentContext
 from toka.runtime.control import Interrupted
+from toka.runtime.health import Finding, Stuck, Watch, burning, rung, stuck
 from toka.runtime.resource import CallMeter, Scope
 from toka.runtime.toolcall import answer_call, answer_repeated, used_up
 from toka.tools.tool import validate
@@ -75,6 +78,8 @@ class Conversation:
         self._wrong = ""
         self._right = False
         self._cut = 0
+        self._watch = Watch()
+        self._before = 0
         self._ids: set[str] = set()
         self._earlier_calls = agent.steps.model_calls(task, attempt)
 
@@ -86,6 +91,7 @@ class Conversation:
 
         Raises:
             StepFailure: the attempt failed: no report, malformed calls, a model's failure, a limit.
+            Stuck: it gets nowhere, and what was done about that did not help.
             InDoubt, JournalError: see Steps.run.
             AwaitsApproval: see answer_call.
         """
@@ -96,7 +102,7 @@ class Conversation:
             if report := await self._answer(turn, reply):
                 return report
             self._count_invalid()
-            news = self._advice(reply)
+            news = await self._tend(turn, self._advice(reply))
         raise StepFailure("turns", f"no report after {self._agent.run.execution.max_turns} turns")
 
     async def _ask(self, turn: int, news: list[Message]) -> Message:
@@ -179,6 +185,7 @@ class Conversation:
 
         In the conversation, which goes back to the provider, no two calls have the same id.
         """
+        self._before = len(self._messages)
         calls = tuple(replace(call, id=self._own_id(call.id)) for call in reply.calls)
         self._messages.append(replace(reply, calls=calls))
         counts = Counter(call.id for call in reply.calls)
@@ -209,6 +216,7 @@ class Conversation:
                 answer = await answer_call(self._agent, key, call)
         except LimitExceeded as e:
             raise used_up(e) from e
+        self._watch.saw(call, answer.message.text, failed=answer.message.failed, at=self._before)
         self._messages.append(answer.message)
         if answer.invalid:
             self._wrong = answer.invalid
@@ -243,6 +251,36 @@ class Conversation:
         if self._invalid >= INVALID_IN_A_ROW:
             what = f"{self._invalid} malformed tool calls in a row, a reply each: {self._wrong}"
             raise StepFailure("malformed", what + self._cut_note())
+
+    async def _tend(self, turn: int, news: list[Message]) -> list[Message]:
+        """What the next turn begins with, after a look at whether the conversation gets anywhere.
+
+        Raises:
+            Stuck: it does not, and a person has to look at it.
+            JournalError: the record cannot be written.
+        """
+        agent = self._agent
+        steps, step = agent.steps, StepKey(self._task, self._attempt, turn, "model").text
+        told = steps.recorded_messages(StepKey(self._task, self._attempt, turn + 1, "model"))
+        state = agent.run.recorder.state.agents.get(agent.name)
+        task = (state.tasks.get(self._task) if state else None) or TaskState(self._task)
+        found = self._watch.look()
+        if found is None and told is None and not task.burnt and (reason := burning(agent.scope)):
+            found = Finding(Health.BURNING, reason, len(self._messages))
+        if found is None or (told is not None and step not in task.restarts):
+            return news
+        what = Rung.RESTART if step in task.restarts else rung(task, found.health, agent.run.execution)
+        reason = found.reason if what is not Rung.HOLD else stuck(task, found)
+        if told is None and step not in (*task.nudges, *task.restarts):
+            event = HealthChanged(found.health.value, what.value, self._task, step, reason)
+            await agent.run.recorder.record(agent.name, event)
+        if what is Rung.HOLD:
+            raise Stuck(reason)
+        if what is Rung.RESTART:
+            del self._messages[found.good :]
+            return [Message("user", set_back(reason))]
+        text = nudge_to_save(reason) if found.health is Health.BURNING else nudge_on(reason)
+        return [Message("user", "\n".join([*(m.text for m in news), text]))]
 
     def _advice(self, reply: Message) -> list[Message]:
         """What the next turn begins with when the reply was cut off, or called nothing; empty when all is well."""

@@ -218,8 +218,8 @@ class AgentProcessManager:
         if state.status not in RETRIED:
             return False
         if execution is not None:
-            if execution.waiting is not None:
-                execution.waiting.set()
+            if state.status is AgentStatus.BACKOFF:
+                execution.wake()
             return False
         told = f"{reason or 'tried again'} ({author})" if author else reason or "tried again"
         await self.reopen(name, Trigger.PERSON, told)

@@ -43,7 +43,8 @@ class AgentExecution:
         frozen: whether its processes were made to stand still.
         unwell: why its work was broken off; empty when it was not.
         expired: why its time is over; empty while it is not.
-        waiting: wakes it when it waits for its restart.
+        waiting: wakes it when it waits for its restart; None = it does not yet, or not any more.
+        woken: whether it is to start without a wait.
         outcome: how it ended.
     """
 
@@ -58,6 +59,7 @@ class AgentExecution:
     unwell: str = ""
     expired: str = ""
     waiting: asyncio.Event | None = None
+    woken: bool = False
     outcome: asyncio.Future[AgentOutcome] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     @property
@@ -73,6 +75,12 @@ class AgentExecution:
             Closing: the process is shutting down; the agent can be resumed.
         """
         return await asyncio.shield(self.outcome)
+
+    def wake(self) -> None:
+        """Ends its wait for a restart."""
+        self.woken = True
+        if self.waiting is not None:
+            self.waiting.set()
 
     def break_off(self, why: str) -> None:
         """Ends its work as a crash does; the policy decides whether it is started again."""
@@ -311,12 +319,14 @@ class Supervisor:
         """Waits for the time of a restart, without a place among the agents that act; a retry ends the wait."""
         self._places.leave(execution.name)
         execution.waiting = woken = asyncio.Event()
+        if execution.woken:
+            woken.set()
         sleep = asyncio.ensure_future(self._run.runtime.clock.sleep(seconds))
         wake = asyncio.ensure_future(woken.wait())
         try:
             await asyncio.wait({sleep, wake}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            execution.waiting = None
+            execution.waiting, execution.woken = None, False
             for each in (sleep, wake):
                 each.cancel()
             await asyncio.gather(sleep, wake, return_exceptions=True)

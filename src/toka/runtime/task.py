@@ -20,6 +20,7 @@ from toka.runtime.approval import AwaitsApproval
 from toka.runtime.command import met, run_line, tail, verdict
 from toka.runtime.context import AgentContext
 from toka.runtime.conversation import Conversation, Report, opening_messages
+from toka.runtime.health import Stuck
 from toka.runtime.outputs import last_talk, report_of
 
 
@@ -28,7 +29,7 @@ class TaskOutcome:
     """How a task ended, or that it waits for a person.
 
     Attributes:
-        status: an end, NEEDS_ATTENTION or AWAITING_APPROVAL.
+        status: an end, NEEDS_ATTENTION or AWAITING_APPROVAL; RUNNING when it got nowhere and its agent is held.
         report: what was reported; None when nothing was.
         reason: the error, or the question for a person; empty on success.
         why: the cause as a word: reported, exit, timeout, limit, malformed ...
@@ -166,6 +167,8 @@ class TaskExecutor:
                 last = failure.message
             except InDoubt as doubt:
                 return TaskOutcome(TaskStatus.NEEDS_ATTENTION, None, doubt.question, "in_doubt")
+            except Stuck as report:
+                return TaskOutcome(TaskStatus.RUNNING, None, str(report), "stuck")
             except AwaitsApproval as waits:
                 return TaskOutcome(TaskStatus.AWAITING_APPROVAL, None, waits.question, "approval")
             if self._status(work.task) is TaskStatus.AWAITING_APPROVAL:  # it went on although nobody answered
