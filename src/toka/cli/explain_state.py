@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from toka.cli.questions import is_late, late_text
 from toka.cli.text import age, line_of, moment
 from toka.cli.view import Planned, RunView
+from toka.events.health import Health, Rung
 from toka.events.lifecycle import AGENT_ENDS, AgentStatus, RunStatus, TaskStatus
 from toka.events.state import AgentState
 
@@ -34,11 +37,18 @@ def explanation(view: RunView, agent: AgentState) -> list[str]:
     if agent.status in AGENT_ENDS:
         return _ending(agent)
     out = _approvals(view, agent) + _questions(agent)
+    if agent.retry is not None and view.status is not RunStatus.RUNNING:
+        out.append(f"is to be tried again ({agent.retry or 'no reason given'})")
     for hold, reason in {**view.state.holds, **agent.holds}.items():
         lift = _LIFTED.get(hold, "toka resume {run}").format(run=f"{view.state.id}{view.options}")
         out.append(f"held by {hold}: {reason or 'no reason given'}; to go on: {lift}")
+    out += _health(agent)
     if out:
         return out
+    if agent.status is AgentStatus.BACKOFF:
+        return [_backoff(view, agent)]
+    if agent.status is AgentStatus.PAUSED and view.going:
+        return ["was resumed and waits for a free place: only so many agents run at one time"]
     if agent.status in (AgentStatus.CONFIGURED, AgentStatus.READY):
         return [_not_started(view, agent)]
     if view.status is RunStatus.INTERRUPTED:
@@ -55,7 +65,32 @@ def explanation(view: RunView, agent: AgentState) -> list[str]:
 def _ending(agent: AgentState) -> list[str]:
     if agent.status is AgentStatus.COMPLETED:
         return []
-    return [agent.reason or agent.why or f"{agent.status.lower()} without a reason"]
+    return [agent.reason or agent.why or f"{agent.status.lower()} without a reason", *_health(agent)]
+
+
+_DONE: Final = {
+    Rung.NUDGE: "its model was told so",
+    Rung.RESTART: "it was set back to where it last got somewhere",
+    Rung.HOLD: "it was held",
+}
+
+
+def _health(agent: AgentState) -> list[str]:
+    """What was last found wrong with it, and done about it; empty while it is healthy."""
+    if agent.health is Health.HEALTHY or agent.found is None or agent.status is AgentStatus.QUARANTINED:
+        return []
+    task = f" in task {agent.found.task}" if agent.found.task else ""
+    return [f"{agent.health.value}{task}: {agent.found.reason}; {_DONE[Rung(agent.found.rung)]}"]
+
+
+def _backoff(view: RunView, agent: AgentState) -> str:
+    """Why it is restarted, and when."""
+    crashed = f"crashed ({agent.crashes} in a row): {agent.reason}"
+    if agent.until is None or not view.going:
+        return crashed
+    left = max(0.0, agent.until - view.now)
+    now = f"toka retry {view.state.id} {agent.name}{view.options}"
+    return f"{crashed}; is restarted in {left:.0f} s, or now with: {now}"
 
 
 def _approvals(view: RunView, agent: AgentState) -> list[str]:

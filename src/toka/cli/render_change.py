@@ -23,6 +23,7 @@ from toka.events.event import (
     Unknown,
 )
 from toka.events.flow import ApprovalAnswered, ApprovalAsked, InstancesMade, OutputsMade
+from toka.events.health import HealthChanged
 
 MALFORMED: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What showing a record raises whose fields are not of the kind they should be: somebody edited it."""
@@ -66,6 +67,9 @@ def change_lines(event: Event, paint: Paint = plain) -> list[str]:
             return [f"answered by {line_of(event.author) or 'somebody'}: {line_of(event.answer)}"]
         case StepInDoubt():
             return [f"{paint('in doubt', 'warn')}: {line_of(event.question)}"]
+        case HealthChanged():
+            whose = f"{line_of(event.task, 60)} " if event.task else ""
+            return _told(f"{whose}{paint(line_of(event.health, 40), 'warn')} ({line_of(event.rung, 40)})", event.reason)
         case InstancesMade():
             return [f"is there {some(event.count, 'time')}, once for each element"]
         case OutputsMade():

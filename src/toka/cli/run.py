@@ -61,6 +61,7 @@ NO_SANDBOX_OPTION: Final = click.option(
 @click.option("--state", type=ANY_PATH, help="Where runs are recorded.")
 @click.option("--model", help="PROVIDER:MODEL, auto, or scripted:FILE; overrides the specs.")
 @click.option("--base-url", help="A server that speaks the provider's protocol.")
+@click.option("--deadline", metavar="DURATION", help="End the run when it takes longer, interruptions included: 2h.")
 @click.option("--enable", multiple=True, metavar="NAME", help="Switch on a conditional task group. Repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines.")
 @click.option("--quiet", "-q", is_flag=True, help="Print only errors and the end.")
@@ -84,7 +85,9 @@ def run(
     How a script looks, `toka explain TK6101` says.
     """
     model = absolute_model(model) if model else None
-    settings = read_settings({"state": _text(state), "model": model, "base_url": base_url})
+    settings = read_settings(
+        {"state": _text(state), "model": model, "base_url": base_url, "execution.run_timeout": flags["deadline"]}
+    )
     warn_of(settings.findings)
     configs = read_team(paths, settings, flags["inputs"])
     check_server(settings, configs, model)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,12 +45,14 @@ class Verb:
         done: whether an agent is where the request wants it.
         past: what is said of such an agent.
         within_s: how long to wait for it.
+        arguments: of the request.
     """
 
     name: str
     done: Callable[[AgentState], bool]
     past: str
     within_s: float = TAKEN_S
+    arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 _AT_WORK: Final = (AgentStatus.STARTING, AgentStatus.RUNNING, AgentStatus.PAUSING)
@@ -72,13 +74,16 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command()
+@click.option("--now", is_flag=True, help="Hold what is in flight, too: commands stand still.")
 @_options
-def pause(run_id: str, agent: str | None, reason: str, state: Path | None, *, as_json: bool) -> int:
+def pause(run_id: str, agent: str | None, reason: str, state: Path | None, *, now: bool, as_json: bool) -> int:
     """Let an agent, or all of a run, take no further step until `toka resume`.
 
-    What is in flight is finished and recorded first. A pause survives the process: it counts until it is lifted.
+    What is in flight is finished and recorded first; with --now its commands stand still where they are. A pause
+    survives the process: it counts until it is lifted.
     """
-    return _steer(PAUSE, run_id, agent, reason, state, as_json=as_json)
+    verb = replace(PAUSE, arguments={"now": True}) if now else PAUSE
+    return _steer(verb, run_id, agent, reason, state, as_json=as_json)
 
 
 @click.command()
@@ -99,7 +104,7 @@ def _steer(verb: Verb, run_id: str, agent: str | None, reason: str, state: Path 
         only = match_name(recorded.agents, agent) if agent is not None else ""
         said, pid = _nothing_to_do(verb, recorded, only), None
         if said is None:
-            number = asyncio.run(submit_command(settings, run, verb.name, agent=only, by=by))
+            number = asyncio.run(submit_command(settings, run, verb.name, by=by, agent=only, arguments=verb.arguments))
             pid, recorded = effect(reader, run, verb, only, number)
             if pid is None and verb is STOP and not recorded.ended:  # nobody executes it: it is brought to its end here
                 recorded = asyncio.run(_settled(settings, run)) or recorded

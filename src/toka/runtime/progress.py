@@ -30,6 +30,7 @@ from toka.events.event import (
     TaskStateChanged,
 )
 from toka.events.flow import ApprovalAnswered, ApprovalAsked
+from toka.events.health import HealthChanged
 from toka.events.lifecycle import AGENT_ENDS, TASK_ENDS, AgentStatus
 from toka.events.record import Record
 from toka.events.state import AgentState
@@ -230,6 +231,8 @@ def progress_event(record: Record) -> ProgressEvent | None:
     if isinstance(event, StepDone | StepFailed) and event.limit is not None:
         over = LimitExceeded(**event.limit)
         return ProgressEvent("limit_exceeded", agent, _task_id(event.step), f"limit met: {over.message}", at)
+    if isinstance(event, HealthChanged):
+        return ProgressEvent("agent_health", agent, event.task, f"{event.health}: {event.reason} ({event.rung})", at)
     if isinstance(event, StepInDoubt):
         return ProgressEvent("step_in_doubt", agent, _task_id(event.step), event.question, at)
     if isinstance(event, StepResolved):
