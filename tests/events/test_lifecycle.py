@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -108,3 +109,13 @@ def test_a_run_that_waits_or_was_interrupted_has_not_ended() -> None:
         RunStatus.WAITING,
         RunStatus.INTERRUPTED,
     }
+
+
+def test_the_manual_shows_the_tables() -> None:
+    manual = Path(__file__).parents[2] / "docs" / "supervision.md"
+    lines = [line for line in manual.read_text().splitlines() if line.startswith("| ") and line.count("|") == 4]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    shown = {(old, new, by) for old, new, told in rows for by in told.split(", ") if new in {*AgentStatus, *TaskStatus}}
+    tables = (AGENT_TRANSITIONS, TASK_TRANSITIONS)
+    cells = [(old, new, by) for t in tables for old, row in t.items() for new, by in row.items()]
+    assert shown == {(old.value, new.value, each.value) for old, new, by in cells for each in by}

@@ -90,6 +90,18 @@ class DependencyResolver:
         return out
 
     @cached_property
+    def work_behind(self) -> Mapping[AgentName, int]:
+        """How many tasks the heaviest path that starts at each agent has, its own included; an agent has one at least.
+
+        How long a task takes nobody knows before; that each takes as long as another is the best guess there is.
+        """
+        out: dict[AgentName, int] = {}
+        for name in reversed(self.order):
+            own = max(1, len(self.configs[name].tasks.default))
+            out[name] = own + max((out[e.agent] for e in self.after[name]), default=0)
+        return out
+
+    @cached_property
     def critical_path(self) -> tuple[AgentName, ...]:
         """One longest path through the graph; the more urgent agent where two are equally long."""
         path: list[AgentName] = []

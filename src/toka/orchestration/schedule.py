@@ -33,7 +33,7 @@ class Blocked:
 
 
 class Schedule:
-    """The ready agents of a team, by priority, then by the longest path behind them, then by name.
+    """The ready agents of a team, by priority, then by the work on the heaviest path behind them, then by name.
 
     Invariant: an agent is ready exactly when every required dependency is COMPLETED (and verified, where demanded) and
     every optional one has ended somehow.
@@ -83,7 +83,7 @@ class Schedule:
 
     def _push(self, name: AgentName) -> None:
         self._known.add(name)
-        heapq.heappush(self._ready, (int(self._graph.configs[name].priority), -self._graph.remaining[name], name))
+        heapq.heappush(self._ready, (int(self._graph.configs[name].priority), -self._graph.work_behind[name], name))
 
 
 def recovered(graph: DependencyResolver, states: Mapping[str, AgentState]) -> tuple[Schedule, list[Blocked]]:
