@@ -31,6 +31,7 @@ FLOORS: Mapping[str, int] = {
     "sandbox": 2,
     "journal": 3,
     "tools": 3,
+    "workspace": 3,
     "runtime": 4,
     "orchestration": 5,
     "app": 6,
@@ -56,6 +57,9 @@ FENCED: Mapping[str, set[str]] = {"pydantic_ai": VENDORS, "openai": VENDORS, "an
 STANDALONE = {
     f"toka.sandbox.{name}"
     for name in ("groundwork", "kernel", "listener", "probe", "roles", "streams", "worker", "zygote")
+} | {
+    f"toka.workspace.{name}"
+    for name in ("ignored", "inside", "operations", "packs", "putback", "store", "trees", "walk")
 }
 """Modules that run inside the sandbox, under the system's Python: standard library only, syntax of Python 3.9."""
 

@@ -4,9 +4,11 @@ TokaError                    the base; `exit_code` says how a command ends
 ├── UsageError               the command line or an API call asks for something that cannot be (exit 2)
 ├── ConfigError              the specs or settings are wrong; carries every finding, not the first (exit 3)
 ├── MissingError             something this machine should have is absent (exit 4)
+│   ├── CheckpointUnavailable  what checkpoints of the workspace need: git
 │   ├── ModelUnavailable     no model, or none that answers now; says whether a retry may help
 │   └── SandboxUnavailable   no sandbox of the wanted strength
 ├── CapabilityDenied         policy refuses (exit 5)
+├── CheckpointRefused        a checkpoint cannot be taken or put back now; says why (exit 6)
 ├── LimitExceeded            a limit or budget is used up; names scope, limit, use and unit (exit 6)
 ├── NotFound                 no such run, agent, record (exit 9)
 ├── ModelError               a model call failed; says whether a retry may help (exit 1)
@@ -101,6 +103,26 @@ class ModelUnavailable(MissingError):
 
 class SandboxUnavailable(MissingError):
     """No sandbox of the wanted strength can be had. Nothing was started outside one."""
+
+
+class CheckpointUnavailable(MissingError):
+    """Checkpoints of the workspace cannot be had: git is missing."""
+
+
+class CheckpointRefused(TokaError):
+    """A checkpoint was not taken, or not put back.
+
+    Attributes:
+        reason: `quota` or `disk`: it has no room, nothing of it was kept · `scope`: it does not hold what was asked for
+            · `changed`: the workspace does not stand still · `damaged`: the store is · `ignored`: git does not tell
+            which files are · `bad-run`: the run's id cannot be a name.
+    """
+
+    exit_code = 6
+
+    def __init__(self, message: str, *, reason: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
 
 
 class CapabilityDenied(TokaError):

@@ -115,10 +115,10 @@ async def test_a_missing_workspace_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root maps owners")
 async def test_a_workspace_that_cannot_be_mapped_says_so_and_leaves_nothing_staged() -> None:
-    before = spawn.starter().submit(os.listdir, spawn._stage()).result()
+    before = spawn.starter().submit(os.listdir, spawn.stage_folder()).result()
     with pytest.raises(SandboxUnavailable, match="owner cannot be mapped"):
         await Sandbox.start(Path("/proc"), SandboxPolicy(reads=(".",)), Surroundings(SystemClock()))
-    assert set(spawn.starter().submit(os.listdir, spawn._stage()).result()) <= set(before)
+    assert set(spawn.starter().submit(os.listdir, spawn.stage_folder()).result()) <= set(before)
 
 
 def test_the_doctor_is_content_here() -> None:

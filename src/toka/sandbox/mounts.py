@@ -132,7 +132,7 @@ def open_granted(workspace: Path, policy: SandboxPolicy, stack: ExitStack, held:
     rules = {rule.path: rule for rule in (*policy.rules, *protection.rules)}
     for rule in sorted(rules.values(), key=lambda r: r.order):
         try:
-            fd, note = _open_below(root, rule)
+            fd, note = open_below(root, rule)
         except OSError as error:
             notes.append(_why_not(rule, error))
             continue
@@ -148,7 +148,7 @@ def open_granted(workspace: Path, policy: SandboxPolicy, stack: ExitStack, held:
     return Granted(tuple(opened), tuple(notes), (status.st_uid, status.st_gid), toolchains)
 
 
-def _open_below(root: int, rule: PathRule) -> tuple[int, str]:
+def open_below(root: int, rule: PathRule) -> tuple[int, str]:
     """The descriptor of a path below `root`, and a note when it had to be created."""
     if rule.path == ".":
         return os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root), ""
@@ -256,7 +256,7 @@ def lay_out(granted: Granted, policy: SandboxPolicy, sources: Sequence[str], use
         user: who the sandbox's processes are.
         stack: closes the descriptors of generated files.
     """
-    argv = [*_namespaces(), "--dir", WORKSPACE]
+    argv = [*namespaces(), "--dir", WORKSPACE]
     fds = [o.fd for o in (*granted.opened, *granted.toolchains)]
     own = len(granted.opened)
     for opened, source in zip(granted.opened, sources[:own], strict=True):
@@ -264,7 +264,7 @@ def lay_out(granted: Granted, policy: SandboxPolicy, sources: Sequence[str], use
             argv += ["--perms", "0555", "--tmpfs", opened.target, "--remount-ro", opened.target]
         else:
             argv += ["--bind" if opened.rule.access == "write" else "--ro-bind", source, opened.target]
-    argv += ["--ro-bind", "/usr", "/usr", *_system_folders(), "--perms", "0755", "--dir", "/etc"]
+    argv += ["--ro-bind", "/usr", "/usr", *system_folders(), "--perms", "0755", "--dir", "/etc"]
     argv += mounts_of(granted.toolchains, sources[own:])
     for name in ETC:
         argv += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
@@ -283,7 +283,8 @@ def lay_out(granted: Granted, policy: SandboxPolicy, sources: Sequence[str], use
     return Layout(tuple(argv), tuple(fds))
 
 
-def _namespaces() -> Iterator[str]:
+def namespaces(capabilities: Sequence[str] = CAPABILITIES) -> Iterator[str]:
+    """What bwrap is told of namespaces, and of what the first process in them may do."""
     yield from ("--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts")
     yield from (
         "--unshare-cgroup",
@@ -294,11 +295,11 @@ def _namespaces() -> Iterator[str]:
         "--as-pid-1",
         "--clearenv",
     )
-    for capability in CAPABILITIES:
+    for capability in capabilities:
         yield from ("--cap-add", capability)
 
 
-def _system_folders() -> Iterator[str]:
+def system_folders() -> Iterator[str]:
     """/bin and the like as this host has them: links into /usr, or folders of their own."""
     for name in SYSTEM_FOLDERS:
         path = Path(name)

@@ -79,11 +79,11 @@ def _leave_mounts() -> None:
     """Gives this thread mounts of its own, which still follow the machine's, and an empty folder to stage in."""
     unshare(CLONE_NEWNS)
     mount(None, "/", None, MS_REC | MS_SLAVE)
-    mount("toka", _stage(), "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
+    mount("toka", stage_folder(), "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
 
 
 @cache
-def _stage() -> str:
+def stage_folder() -> str:
     """An empty one if there is one: what is in the others can be a workspace or a toolchain, and would be covered."""
     there = [folder for folder in STAGES if Path(folder).is_dir()]
     return next((folder for folder in there if not any(Path(folder).iterdir())), there[0])
@@ -103,10 +103,10 @@ def spawn(workspace: Path, policy: SandboxPolicy) -> Spawned:
         granted = open_granted(workspace, policy, stack, held)
         stage = ""
         if os.geteuid() == 0:
-            stage = tempfile.mkdtemp(dir=_stage())
+            stage = tempfile.mkdtemp(dir=stage_folder())
             failed = stack.enter_context(ExitStack())
             failed.callback(unstage, stage)
-            sources = _staged(granted, user, stage)
+            sources = stage_all(granted, user, stage)
         else:
             failed = ExitStack()
             sources = [f"/proc/self/fd/{opened.fd}" for opened in (*granted.opened, *granted.toolchains)]
@@ -149,7 +149,7 @@ def _started(
     return process, control, errors, info
 
 
-def _staged(granted: Granted, user: User, stage: str) -> list[str]:
+def stage_all(granted: Granted, user: User, stage: str) -> list[str]:
     """Mounts each granted path below `stage` with its owner mapped; where, in their order."""
     users = mapping(granted.owner, user)
     os.chmod(stage, 0o755)  # noqa: S103 - the sandbox is another user, who must get through
