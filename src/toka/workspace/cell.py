@@ -128,7 +128,7 @@ def spawn(plan: Plan) -> tuple[Spawned, dict[str, Any]]:
         workspace, store = _opened(plan, stack)
         full = plan.level == "full"
         folder = mounts.WORKSPACE if full else str(plan.workspace)
-        config = {
+        config: dict[str, Any] = {
             "workspace": folder, "git": git, "quota": plan.quota, "excluded": plan.excluded,
             "writable": not plan.writable, "mounts": [], "landlock": _rules(plan, git, folder).to_json(abi()),
             "seccomp": _filter(),
@@ -203,7 +203,7 @@ def _started(
     fds = [theirs.fileno(), code, info]
     if plan.level == "full":
         stage, sources = _sources(workspace, store, user, failed)
-        argv = [find_bwrap(), "--info-fd", str(info), *_layout(workspace, store, sources), "--", *argv]
+        argv = [find_bwrap(), "--info-fd", str(info), *_layout(workspace, sources), "--", *argv]
         fds += [store.fd, *(opened.fd for opened in workspace.opened)]
     own = None if user == os.geteuid() else user
     try:
@@ -233,7 +233,7 @@ def _sources(workspace: Granted, store: Opened, user: int, failed: ExitStack) ->
     return stage, [*sources, inner]
 
 
-def _layout(workspace: Granted, store: Opened, sources: Sequence[str]) -> Iterator[str]:
+def _layout(workspace: Granted, sources: Sequence[str]) -> Iterator[str]:
     """What bwrap is told: no network, the system read-only, and two folders."""
     yield from (*namespaces(()), "--dir", mounts.WORKSPACE, "--dir", STORE)
     writes = any(opened.rule.access == "write" for opened in workspace.opened)
@@ -328,4 +328,3 @@ async def start_cell(plan: Plan) -> Cell:
     finally:
         starter().submit(unstage, zygote.stage)
     return Cell(zygote)
-

@@ -10,128 +10,21 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from toka.core.clock import Clock
 from toka.errors import CheckpointRefused, NotFound, SandboxError
 from toka.sandbox.idmap import agent_uid
-from toka.sandbox.level import Level
+from toka.sandbox.level import check_owner
 from toka.workspace.cell import Cell, Plan, find_git, start_cell
+from toka.workspace.checkpoint import Change, Checkpoint, Diff, Entry, Restored, Settings
 from toka.workspace.lock import Holder, Note, WriteLock, read_holder
 
-GIB: Final = 1024**3
-IDLE_S: Final = 60.0
 LONGEST_S: Final = 900.0
 """Seconds after which one operation is given up."""
 ROUNDS: Final = 6
 """How often a workspace that keeps changing is recorded and put back before that is given up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How checkpoints of a workspace are made.
-
-    Attributes:
-        level: of the sandbox in which they are made; agents' own.
-        quota_bytes: bytes that the workspace's store may have; None = no bound.
-        ignored: whether files that .gitignore files name are recorded, too.
-        idle_s: seconds without use after which the process that makes them ends.
-    """
-
-    level: Level = "full"
-    quota_bytes: int | None = 10 * GIB
-    ignored: bool = True
-    idle_s: float = IDLE_S
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A state of the workspace that can be put back.
-
-    Attributes:
-        id: its name, 40 hexadecimal digits.
-        created: False when nothing had changed since the last one with the same scope: this is that one.
-        files: files and links that it holds.
-        changed: files and links that differ from the last one.
-        uncovered: up to 200 paths that it does not hold, each with the reason: `x.sock is a socket`.
-        uncovered_count: how many there are.
-        wall_s: seconds it took.
-    """
-
-    id: str
-    created: bool
-    files: int
-    changed: int
-    uncovered: tuple[str, ...]
-    uncovered_count: int
-    wall_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """A workspace that was put back.
-
-    Attributes:
-        kept: the checkpoint of what was there before.
-        changed: paths that were written, taken away, or given another mode or time.
-        left: paths that are not as the checkpoint has them, each with the reason.
-        wall_s: seconds it took.
-    """
-
-    kept: str
-    changed: tuple[str, ...]
-    left: tuple[str, ...]
-    wall_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One path that differs.
-
-    Attributes:
-        status: `A`dded, `M`odified (contents, or whether it may be executed), `D`eleted, or of another `T`ype.
-        path: relative to the workspace; bytes that are no UTF-8 are lone surrogates.
-        old_mode, new_mode: git's: `100644`, `100755`, `120000`; `000000` for what is not there.
-    """
-
-    status: Literal["A", "M", "D", "T"]
-    path: str
-    old_mode: str
-    new_mode: str
-
-
-@dataclass(frozen=True, slots=True)
-class Diff:
-    """What differs between two states.
-
-    Attributes:
-        changes: by path.
-        text: a unified diff as git writes it; of binary files it says only that they differ.
-    """
-
-    changes: tuple[Change, ...]
-    text: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A checkpoint in a run's history.
-
-    Attributes:
-        id: its name.
-        note: for which step it was first taken.
-        at: seconds since the epoch.
-        scope: what it holds.
-        kept_for: when it was taken before going back to another one: that one; else empty.
-    """
-
-    id: str
-    note: Note
-    at: float
-    scope: tuple[str, ...]
-    kept_for: str = ""
 
 
 class Checkpoints:
@@ -141,7 +34,7 @@ class Checkpoints:
     `lock`; nothing here takes it. Leaving `close` out leaves a process until this one ends.
     """
 
-    def __init__(self, workspace: Path, state: Path, clock: Clock, settings: Settings = Settings()) -> None:  # noqa: B008
+    def __init__(self, workspace: Path, state: Path, clock: Clock, settings: Settings = Settings()) -> None:
         """Args:
         workspace: an existing folder.
         state: Toka's state directory; what lies below it is not of the workspace.
@@ -230,7 +123,7 @@ class Checkpoints:
             first = first or plan["kept"]
             if "open" in plan:
                 opening = False  # what is closed after that is somebody else's
-                await self._change((".",), {"op": "open", "paths": plan["open"]})
+                await self._change(tuple(plan["writable"]), {"op": "open", "paths": plan["open"]})
                 continue
             changed.update(dict.fromkeys(map(shown, plan["changed"])))
             done: dict[str, Any] = {"raced": [], "left": {}}
@@ -260,7 +153,7 @@ class Checkpoints:
         """
         request = {"op": "diff", "old": old, "new": new, "paths": list(paths)}
         answer, text = await self._ask(request)
-        return Diff(tuple(Change(*change) for change in answer["changes"]), text)
+        return Diff(tuple(Change(*change) for change in answer["changes"]), text, answer["cut"])
 
     async def history(self, run: str | None = None) -> list[Entry]:
         """All checkpoints that are kept for a run (None: for any), oldest first. Raises as `take` does."""
@@ -335,6 +228,8 @@ class Checkpoints:
 
     async def _start(self) -> None:
         find_git()
+        if self._settings.level == "reduced":
+            check_owner(self._workspace)
         self._make()
         old, self._cell = self._cell, None
         if old is not None:

@@ -11,7 +11,6 @@ import subprocess
 
 from toka.workspace.store import VARIABLES, Refused
 
-
 MOST = 16 * 1024
 """Bytes of names in one question; a pipe holds four times as much."""
 FIELDS = 4
@@ -27,10 +26,10 @@ class Ignored:
     """
 
     def __init__(self, git: str, workspace: str) -> None:
-        index = os.path.join(workspace, ".git/index")  # noqa: PTH118
+        index = os.path.join(workspace, ".git/index")
         env = {
-            **VARIABLES, "GIT_DIR": os.getcwd(), "GIT_WORK_TREE": workspace,  # noqa: PTH109
-            "GIT_INDEX_FILE": index if os.path.isfile(index) else "/dev/null/none",  # noqa: PTH113
+            **VARIABLES, "GIT_DIR": os.getcwd(), "GIT_WORK_TREE": workspace,
+            "GIT_INDEX_FILE": index if os.path.isfile(index) else "/dev/null/none",
         }  # fmt: skip
         argv = [git, "check-ignore", "--stdin", "-z", "--verbose", "--non-matching"]
         self._process = subprocess.Popen(

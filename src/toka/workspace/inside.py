@@ -1,13 +1,11 @@
 """The process that makes checkpoints: alone in a sandbox without network, with a workspace and the private store.
 
-It runs no command of an agent, and none that anything in the workspace names: git is the only program it can start, with
-the store's settings. Two kinds exist: one reads the workspace and writes the store, one writes (a part of) the
-workspace and reads the store. It serves one request after the other until the host closes the control socket.
+It runs no command of an agent, and none that anything in the workspace names: git is the only program that it can
+start, with the store's settings. Two kinds exist: one reads the workspace and writes the store, one writes (a part of)
+the workspace and reads the store. It serves one request after the other until the host closes the control socket.
 
 Standard library and our own files only: it runs under the system's Python (>= 3.9), from an archive in memory.
 """
-
-# ruff: noqa: PTH108, PTH118, PTH123, BLE001 - paths stay text, and no request may end this process
 
 from __future__ import annotations
 
@@ -61,7 +59,7 @@ def recall(operations: Operations) -> None:
         with open(CACHE, "rb") as file:
             data = file.read()
         if hashlib.sha256(data[32:]).digest() == data[:32]:
-            operations.recall(marshal.loads(data[32:]))  # noqa: S302 - our own, and nobody else writes here
+            operations.recall(marshal.loads(data[32:]))
     except (OSError, ValueError, EOFError, TypeError, KeyError):
         pass
 

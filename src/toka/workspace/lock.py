@@ -13,7 +13,7 @@ import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Final, Self
 
 from toka.core.clock import Clock
 
@@ -64,7 +64,7 @@ class WriteLock:
         self._local = local
         self._fd = -1
 
-    async def __aenter__(self) -> WriteLock:
+    async def __aenter__(self) -> Self:
         """Waits for the lock, however long; cancelling gives up.
 
         Raises:

@@ -1,13 +1,12 @@
 """What the checkpoint process does when it is asked. Standard library only: it runs inside the sandbox."""
 
-# ruff: noqa: PTH108, PTH118, PTH123 - paths stay text
-
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import json
 import os
+import stat
 import time
 
 from toka.workspace.ignored import Ignored
@@ -20,7 +19,7 @@ from toka.workspace.walk import Folder as Seen
 
 TYPE_CHECKING = False  # importing typing would cost every start 3 ms
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
     from typing import Any
 
     from toka.workspace.store import Store
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
 OBJECTS = ".git/objects"
 """Not recorded: git only ever adds to it, and it may be larger than all the rest."""
 ROOT_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+LONGEST = 64 << 20
+"""Bytes of a diff."""
 LISTED = 200
 """Paths that an answer names of those that were not recorded or not put back."""
 
@@ -71,11 +72,22 @@ class Operations:
         with self._store.shared() if request["op"] != "forget" else contextlib.nullcontext(False) as fresh:
             if fresh:  # objects were cleaned away: nothing that is remembered may be trusted to be there
                 self._distrust()
-            try:
-                return self._table[request["op"]](request)
-            except BaseException:
-                self._distrust()  # what was begun may refer to objects that are not in the store
-                raise
+            return self._table[request["op"]](request)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Generator[None, None, None]:
+        try:
+            with self._store.writing():
+                yield
+        except BaseException:
+            self._distrust()  # what was begun may refer to objects that are not in the store
+            raise
+
+    def _has_objects(self) -> bool:
+        try:
+            return stat.S_ISDIR(os.lstat(f"{self._workspace}/.git").st_mode)
+        except OSError:
+            return False
 
     def _distrust(self) -> None:
         known = self._store.known
@@ -115,7 +127,7 @@ class Operations:
     def _take(self, request: dict[str, Any], note: dict[str, Any]) -> tuple[Walk, dict[str, Any]]:
         key = json.dumps([request["scope"], request["ignored"], request["objects"]])
         view = self._views.get(key)
-        with self._store.writing():
+        with self._writing():
             walk, root = self._walk(request, None if view is None else view.root)
             top = self._top(request, walk, root)
             created = view is None or view.top != top
@@ -131,7 +143,7 @@ class Operations:
         self._contents.update(walk.fresh)
         uncovered = sorted(walk.uncovered.items())
         return walk, {
-            "id": commit, "created": created, "files": walk.files, "changed": walk.changed,
+            "id": commit, "created": created, "files": walk.files, "changed": walk.changed if created else 0,
             "uncovered": uncovered[:LISTED], "uncovered_count": len(uncovered),
         }  # fmt: skip
 
@@ -182,18 +194,21 @@ class Operations:
         if outside := [path for path in scope if not within(path, about["scope"])]:
             raise Refused("scope", f"checkpoint {request['id'][:12]} does not hold {', '.join(outside)}")
         target = load(self._store.read, parts[b"files"], parts[b"meta"], below(scope))
-        objects = about["objects"] or not isinstance(target.entries.get(".git"), Branch)
+        # A repository that is to go must be kept whole; one that stays keeps its objects anyway.
+        gone = not isinstance(target.entries.get(".git"), Branch) and self._has_objects()
+        objects = about["objects"] or gone
         own = {"scope": scope, "ignored": about["ignored"], "objects": objects}
         walk, kept = self._take(own, {**request["note"], "kept": request["id"]})
         held = set(about["uncovered"]) | set(about["left_out"])
         closed = [p for p, why in walk.uncovered.items() if why == UNREADABLE and not within(p, held)]
         if closed and request["opening"]:
-            return {"kept": kept["id"], "open": closed}, b""
+            around = [path for path in scope if any(within(p, (path,)) for p in closed)]
+            return {"kept": kept["id"], "open": closed, "writable": around}, b""
         root = self._views[json.dumps([own["scope"], own["ignored"], own["objects"]])].root
         assert root is not None
         planner = Planner(held, walk.uncovered, [*walk.left_out, *walk.placeholders, *self._excluded])
         plan = planner.folder(target, root)
-        if not objects and ".git" not in root.entries:
+        if not about["objects"] and ".git" in target.entries and ".git" not in root.entries:
             planner.left[OBJECTS] = "was not recorded"
         answer: dict[str, Any] = {"kept": kept["id"], "changed": planner.changed, "plan": "", "left": planner.left}
         if plan is not None:
@@ -241,7 +256,7 @@ class Operations:
         """
         _, about, parts = self._read(request["old"])
         if request["new"] is None:
-            with self._store.writing():
+            with self._writing():
                 view = self._views.get(json.dumps([about["scope"], about["ignored"], about["objects"]]))
                 new = self._walk(about, None if view is None else view.root)[1].files.hex()
         else:
@@ -254,7 +269,7 @@ class Operations:
             old_mode, new_mode, _, _, status = head.decode().lstrip(":").split(" ")
             changes.append([status[:1], os.fsdecode(path), old_mode, new_mode])
         text = self._store.git("diff-tree", "-p", "--no-color", "--full-index", *common, *ends)
-        return {"changes": changes}, text
+        return {"changes": changes, "cut": len(text) > LONGEST}, text[:LONGEST]
 
     def history(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         """The notes of all checkpoints that are kept for a run (None: any), oldest first, each with its id."""

@@ -4,8 +4,6 @@ One pack for each checkpoint costs two files to make durable, however many objec
 Source of the formats: git's Documentation/gitformat-pack.txt.
 """
 
-# ruff: noqa: PTH105, PTH108, PTH118, PTH123, PTH208, S324 - paths stay text, and git's names of objects are SHA-1
-
 from __future__ import annotations
 
 import hashlib
@@ -161,7 +159,8 @@ def _index(entries: dict[bytes, tuple[int, int]], pack: bytes) -> bytes:
     counts = [0] * 256
     for name in names:
         counts[name[0]] += 1
-    total, fan = 0, []
+    total = 0
+    fan: list[int] = []
     for count in counts:
         total += count
         fan.append(total)

@@ -6,20 +6,20 @@ stays, and the caller records and plans again. Files are written beside their pl
 cut off anywhere leaves a workspace for which a new plan leads to the same end.
 """
 
-# ruff: noqa: PTH101, PTH102, PTH104, PTH106, PTH108 - names are relative to descriptors
-
 from __future__ import annotations
 
 import hashlib
 import os
 import stat
+import time
 
 from toka.workspace.trees import LINK, Branch, Leaf, within
 from toka.workspace.walk import FOLDER_FLAGS, OTHERS, PLACEHOLDER, Folder, signature
 
 TYPE_CHECKING = False  # importing typing would cost every start 3 ms
 if TYPE_CHECKING:
-    from typing import Any, Callable
+    from collections.abc import Callable
+    from typing import Any
 
     from toka.workspace.walk import Entry
 
@@ -98,9 +98,9 @@ class Planner:
         hidden = [p for p in self._unseen if within(p, (path,))]
         for below in hidden:
             self.left.setdefault(below, self._uncovered.get(below, "is ignored"))
-        inner["keep"] = bool(hidden)
+        inner["keep"] = bool(hidden) or entry.mark is None  # what is only on the way to the scope stays
         plan["prune"][name] = inner
-        if not hidden and wanted is None:
+        if not inner["keep"] and wanted is None:
             self.changed.append(path)
 
 
@@ -148,7 +148,9 @@ class Putter:
         for name, inner in plan["into"].items():
             self._try(path + name, self._into, fd, name, inner, path + name)
         if plan["mark"] is not None:
-            self._try(path or ".", self._settle, fd, *plan["mark"])
+            self._try(path[:-1] or ".", self._settle, fd, *plan["mark"])
+        elif busy and mode & 0o700 != 0o700:
+            os.chmod(fd, mode)
 
     def _try(self, path: str, act: Callable[..., None], *args: Any) -> None:
         try:
@@ -186,6 +188,8 @@ class Putter:
             if stat.S_IFMT(kind) in OTHERS:
                 os.unlink(name, dir_fd=fd)
                 os.mkdir(name, 0o700, dir_fd=fd)
+        if plan["mark"] is None:  # only on the way to the scope, so no mode was recorded
+            plan["mark"] = (0o755, time.time_ns())
         self._into(fd, name, plan, path)
 
     def _put(self, fd: int, item: list[Any], path: str) -> None:

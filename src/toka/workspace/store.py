@@ -5,8 +5,6 @@ called to read, to compare and to clean up, with nothing but what stands in this
 Standard library only: it runs inside the sandbox, under the system's Python (>= 3.9).
 """
 
-# ruff: noqa: PTH103, PTH105, PTH107, PTH108, PTH110, PTH118, PTH123, PTH208 - paths stay text, in a folder of our own
-
 from __future__ import annotations
 
 import contextlib
@@ -21,7 +19,7 @@ from toka.workspace.packs import BLOCK, FOLDER, Full, Pack, names_in, object_id,
 
 TYPE_CHECKING = False  # importing typing would cost every start 3 ms
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
     from typing import Any
 
 CONFIG = """[core]
@@ -104,7 +102,7 @@ class Store:
     # ---- writing
 
     @contextlib.contextmanager
-    def shared(self) -> Iterator[bool]:
+    def shared(self) -> Generator[bool, None, None]:
         """Around each use: nothing is cleaned away meanwhile. Gives whether something was, since the last use."""
         with locked(fcntl.LOCK_SH):
             now = read_text(GENERATION) if os.path.exists(GENERATION) else "0"
@@ -123,7 +121,7 @@ class Store:
                 self.known.update(names_in(f"{FOLDER}/{name}"))
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[Pack]:
+    def writing(self) -> Generator[Pack, None, None]:
         """Around what adds objects: all of them are in the store, on disk, at its end, or none is.
 
         Raises:
@@ -170,7 +168,7 @@ class Store:
         found: list[tuple[str, str]] = []
         for name in sorted(os.listdir(REFS)) if run is None else [run]:
             folder = f"{REFS}/{name}"
-            if RUN.fullmatch(name) and os.path.isdir(folder):  # noqa: PTH112
+            if RUN.fullmatch(name) and os.path.isdir(folder):
                 found += [(name, commit) for commit in sorted(os.listdir(folder)) if ID.fullmatch(commit)]
         return found
 
@@ -271,7 +269,7 @@ class Store:
 
 
 @contextlib.contextmanager
-def locked(how: int) -> Iterator[None]:
+def locked(how: int) -> Generator[None, None, None]:
     """Holds the store's own lock: for sharing by those who use it, alone by whoever cleans it."""
     try:
         fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

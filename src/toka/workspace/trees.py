@@ -3,29 +3,29 @@
 A checkpoint is a commit; its tree has three entries:
 
     files   the workspace as git would show it: contents, links, whether a file may be executed, empty folders
-    meta    the same folders again, each with a blob `m` and, as `d<name>`, the folders in it
+    meta    the same folders, each with a blob `m` and, as `d<name>`, the folders in it
     about   a JSON object: the scope, and what in it was not recorded
 
-The blob `m` holds records that end with NUL: `mode mtime` of the folder, then `mode mtime name` of each file and link in
-it, in octal and nanoseconds. A folder that is only on the way to the scope has `-` as its first record. A change in
+The blob `m` holds records that end with NUL: `mode mtime` of the folder, then `mode mtime name` of each file and link
+in it, in octal and nanoseconds. A folder that is only on the way to the scope has `-` as its first record. A change in
 one folder writes the objects of that folder and of those around it, and no others.
 """
 
 from __future__ import annotations
 
+import os
+
 TYPE_CHECKING = False  # importing typing would cost every start 3 ms
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Optional
+    from typing import TypeAlias
 
     Mark = tuple[int, int]
     """A mode (permission bits) and a time of change in nanoseconds."""
-    Below = Optional[dict[str, "Below"]]
+    Below: TypeAlias = "dict[str, Below] | None"
     """What of a folder is meant: all of it (None), or some of its entries."""
     Read = Callable[[str, str], bytes]
     """The contents of an object, by its name and kind."""
-
-import os
 
 FILE, PROGRAM, LINK, FOLDER = b"100644", b"100755", b"120000", b"40000"
 
@@ -97,7 +97,7 @@ def load(read: Read, files: str, meta: str, only: Below = None) -> Branch:
     entries: dict[str, Leaf | Branch] = {}
     for kind, raw, oid in entries_of(read(files, "tree")):
         name = os.fsdecode(raw)
-        if only is not None and name not in only:
+        if only is not None and (name not in only or (only[name] is not None and kind != FOLDER)):
             continue
         if kind == FOLDER:
             entries[name] = load(read, oid, parts[b"d" + raw], None if only is None else only[name])

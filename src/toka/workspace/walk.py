@@ -8,8 +8,6 @@ No name is ever followed: folders are opened one in the other by descriptor, fil
 neither file, folder nor link is not opened. Standard library only: it runs inside the sandbox.
 """
 
-# ruff: noqa: PTH104, PTH115, PTH118 - names are relative to descriptors
-
 from __future__ import annotations
 
 import os
@@ -23,7 +21,7 @@ from toka.workspace.trees import FILE, FOLDER, LINK, PROGRAM, meta_of, tree_of
 TYPE_CHECKING = False  # importing typing would cost every start 3 ms
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, Union
+    from typing import Any, TypeAlias
 
     from toka.workspace.store import Store
     from toka.workspace.trees import Below, Mark
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
     """Mode, size, time of change, of the inode's change, inode."""
     Seen = tuple[Signature, bytes]
     """A file or link as it was last seen, and the object that holds its contents."""
-    Entry = Union[Seen, "Folder"]
+    Entry: TypeAlias = "Seen | Folder"
     Ask = Callable[[str, list[str]], set[str]]
     """Which names in a folder are ignored."""
 
@@ -94,6 +92,7 @@ class Walk:
         self._excluded = excluded
         self._ignored = ignored
         self._began = time.time_ns()
+        self._anew = True
         self.uncovered: dict[str, str] = {}
         """Path -> why it was not recorded."""
         self.left_out: list[str] = []
@@ -107,6 +106,7 @@ class Walk:
 
     def whole(self, fd: int, old: Folder | None, only: Below) -> Folder:
         """Records an opened workspace, or some of it."""
+        self._anew = old is None
         folder = self._folder(fd, old, "", only, 0)
         return folder if folder is not None else self._record(None, {})
 
@@ -123,14 +123,14 @@ class Walk:
                 entries[name] = before  # type: ignore[assignment]
                 self.files += 1
                 continue
-            now = self._entry(fd, name, sign, before, path + name, None if only is None else only[name], depth)
+            now = self._entry(fd, name, sign, before, path + name, (None if only is None else only[name], depth))
             if now is None:
                 continue
             entries[name] = now
             if isinstance(now, tuple):
                 self.files += 1
                 alike = isinstance(before, tuple) and _record_of(before) == _record_of(now)
-                self.changed += not alike
+                self.changed += not alike and not (self._anew and now[0] in self._contents)
                 same = same and alike
             else:
                 same = same and now is before
@@ -173,15 +173,16 @@ class Walk:
         return found
 
     def _entry(
-        self, fd: int, name: str, sign: Signature, before: Entry | None, path: str, only: Below, depth: int
-    ) -> Entry | None:  # noqa: PLR0913 - called in one place
+        self, fd: int, name: str, sign: Signature, before: Entry | None, path: str, below: tuple[Below, int]
+    ) -> Entry | None:
         """A file, link or folder as it is now; None for what is not recorded."""
+        only, _ = below
         for _ in range(TRIES):
             kind = stat.S_IFMT(sign[0])
             try:
                 if kind == stat.S_IFDIR:
                     old = before if isinstance(before, Folder) else None
-                    return self._deeper(fd, name, old, path + "/", only, depth)
+                    return self._deeper(fd, name, old, path + "/", below)
                 if only is not None:
                     self.uncovered[path] = "is no folder, so nothing below it can be recorded"
                     return None
@@ -203,7 +204,8 @@ class Walk:
         self.uncovered[path] = "changes while it is read"
         return None
 
-    def _deeper(self, fd: int, name: str, old: Folder | None, path: str, only: Below, depth: int) -> Folder | None:
+    def _deeper(self, fd: int, name: str, old: Folder | None, path: str, below: tuple[Below, int]) -> Folder | None:
+        only, depth = below
         if depth >= DEEPEST:
             self.uncovered[path[:-1]] = f"lies more than {DEEPEST} folders deep"
             return None
