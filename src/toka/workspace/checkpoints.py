@@ -23,6 +23,7 @@ from toka.workspace.lock import Holder, Note, WriteLock, read_holder
 
 LONGEST_S: Final = 900.0
 """Seconds after which one operation is given up."""
+DEFAULTS: Final = Settings()
 ROUNDS: Final = 6
 """How often a workspace that keeps changing is recorded and put back before that is given up."""
 
@@ -34,7 +35,7 @@ class Checkpoints:
     `lock`; nothing here takes it. Leaving `close` out leaves a process until this one ends.
     """
 
-    def __init__(self, workspace: Path, state: Path, clock: Clock, settings: Settings = Settings()) -> None:
+    def __init__(self, workspace: Path, state: Path, clock: Clock, settings: Settings = DEFAULTS) -> None:
         """Args:
         workspace: an existing folder.
         state: Toka's state directory; what lies below it is not of the workspace.
@@ -116,6 +117,7 @@ class Checkpoints:
         started = self._clock.monotonic()
         wanted = None if scope is None else _normal(scope)
         first, opening = "", True
+        raced: list[str] = []
         changed: dict[str, None] = {}
         for _ in range(ROUNDS):
             request = {"op": "plan", "id": id, "scope": wanted, "note": _noted(note), "opening": opening}
@@ -137,7 +139,7 @@ class Checkpoints:
                 return Restored(first, tuple(changed), left, self._clock.monotonic() - started)
             raced = done["raced"]
         raise CheckpointRefused(
-            f"{shown(raced[0])} changes while the workspace is put back", reason="changed",
+            f"{shown(raced[0]) if raced else '.'} changes while the workspace is put back", reason="changed",
             hint="end what writes there, and try again",
         )  # fmt: skip
 
