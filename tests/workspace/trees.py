@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from hypothesis import strategies as st
 Snapshot = dict[bytes, tuple[object, ...]]
 
 NAMES = [
-    b"a", b"b", b"README.md", b"-rf", b" ", b"new\nline", b"tab\tand\"quote", b"\xff\xfe", "gr\u00fc\u00df".encode(), b"x" * 255,
+    b"a", b"b", b"README.md", b"-rf", b" ", b"new\nline", b'tab\tand"quote', b"\xff\xfe", "gr\u00fc\u00df".encode(),
+    b"x" * 255,
     b".git", b".gitattributes", b".gitignore", b"HEAD", b"config", b"hooks", b"CON", b"...", b"d", b"m", b".toka-put-0",
 ]  # fmt: skip
 CONTENTS = [
@@ -145,12 +145,8 @@ def act(top: Path, changes: list[Act], *, closing: bool = True) -> None:
         path = there[change.where % len(there)] if there else root
         if path == root and change.what != "add":
             continue
-        above = os.path.dirname(path)
-        ways = [above[: len(root)]] + [
-            above[:n] for n in range(len(root) + 1, len(above) + 1) if above[n : n + 1] in (b"/", b"")
-        ]
         modes = []
-        for folder in dict.fromkeys(ways):
+        for folder in [root, *around(root, path)]:
             modes.append((folder, stat.S_IMODE(os.lstat(folder).st_mode)))
             os.chmod(folder, modes[-1][1] | 0o700)
         try:
@@ -158,6 +154,12 @@ def act(top: Path, changes: list[Act], *, closing: bool = True) -> None:
         finally:
             for folder, mode in reversed(modes):
                 os.chmod(folder, mode)
+
+
+def around(root: bytes, path: bytes) -> list[bytes]:
+    """The folders between the two, outermost first."""
+    inner = path[len(root) + 1 :].split(b"/")[:-1]
+    return [root + b"/" + b"/".join(inner[: n + 1]) for n in range(len(inner))]
 
 
 def _act(root: bytes, path: bytes, change: Act, *, closing: bool) -> None:
@@ -216,8 +218,3 @@ def clear(top: Path) -> None:
     os.chmod(top, 0o700)
     for name in os.listdir(os.fsencode(top)):
         remove(os.fsencode(top) + b"/" + name)
-
-
-def copy(source: Path, target: Path) -> None:
-    """With times and links."""
-    shutil.copytree(source, target, symlinks=True)

@@ -169,7 +169,7 @@ def _rules(plan: Plan, git: str, workspace: str) -> Ruleset:
     folders = [f for f in ("/usr", *mounts.SYSTEM_FOLDERS) if Path(f).is_dir() and not Path(f).is_symlink()]
     rules = dict.fromkeys((*folders, "/proc", "/etc/ld.so.cache"), READ)
     rules |= dict.fromkeys((git, *HELPERS["git"], *LOADERS), READ | EXECUTE)
-    rules |= {"/dev/null": DEVICE, workspace: READ, ".": READ if plan.writable else WRITE}
+    rules |= {"/dev/null": DEVICE, "/dev/urandom": READ, workspace: READ, ".": READ if plan.writable else WRITE}
     for path in plan.writable:
         rules[workspace if path == "." else f"{workspace}/{path}"] = WRITE
     return Ruleset(tuple(rules.items()))

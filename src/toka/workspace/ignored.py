@@ -27,9 +27,10 @@ class Ignored:
 
     def __init__(self, git: str, workspace: str) -> None:
         index = os.path.join(workspace, ".git/index")
+        plain = {name: value for name, value in VARIABLES.items() if name != "GIT_LITERAL_PATHSPECS"}  # not known here
         env = {
-            **VARIABLES, "GIT_DIR": os.getcwd(), "GIT_WORK_TREE": workspace,
-            "GIT_INDEX_FILE": index if os.path.isfile(index) else "/dev/null/none",
+            **plain, "GIT_DIR": os.getcwd(), "GIT_WORK_TREE": workspace,
+            "GIT_INDEX_FILE": index if os.path.isfile(index) else os.path.abspath("no-index"),
         }  # fmt: skip
         argv = [git, "check-ignore", "--stdin", "-z", "--verbose", "--non-matching"]
         self._process = subprocess.Popen(
@@ -56,8 +57,11 @@ class Ignored:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
-        stdin.write(b"".join(b"./" + os.fsencode(folder + name) + b"\0" for name in names))
-        stdin.flush()
+        try:
+            stdin.write(b"".join(b"./" + os.fsencode(folder + name) + b"\0" for name in names))
+            stdin.flush()
+        except OSError:  # it ended; reading tells
+            pass
         data, count = bytearray(), 0
         while count < FIELDS * len(names):
             block = os.read(stdout.fileno(), 65536)

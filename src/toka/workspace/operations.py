@@ -208,7 +208,7 @@ class Operations:
         assert root is not None
         planner = Planner(held, walk.uncovered, [*walk.left_out, *walk.placeholders, *self._excluded])
         plan = planner.folder(target, root)
-        if not about["objects"] and ".git" in target.entries and ".git" not in root.entries:
+        if not about["objects"] and isinstance(target.entries.get(".git"), Branch) and ".git" not in root.entries:
             planner.left[OBJECTS] = "was not recorded"
         answer: dict[str, Any] = {"kept": kept["id"], "changed": planner.changed, "plan": "", "left": planner.left}
         if plan is not None:

@@ -118,20 +118,19 @@ class Pack:
 
     def seal(self) -> None:
         """Puts the pack into the store, on disk when it returns. An empty one leaves nothing."""
-        file, self._file = self._file, None
+        file = self._file
         if file is None:
             return
-        with file:
-            file.seek(8)
-            file.write(struct.pack(">I", len(self.entries)))
-            file.seek(0)
-            sha = hashlib.sha1()
-            while block := file.read(BLOCK):
-                sha.update(block)
-            file.write(sha.digest())
-            file.flush()
-            os.fchmod(file.fileno(), 0o444)
-            os.fsync(file.fileno())
+        file.seek(8)
+        file.write(struct.pack(">I", len(self.entries)))
+        file.seek(0)
+        sha = hashlib.sha1()
+        while block := file.read(BLOCK):
+            sha.update(block)
+        file.write(sha.digest())
+        file.flush()
+        os.fchmod(file.fileno(), 0o444)
+        os.fsync(file.fileno())
         final = f"{FOLDER}/pack-{sha.hexdigest()}"
         with open(self._path + ".idx", "xb") as index:
             index.write(_index(self.entries, sha.digest()))
@@ -141,16 +140,21 @@ class Pack:
         os.rename(self._path, final + ".pack")
         os.rename(self._path + ".idx", final + ".idx")
         sync_folder(FOLDER)
+        self._file = None
+        file.close()
 
     def abandon(self) -> None:
         """Leaves nothing of it."""
         file, self._file = self._file, None
-        if file is not None:
-            os.unlink(self._path)
-            try:
-                file.close()
-            except OSError:  # what is still in its buffer has no place
-                pass
+        if file is None:
+            return
+        for path in (self._path, self._path + ".idx"):
+            if os.path.exists(path):
+                os.unlink(path)
+        try:
+            file.close()
+        except OSError:  # what is still in its buffer has no place
+            pass
 
 
 def _index(entries: dict[bytes, tuple[int, int]], pack: bytes) -> bytes:
