@@ -28,7 +28,7 @@ from processes import HERE, Processes
 from report import Experiment, Round, Row, absolute, judge, table
 
 TOKA: Final = Path(sys.executable).with_name("toka")
-GROUPS: Final = ("cpu", "wall", "memory", "start", "journal", "sandbox")
+GROUPS: Final = ("cpu", "wall", "memory", "start", "journal", "sandbox", "checkpoint")
 WRITERS: Final = 50
 """Streams that are appended to at one time when the journal is measured alone."""
 
@@ -46,6 +46,7 @@ class Size:
         appends: to the journal.
         starts: how often a command is started.
         commands: in a sandbox and beside it.
+        files: of a workspace of which checkpoints are taken.
         peers: whether the ways that are only shown, not judged, are measured everywhere.
         budget_s: after so many seconds no further comparison begins.
     """
@@ -59,13 +60,14 @@ class Size:
     appends: int
     starts: int
     commands: int
+    files: int
     peers: bool
     budget_s: float
 
 
-FULL: Final = Size(3, 400, 1000, 1000, 1000, 1000, 20_000, 5, 200, peers=True, budget_s=180.0)
-QUICK: Final = Size(1, 200, 500, 500, 300, 200, 5_000, 2, 60, peers=False, budget_s=30.0)
-TINY: Final = Size(1, 10, 10, 10, 10, 10, 50, 1, 6, peers=False, budget_s=100.0)
+FULL: Final = Size(3, 400, 1000, 1000, 1000, 1000, 20_000, 5, 200, 10_000, peers=True, budget_s=180.0)
+QUICK: Final = Size(1, 200, 500, 500, 300, 200, 5_000, 2, 60, 10_000, peers=False, budget_s=30.0)
+TINY: Final = Size(1, 10, 10, 10, 10, 10, 50, 1, 6, 100, peers=False, budget_s=100.0)
 
 
 def experiments(size: Size) -> list[Experiment]:
@@ -117,7 +119,8 @@ def measure(processes: Processes, size: Size, groups: tuple[str, ...]) -> list[R
                 continue
             _say(f"round {number + 1} of {size.rounds}: {experiment.title}")
             rounds[experiment.id].append(processes.round(experiment))
-        for group, part in (("start", start_up), ("journal", journal), ("sandbox", sandbox)):
+        parts = (("start", start_up), ("journal", journal), ("sandbox", sandbox), ("checkpoint", checkpoint))
+        for group, part in parts:
             if number == 0 and group in groups:
                 if time.monotonic() > end:
                     skipped += 1
@@ -174,6 +177,20 @@ def sandbox(processes: Processes, size: Size) -> list[Row]:
         absolute("sandbox_start", "Start of a sandbox", "ms", found.get("start"), 60.0),
         absolute("sandbox_memory", "Memory of an idle sandbox", "MiB", found.get("memory"), 8.0),
         absolute("sandbox_read", "Reading a file in a sandbox", "ms", found.get("read"), 1.0),
+    ]
+
+
+def checkpoint(processes: Processes, size: Size) -> list[Row]:
+    """Checkpoints of a workspace, and going back to one, in a process of its own."""
+    found = processes.checkpoints(size.files, 4 * size.starts)
+    of = f"{size.files:,} files"
+    return [
+        absolute("checkpoint_first", f"First checkpoint of {of}", "ms", found.get("first"), None),
+        absolute("checkpoint_unchanged", f"Checkpoint of {of}, none changed", "ms", found.get("unchanged"), 60.0),
+        absolute("checkpoint_changed", f"Checkpoint of {of}, 10 changed", "ms", found.get("changed"), 60.0),
+        absolute("checkpoint_restore", f"Going back, 10 of {of} changed", "ms", found.get("restore"), None),
+        absolute("checkpoint_restore_all", f"Going back, all {of} gone", "ms", found.get("restore all"), None),
+        absolute("checkpoint_store", f"Store of {of} after that", "MiB", found.get("store"), None),
     ]
 
 

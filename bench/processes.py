@@ -60,6 +60,13 @@ class Processes:
         found: dict[str, float] = {} if text is None else json.loads(text.splitlines()[-1])
         return found
 
+    def checkpoints(self, files: int, times: int) -> dict[str, float]:
+        """What checkpoints.py prints; empty when it failed."""
+        command = [sys.executable, str(HERE / "checkpoints.py"), "--directory", str(self.directory)]
+        text = self._output([*command, "--files", str(files), "--times", str(times)])
+        found: dict[str, float] = {} if text is None else json.loads(text.splitlines()[-1])
+        return found
+
     def command(
         self, arguments: list[str], times: int, figure: Literal["cpu", "wall"], *, factor: float = 1.0
     ) -> float | None:

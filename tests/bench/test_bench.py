@@ -45,6 +45,17 @@ def test_memory_is_read_while_all_agents_wait(tmp_path: Path) -> None:
     assert {"sdk"} == set(row["beside"])
 
 
+@pytest.mark.slow
+def test_checkpoints_are_measured(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    done = run("--tiny", "--only", "checkpoint", "--json", str(figures), "--directory", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(figures.read_text())
+    assert found["problems"] == []
+    assert len(found["rows"]) == 6
+    assert all(row["toka"] > 0 for row in found["rows"])
+
+
 def test_an_unknown_group_is_refused() -> None:
     done = run("--only", "everything")
     assert done.returncode == 2 and "everything" in done.stderr
