@@ -274,6 +274,7 @@ async def test_what_sandboxes_put_there_for_a_while_is_not_of_the_workspace(
     assert second.files == first.files
     await checkpoints.restore(first.id, NOTE)
     assert (workspace / ".envrc").exists()
+    assert (workspace / ".github/workflows").is_dir()
     (workspace / ".envrc").write_text("a person's\n")
     third = await checkpoints.take(NOTE)
     assert third.files == first.files + 1
@@ -313,6 +314,19 @@ async def test_ignored_files_can_be_left_out(open_checkpoints: Open, workspace: 
     assert sorted(restored.changed) == ["keep.log", "src/draft", "tracked.log"]
     assert (workspace / "build/more").exists()
     assert (workspace / "a.log").read_text() == "changed\n"
+
+
+async def test_what_was_ignored_stays_although_it_is_not_ignored_any_more(
+    open_checkpoints: Open, workspace: Path
+) -> None:
+    checkpoints = open_checkpoints(ignored=False)
+    (workspace / ".gitignore").write_text("*.log\n")
+    (workspace / "a.log").write_text("log\n")
+    taken = await checkpoints.take(NOTE)
+    (workspace / ".gitignore").unlink()
+    restored = await checkpoints.restore(taken.id, NOTE)
+    assert restored.changed == (".gitignore",)
+    assert (workspace / "a.log").read_text() == "log\n"
 
 
 # ---- git's own folders
@@ -517,6 +531,31 @@ async def test_a_cancelled_checkpoint_leaves_nothing_running(checkpoints: Checkp
     assert not running.alive
     assert len(await checkpoints.history()) == 1
     assert (await checkpoints.take(NOTE)).files == 4
+
+
+async def test_another_folder_in_the_workspaces_place_is_seen(checkpoints: Checkpoints, workspace: Path) -> None:
+    assert (await checkpoints.take(NOTE)).files == 3
+    workspace.rename(workspace.parent / "old")
+    workspace.mkdir()
+    (workspace / "new").touch()
+    assert (await checkpoints.take(NOTE)).files == 1
+
+
+async def test_many_checkpoints_are_packed_together_when_nobody_waits(
+    open_checkpoints: Open, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toka.workspace.checkpoints.CROWDED", 3)
+    checkpoints = open_checkpoints(idle_s=0.1)
+    taken: list[str] = []
+    for number in range(5):
+        (workspace / "src/main.py").write_text(f"{number}\n")
+        taken.append((await checkpoints.take(NOTE)).id)
+    async with asyncio.timeout(10):
+        while checkpoints._cell is not None:
+            await asyncio.sleep(0.02)
+    assert len(packs(checkpoints)) == 2
+    await checkpoints.restore(taken[0], NOTE)
+    assert (workspace / "src/main.py").read_text() == "0\n"
 
 
 async def test_without_git_it_says_so(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:

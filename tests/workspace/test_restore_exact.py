@@ -41,7 +41,7 @@ class Directly:
         plan = self.ask("plan", id=checkpoint, scope=None, opening=True)
         kept = plan["kept"]
         if "open" in plan:
-            self.ask("open", paths=plan["open"])
+            self.ask("open", plan=plan["open"])
             plan = self.ask("plan", id=checkpoint, scope=None, opening=False)
         assert plan["left"] == {}
         if plan["plan"]:

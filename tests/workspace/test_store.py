@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import random
 import signal
@@ -154,6 +155,18 @@ def test_paths_are_told_from_what_only_begins_like_them() -> None:
     assert within("a/b", ["a"])
     assert not within("ab", ["a"])
     assert within("x", ["."])
+
+
+async def test_what_a_killed_write_left_outside_the_scope_is_no_obstacle(
+    checkpoints: Checkpoints, workspace: Path
+) -> None:
+    taken = await checkpoints.take(NOTE, ["src/main.py"])
+    name = hashlib.sha256(b"src/main.py").hexdigest()[:16]
+    (workspace / f"src/.toka-put-{name}").write_text("half")
+    (workspace / "src/main.py").write_text("changed\n")
+    restored = await checkpoints.restore(taken.id, NOTE)
+    assert (restored.changed, restored.left) == (("src/main.py",), ())
+    assert sorted(p.name for p in (workspace / "src").iterdir()) == ["main.py", "run.sh"]
 
 
 @pytest.mark.slow

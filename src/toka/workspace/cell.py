@@ -7,6 +7,7 @@ the kernel has them, and works at the real paths.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import os
@@ -260,6 +261,15 @@ class Cell:
         """Whether requests can be answered."""
         return self._zygote.alive
 
+    def stale(self, workspace: Path) -> bool:
+        """Whether another folder has taken the workspace's place: the process still sees the old one."""
+        seen = self._zygote.granted.opened[0]
+        try:
+            now = workspace.stat()
+        except OSError:
+            return True
+        return (now.st_dev, now.st_ino) != (seen.device, seen.inode)
+
     @property
     def pid(self) -> int:
         """The process's id on the host."""
@@ -316,8 +326,9 @@ async def start_cell(plan: Plan) -> Cell:
     try:
         spawned, config = await asyncio.shield(starting)
     except asyncio.CancelledError:
-        spawned, _ = await to_the_end(starting)
-        await to_the_end(kind(spawned).end(at_once=True))
+        with contextlib.suppress(SandboxError, SandboxUnavailable, CheckpointUnavailable):
+            spawned, _ = await to_the_end(starting)
+            await to_the_end(kind(spawned).end(at_once=True))
         raise
     zygote = kind(spawned)
     try:

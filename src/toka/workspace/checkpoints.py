@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from toka.core.clock import Clock
-from toka.errors import CheckpointRefused, NotFound, SandboxError
+from toka.errors import CheckpointRefused, NotFound, SandboxError, TokaError
 from toka.sandbox.idmap import agent_uid
 from toka.sandbox.level import check_owner
 from toka.workspace.cell import Cell, Plan, find_git, start_cell
@@ -23,6 +23,8 @@ from toka.workspace.lock import Holder, Note, WriteLock, read_holder
 
 LONGEST_S: Final = 900.0
 """Seconds after which one operation is given up."""
+CROWDED: Final = 64
+"""Packs of the store from which on they are made one, when nobody waits."""
 DEFAULTS: Final = Settings()
 ROUNDS: Final = 6
 """How often a workspace that keeps changing is recorded and put back before that is given up."""
@@ -51,6 +53,7 @@ class Checkpoints:
         self._cell: Cell | None = None
         self._using = asyncio.Lock()
         self._writing = asyncio.Lock()
+        self._packs = 0
         self._idle: asyncio.TimerHandle | None = None
         self._resting: asyncio.Task[None] | None = None
 
@@ -93,6 +96,7 @@ class Checkpoints:
         """
         started = self._clock.monotonic()
         answer, _ = await self._ask({"op": "take", "note": _noted(note), **self._recording(scope)})
+        self._packs = answer["packs"]
         uncovered = tuple(f"{shown(path)} {why}" for path, why in answer["uncovered"])
         wall = self._clock.monotonic() - started
         count = answer["uncovered_count"]
@@ -125,15 +129,12 @@ class Checkpoints:
             first = first or plan["kept"]
             if "open" in plan:
                 opening = False  # what is closed after that is somebody else's
-                await self._change(tuple(plan["writable"]), {"op": "open", "paths": plan["open"]})
+                await self._carried_out(plan["writable"], {"op": "open", "plan": plan["open"]})
                 continue
             changed.update(dict.fromkeys(map(shown, plan["changed"])))
             done: dict[str, Any] = {"raced": [], "left": {}}
             if plan["plan"]:
-                try:
-                    done = await self._change(tuple(plan["writable"]), {"op": "apply", "plan": plan["plan"]})
-                finally:
-                    await self._ask({"op": "done", "plan": plan["plan"]})
+                done = await self._carried_out(plan["writable"], {"op": "apply", "plan": plan["plan"]})
             if not done["raced"]:
                 left = tuple(f"{shown(path)}: {why}" for path, why in {**plan["left"], **done["left"]}.items())
                 return Restored(first, tuple(changed), left, self._clock.monotonic() - started)
@@ -220,7 +221,7 @@ class Checkpoints:
         async with self._using:
             if self._idle is not None:
                 self._idle.cancel()
-            if self._cell is None or not self._cell.alive:
+            if self._cell is None or not self._cell.alive or self._cell.stale(self._workspace):
                 await self._start()
             assert self._cell is not None
             try:
@@ -237,6 +238,13 @@ class Checkpoints:
         if old is not None:
             await old.end()
         self._cell = await start_cell(self._plan())
+
+    async def _carried_out(self, writable: list[str], request: dict[str, Any]) -> dict[str, Any]:
+        """Has a plan carried out, and forgotten."""
+        try:
+            return await self._change(tuple(writable), request)
+        finally:
+            await self._ask({"op": "done", "plan": request["plan"]})
 
     async def _change(self, writable: tuple[str, ...], request: dict[str, Any]) -> dict[str, Any]:
         """Asks a process of its own that may write folders of the workspace."""
@@ -262,7 +270,10 @@ class Checkpoints:
             self._resting = asyncio.ensure_future(self._end_idle())
 
     async def _end_idle(self) -> None:
-        with contextlib.suppress(SandboxError):
+        with contextlib.suppress(TokaError):
+            if self._packs > CROWDED:
+                self._packs = 0
+                await self._ask({"op": "forget", "runs": []})
             await self.close()
 
 

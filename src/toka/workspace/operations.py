@@ -12,7 +12,7 @@ import time
 from toka.workspace.ignored import Ignored
 from toka.workspace.packs import BLOB, COMMIT, TREE
 from toka.workspace.putback import Planner, Putter, open_up
-from toka.workspace.store import ID, Refused, commit_text, read_commit, read_text, write_file
+from toka.workspace.store import ID, PLAN, Refused, commit_text, read_commit, read_text, write_file
 from toka.workspace.trees import FILE, FOLDER, Branch, below, entries_of, load, tree_of, within
 from toka.workspace.walk import UNREADABLE, Walk
 from toka.workspace.walk import Folder as Seen
@@ -144,7 +144,7 @@ class Operations:
         uncovered = sorted(walk.uncovered.items())
         return walk, {
             "id": commit, "created": created, "files": walk.files, "changed": walk.changed if created else 0,
-            "uncovered": uncovered[:LISTED], "uncovered_count": len(uncovered),
+            "uncovered": uncovered[:LISTED], "uncovered_count": len(uncovered), "packs": self._store.packs(),
         }  # fmt: skip
 
     def _walk(self, request: dict[str, Any], old: Seen | None) -> tuple[Walk, Seen]:
@@ -185,9 +185,9 @@ class Operations:
             request: `id` of the checkpoint; `scope`, paths, or None for the checkpoint's own; `note` for what is there.
 
         Returns:
-            `kept`: the checkpoint of what is there. Then either `open`: paths that must be made readable first; or
-            `plan`: the name of what has to be done, empty when nothing has, with `changed`, `left`, and `writable`,
-            the folders in which it has to be done.
+            `kept`: the checkpoint of what is there. Then either `open`, the name of a list of paths that must be made
+            readable first; or `plan`, the name of what has to be done, empty when nothing has, with `changed` and
+            `left`. With both `writable`, the folders in which it has to be done.
         """
         _, about, parts = self._read(request["id"])
         scope: list[str] = about["scope"] if request["scope"] is None else request["scope"]
@@ -203,7 +203,7 @@ class Operations:
         closed = [p for p, why in walk.uncovered.items() if why == UNREADABLE and not within(p, held)]
         if closed and request["opening"]:
             around = [path for path in scope if any(within(p, (path,)) for p in closed)]
-            return {"kept": kept["id"], "open": closed, "writable": around}, b""
+            return {"kept": kept["id"], "open": _written(closed), "writable": around}, b""
         root = self._views[json.dumps([own["scope"], own["ignored"], own["objects"]])].root
         assert root is not None
         planner = Planner(held, walk.uncovered, [*walk.left_out, *walk.placeholders, *self._excluded])
@@ -212,9 +212,7 @@ class Operations:
             planner.left[OBJECTS] = "was not recorded"
         answer: dict[str, Any] = {"kept": kept["id"], "changed": planner.changed, "plan": "", "left": planner.left}
         if plan is not None:
-            answer["plan"] = f"toka-plan-{os.urandom(8).hex()}"
-            answer["writable"] = _writable(scope, target, root)
-            write_file(answer["plan"], json.dumps(plan).encode())
+            answer |= {"plan": _written(plan), "writable": _writable(scope, target, root)}
         return answer, b""
 
     def apply(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
@@ -232,7 +230,7 @@ class Operations:
         """Makes paths readable to their owner; those that are somebody else's stay as they are."""
         fd = os.open(self._workspace, ROOT_FLAGS)
         try:
-            for path in request["paths"]:
+            for path in json.loads(read_text(request["plan"])):
                 try:
                     open_up(fd, path)
                 except OSError:  # it is told when it still cannot be read
@@ -285,6 +283,13 @@ class Operations:
         """Drops the checkpoints of runs, and the objects that nobody needs then."""
         dropped, freed = self._store.forget(request["runs"])
         return {"dropped": dropped, "freed": freed}, b""
+
+
+def _written(plan: object) -> str:
+    """Writes down what is to be done for the process that does it, which can read the store; its name there."""
+    name = f"{PLAN}{os.urandom(8).hex()}"
+    write_file(name, json.dumps(plan).encode())
+    return name
 
 
 def _gather(folder: Seen, contents: dict[Signature, bytes]) -> None:

@@ -60,7 +60,7 @@ VARIABLES = {
     "XDG_CONFIG_HOME": "/nonexistent", "PATH": "/usr/bin:/bin", "LC_ALL": "C",
 }  # fmt: skip
 """All that git finds in its environment."""
-LOCK, GENERATION = "toka-lock", "toka-generation"
+LOCK, GENERATION, PLAN = "toka-lock", "toka-generation", "toka-plan-"
 RUN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 REFS = "refs/toka"
 ID = re.compile(r"[0-9a-f]{40}")
@@ -153,6 +153,10 @@ class Store:
             self.pack.add(name, kind, data)
         return name
 
+    def packs(self) -> int:
+        """How many packs there are; the fewer, the faster git finds something."""
+        return sum(name.endswith(".pack") for name in os.listdir(FOLDER))
+
     def refer(self, run: str, commit: str) -> None:
         """Keeps a commit for a run, until `forget`."""
         if not RUN.fullmatch(run) or ".." in run or run.endswith((".lock", ".")):
@@ -182,7 +186,7 @@ class Store:
                 with contextlib.suppress(OSError):
                     os.rmdir(f"{REFS}/{run}")
             for name in os.listdir("."):
-                if name.startswith("toka-plan-"):
+                if name.startswith(PLAN):
                     os.unlink(name)
             # First, so that whoever finds packs gone after a kill also finds that something was cleaned.
             write_file(GENERATION, os.urandom(8).hex().encode())
