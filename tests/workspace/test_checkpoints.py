@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import marshal
 import os
 import socket
 import subprocess
@@ -339,6 +340,10 @@ async def test_the_workspaces_repository_goes_back_without_its_objects(
     git(workspace, "add", ".")
     git(workspace, "commit", "-qm", "first")
     taken = await checkpoints.take(NOTE)
+    (workspace / ".git/objects/ab").mkdir(exist_ok=True)
+    (workspace / ".git/objects/ab/new").touch()
+    assert not (await checkpoints.take(NOTE)).created, "objects are only added, and not recorded"
+    (workspace / ".git/objects/ab/new").unlink()
     (workspace / "src/main.py").write_text("changed\n")
     git(workspace, "commit", "-qam", "second")
     git(workspace, "branch", "other")
@@ -497,14 +502,17 @@ async def test_an_idle_process_ends_and_remembers(open_checkpoints: Open, worksp
     assert (await checkpoints.take(NOTE)).changed == 1
 
 
-async def test_a_damaged_memory_is_not_believed(open_checkpoints: Open, workspace: Path) -> None:
+async def test_a_damaged_memory_is_not_believed(open_checkpoints: Open) -> None:
     one = open_checkpoints()
     first = await one.take(NOTE)
     await one.close()
     memory = one.folder / "git/toka-seen"
-    memory.write_bytes(memory.read_bytes()[:-1] + b"x")
-    (workspace / "new").touch()
-    assert (await open_checkpoints().take(NOTE)).id != first.id
+    whole = memory.read_bytes()
+    seen = marshal.loads(whole[32:])
+    contents = dict(zip(seen["contents"], reversed(seen["contents"].values()), strict=True))
+    memory.write_bytes(whole[:32] + marshal.dumps({**seen, "contents": contents, "last": {}}))
+    again = open_checkpoints()
+    assert (await again.diff(first.id, (await again.take(NOTE)).id)).changes == ()
 
 
 async def test_a_process_that_died_is_replaced(checkpoints: Checkpoints) -> None:

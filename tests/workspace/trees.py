@@ -18,7 +18,7 @@ NAMES = [
 ]  # fmt: skip
 CONTENTS = [
     b"", b"one\r\ntwo\r\n", b"one\ntwo\n", b"\0\1\2binary\xff", b"* filter=evil text eol=crlf ident\n", b"$Id$\n",
-    b"[core]\n\thooksPath = /tmp\n\tfsmonitor = /bin/false\n", b"*\n", b"gitdir: /etc\n", b"long " * 3000,
+    b"[core]\n\thooksPath = /tmp\n\tfsmonitor = /bin/false\n", b"*\n", b"gitdir: /etc\n", b"long " * 40,
 ]  # fmt: skip
 TARGETS = [b"a", b"../..", b"/etc/passwd", b"nowhere", b".", b"b", b"\xff", b"/" + b"t" * 200]
 FILE_MODES = [0o644, 0o600, 0o755, 0o444, 0o400, 0o666, 0o711]

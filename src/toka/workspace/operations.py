@@ -19,7 +19,7 @@ from toka.workspace.walk import Folder as Seen
 
 TYPE_CHECKING = False  # importing typing would cost every start 3 ms
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable
     from typing import Any
 
     from toka.workspace.store import Store
@@ -74,15 +74,6 @@ class Operations:
                 self._distrust()
             return self._table[request["op"]](request)
 
-    @contextlib.contextmanager
-    def _writing(self) -> Generator[None, None, None]:
-        try:
-            with self._store.writing():
-                yield
-        except BaseException:
-            self._distrust()  # what was begun may refer to objects that are not in the store
-            raise
-
     def _has_objects(self) -> bool:
         try:
             return stat.S_ISDIR(os.lstat(f"{self._workspace}/.git").st_mode)
@@ -127,7 +118,7 @@ class Operations:
     def _take(self, request: dict[str, Any], note: dict[str, Any]) -> tuple[Walk, dict[str, Any]]:
         key = json.dumps([request["scope"], request["ignored"], request["objects"]])
         view = self._views.get(key)
-        with self._writing():
+        with self._store.writing():
             walk, root = self._walk(request, None if view is None else view.root)
             top = self._top(request, walk, root)
             created = view is None or view.top != top
@@ -161,7 +152,7 @@ class Operations:
 
     def _top(self, request: dict[str, Any], walk: Walk, root: Seen) -> bytes:
         about = {name: request[name] for name in ("scope", "ignored", "objects")}
-        about |= {"uncovered": walk.uncovered, "left_out": sorted(walk.left_out)}
+        about |= {"omitted": walk.omitted, "uncovered": walk.uncovered, "left_out": sorted(walk.left_out)}
         blob = self._store.add(BLOB, json.dumps(about, sort_keys=True).encode())
         entries = [(FILE, b"about", blob), (FOLDER, b"files", root.files), (FOLDER, b"meta", root.meta)]
         return self._store.add(TREE, tree_of(entries))
@@ -208,7 +199,7 @@ class Operations:
         assert root is not None
         planner = Planner(held, walk.uncovered, [*walk.left_out, *walk.placeholders, *self._excluded])
         plan = planner.folder(target, root)
-        if not about["objects"] and isinstance(target.entries.get(".git"), Branch) and ".git" not in root.entries:
+        if OBJECTS in about["omitted"] and ".git" in target.entries and ".git" not in root.entries:
             planner.left[OBJECTS] = "was not recorded"
         answer: dict[str, Any] = {"kept": kept["id"], "changed": planner.changed, "plan": "", "left": planner.left}
         if plan is not None:
@@ -254,7 +245,7 @@ class Operations:
         """
         _, about, parts = self._read(request["old"])
         if request["new"] is None:
-            with self._writing():
+            with self._store.writing():
                 view = self._views.get(json.dumps([about["scope"], about["ignored"], about["objects"]]))
                 new = self._walk(about, None if view is None else view.root)[1].files.hex()
         else:

@@ -97,6 +97,8 @@ class Walk:
         """Path -> why it was not recorded."""
         self.left_out: list[str] = []
         """Ignored paths."""
+        self.omitted: list[str] = []
+        """Excluded paths that are there."""
         self.placeholders: list[str] = []
         """What a sandbox put where something protected is missing."""
         self.files = 0
@@ -154,6 +156,7 @@ class Walk:
         else:
             items = self._each(fd, path, sorted(only))
         if self._excluded:
+            self.omitted += [path + name for name, _ in items if path + name in self._excluded]
             items = [item for item in items if path + item[0] not in self._excluded]
         if self._ignored is not None and items:
             out = self._ignored(path, [name for name, _ in items])
