@@ -63,7 +63,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(before=workspaces, changes=acts)
 def test_whatever_is_done_can_be_taken_back(place: Path, before: Folder, changes: list[Act]) -> None:
     workspace = place / "ws"
