@@ -9,12 +9,13 @@ import secrets
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from toka.config.secret import Secret
-from toka.config.settings import Settings, load_settings
+from toka.config.settings import ExecutionConfig, Settings, load_settings
 from toka.config.settings_tables import ChannelSink, is_web_address
 from toka.core.clock import Clock, SystemClock
 from toka.core.ids import RunId
@@ -30,9 +31,13 @@ from toka.llm.registry import ModelRegistry
 from toka.llm.resolve import AUTO, endpoint_of, resolve_auto
 from toka.runtime.context import Runtime
 from toka.sandbox.egress_credential import Credential
+from toka.sandbox.level import Level
 from toka.sandbox.shield import Shield
 from toka.tools.plugins import toolbox
 from toka.tools.tool import Tool
+from toka.workspace.checkpoint import Settings as KeepSettings
+from toka.workspace.checkpoints import Checkpoints
+from toka.workspace.stores import Stores
 
 _REACH_S: Final = 3.0
 """How long a model server may take to accept a connection before a run is made, in seconds."""
@@ -126,6 +131,7 @@ async def open_runtime(
     channels = {name: replace(sink, webhook=_revealed(sink, environ)) for name, sink in settings.channels.items()}
     background = _Background()
     models = _Models(settings, environ, registry, frozenset(parts.models))
+    stores = Stores(settings.state, clock)
 
     try:
         credentials = _credentials(settings, environ)
@@ -162,11 +168,22 @@ async def open_runtime(
             channels=channels,
             spawn=background.spawn,
             level=settings.sandbox,
+            keep=partial(_kept, stores, settings.sandbox),
         )
     finally:
         await background.close()
+        await stores.close()
         await gateway.aclose()
         await journal.aclose()
+
+
+def _kept(stores: Stores, level: Level, workspace: Path, execution: ExecutionConfig) -> Checkpoints | None:
+    """See KeepWorkspace."""
+    if not execution.checkpoints:
+        return None
+    quota, longest = execution.checkpoint_quota_bytes, execution.checkpoint_timeout_s
+    keep = KeepSettings(level, quota, ignored=execution.checkpoint_ignored, longest_s=longest)
+    return stores.of(workspace, keep)
 
 
 class _Background:

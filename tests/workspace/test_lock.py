@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from toka.core.clock import SystemClock
 from toka.workspace.checkpoints import Checkpoints
-from toka.workspace.lock import Holder, Note, read_holder
+from toka.workspace.lock import Note, WriteLocks, overlap
 from workspace.conftest import Open
 
 ONE, TWO = Note("run_1", "one", "task", "step"), Note("run_2", "two", "task", "step")
@@ -20,8 +22,7 @@ from toka.workspace.lock import Note
 
 async def main():
     checkpoints = Checkpoints(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), SystemClock())
-    async with checkpoints.lock(Note("run_3", "other")) as lock:
-        lock.record("c" * 40)
+    async with checkpoints.lock(Note("run_3", "other"), ["src"]):
         print("held", flush=True)
         await asyncio.sleep(60)
 
@@ -48,9 +49,8 @@ async def test_two_of_them_in_one_process_exclude_each_other(open_checkpoints: O
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1), two.lock(TWO):
                 pass
-        assert one.last_holder() == Holder(ONE)
     async with asyncio.timeout(5), two.lock(TWO):
-        assert one.last_holder() == Holder(TWO)
+        pass
 
 
 async def test_whoever_gives_up_waiting_leaves_the_lock_to_the_next(checkpoints: Checkpoints) -> None:
@@ -72,20 +72,87 @@ async def test_an_error_inside_lets_go_of_it(checkpoints: Checkpoints) -> None:
         pass
 
 
-async def test_it_tells_who_held_it_last_and_where_to_go_back_to(checkpoints: Checkpoints) -> None:
-    assert checkpoints.last_holder() is None
-    async with checkpoints.lock(ONE) as lock:
-        assert checkpoints.last_holder() == Holder(ONE)
-        lock.record("a" * 40)
-    assert checkpoints.last_holder() == Holder(ONE, "a" * 40)
-    with pytest.raises(RuntimeError, match="not held"):
-        lock.record("b" * 40)
+@pytest.mark.parametrize(
+    ("one", "two", "met"),
+    [
+        (["."], ["a"], True),
+        (["a"], ["a"], True),
+        (["a/b"], ["a"], True),
+        (["a"], ["a/b/c"], True),
+        (["a"], ["ab"], False),
+        (["a/b"], ["a/c"], False),
+        (["x", "a/b"], ["y", "a"], True),
+        ([], ["."], False),
+    ],
+)
+def test_parts_overlap_where_one_lies_in_the_other(one: list[str], two: list[str], *, met: bool) -> None:
+    assert overlap(one, two) is met
+    assert overlap(two, one) is met
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"note": {"run": 1, "odd": 2}}', '{"note": {}}'])
-def test_a_file_that_is_not_ours_tells_of_nobody(text: str, tmp_path: Path) -> None:
-    (tmp_path / "holder.json").write_text(text)
-    assert read_holder(tmp_path) is None
+async def test_who_writes_elsewhere_is_not_waited_for(checkpoints: Checkpoints) -> None:
+    async with checkpoints.lock(ONE, ["a"]), asyncio.timeout(5), checkpoints.lock(TWO, ["b"]):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05), checkpoints.lock(Note("r", "three"), ["a/x", "c"]):
+                pass
+    async with checkpoints.lock(ONE, []), asyncio.timeout(5), checkpoints.lock(TWO):
+        pass  # who writes nowhere is in nobody's way
+
+
+async def test_whoever_waits_for_two_parts_is_not_passed_by_for_ever(checkpoints: Checkpoints) -> None:
+    order: list[str] = []
+
+    async def work(name: str, *scope: str) -> None:
+        async with checkpoints.lock(Note("r", name), scope):
+            order.append(name)
+            await asyncio.sleep(0.01)
+
+    async with checkpoints.lock(ONE, ["a"]):
+        both = asyncio.ensure_future(work("both", "a", "b"))
+        await asyncio.sleep(0)
+        late = asyncio.ensure_future(work("late", "b"))
+        await asyncio.sleep(0.03)
+        assert order == []
+    await asyncio.gather(both, late)
+    assert order == ["both", "late"]
+
+
+async def test_it_is_told_whether_somebody_wrote_there_since(open_checkpoints: Open) -> None:
+    one, two = open_checkpoints(), open_checkpoints()
+    assert one.overtaken(ONE, ["a"]) == "who wrote there since is not known any more"
+    async with one.lock(ONE, ["a"]):
+        pass
+    async with one.lock(TWO, ["b"]):
+        pass
+    assert two.overtaken(ONE, ["a"]) == ""
+    async with two.lock(ONE, ["a"]):
+        assert two.overtaken(ONE, ["a"]) == "", "that it holds it again does not count"
+    async with one.lock(TWO, ["a/deep"]):
+        pass
+    async with two.lock(Note("run_9", "late"), ["c"]):
+        pass
+    assert two.overtaken(ONE, ["a"]) == "agent two of run run_2 has written there since"
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", '[{"note": {"run": 1, "odd": 2}}]', '[{"note": {}}]', "[1]"])
+async def test_a_table_that_is_not_ours_counts_as_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "holders.json").write_text(text)
+    async with asyncio.timeout(5), WriteLocks(tmp_path, SystemClock()).lock(ONE, ["a"]):
+        pass
+
+
+async def test_the_table_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toka.workspace.lock.REMEMBERED", 5)
+    locks = WriteLocks(tmp_path, SystemClock())
+    async with locks.lock(ONE, ["kept"]):
+        for number in range(40):
+            async with locks.lock(Note("r", f"a{number}"), ["x"]):
+                pass
+        rows = json.loads((tmp_path / "holders.json").read_text())
+        assert len(rows) <= 12
+        assert rows[0]["scope"] == ["kept"], "who holds it is never forgotten"
+    locks.close()
+    assert not list((tmp_path / "live").iterdir())
 
 
 @pytest.mark.slow
@@ -99,7 +166,8 @@ async def test_it_excludes_other_processes_and_dies_with_them(
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2), checkpoints.lock(ONE):
                 pass
-        assert checkpoints.last_holder() == Holder(Note("run_3", "other"), "c" * 40)
+        async with asyncio.timeout(5), checkpoints.lock(ONE, ["docs"]):
+            pass
         other.kill()
         async with asyncio.timeout(5), checkpoints.lock(ONE):
-            assert checkpoints.last_holder() == Holder(ONE)
+            pass

@@ -110,6 +110,13 @@ def _size(value: object) -> int:
     return size
 
 
+def _store(value: object) -> int:
+    size = _read_quantity(units.parse_bytes, value)
+    if size < 1024**2:
+        raise ValueError(f"{as_written(value)} is less than 1MB")
+    return size
+
+
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{as_written(value)} is not accepted; write text in quotes")
@@ -210,6 +217,17 @@ OPTIONS: Final = (
     Option("execution.health_nudges", "health_nudges", _whole(0, 20), 2, "Hints to a model that gets nowhere."),
     Option("execution.health_restarts", "health_restarts", _whole(0, 20), 1, "Its restarts before a person is asked."),
     Option("execution.output_bytes", "output_bytes", _size, 1024**2, "Output that is kept of one command."),
+    Option("execution.checkpoints", "checkpoints", _flag, True, "Whether the workspace is kept before commands."),
+    Option("execution.checkpoint_ignored", "checkpoint_ignored", _flag, True, "Whether ignored files are kept, too."),
+    Option(
+        "execution.checkpoint_quota", "checkpoint_quota_bytes", _store, 10 * 1024**3,
+        "What the checkpoints of one workspace may take.",
+    ),
+    Option("execution.checkpoint_timeout", "checkpoint_timeout_s", _seconds, 120.0, "How long one may take."),
+    Option(
+        "execution.checkpoint_keep", "checkpoint_keep_s", _seconds, 14 * 86_400.0,
+        "How long those of a run are kept after its end.",
+    ),
 )  # fmt: skip
 """Every setting that is one value. Tables with names of their own are read by `settings`."""
 

@@ -57,6 +57,11 @@ class ExecutionConfig:
         health_nudges: how often the model of a task is told that it gets nowhere, before it is restarted.
         health_restarts: how often it is restarted from where it last got somewhere, before it is held.
         output_bytes: output kept of one command.
+        checkpoints: whether the workspace is kept before commands that may change it.
+        checkpoint_ignored: whether files that .gitignore files name are kept, too.
+        checkpoint_quota_bytes: what the checkpoints of one workspace may take.
+        checkpoint_timeout_s: how long one may take; past that, no more are made in this process.
+        checkpoint_keep_s: how long those of a run are kept after its end.
     """
 
     max_concurrent_agents: int = 8
@@ -82,6 +87,11 @@ class ExecutionConfig:
     health_nudges: int = 2
     health_restarts: int = 1
     output_bytes: int = 1024**2
+    checkpoints: bool = True
+    checkpoint_ignored: bool = True
+    checkpoint_quota_bytes: int = 10 * 1024**3
+    checkpoint_timeout_s: float = 120.0
+    checkpoint_keep_s: float = 14 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)

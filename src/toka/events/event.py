@@ -8,7 +8,16 @@ from typing import Any, ClassVar, Final
 
 from toka.events.flow import ApprovalAnswered, ApprovalAsked, InstancesMade, OutputsMade
 from toka.events.health import HealthChanged
-from toka.events.steps import StepDenied, StepDone, StepFailed, StepInDoubt, StepIntent, StepLeft, StepResolved
+from toka.events.steps import (
+    StepDenied,
+    StepDone,
+    StepFailed,
+    StepInDoubt,
+    StepIntent,
+    StepLeft,
+    StepPutBack,
+    StepResolved,
+)
 
 RESERVED_KINDS: Final = frozenset({"message_sent", "message_delivered"})
 """Kinds kept for messages between agents: a delivery is one transaction on both streams."""
@@ -241,6 +250,7 @@ Event = (
     | StepDone
     | StepFailed
     | StepLeft
+    | StepPutBack
     | StepDenied
     | StepInDoubt
     | StepResolved
@@ -258,7 +268,7 @@ KINDS: Final[Mapping[str, type[Any]]] = {
     for c in (
         RunCreated, ExecutorAttached, RunStateChanged, CommandApplied, AgentStateChanged, HoldPlaced, HoldLifted,
         SandboxReady, NetworkAttempted, TaskStateChanged, StepIntent, StepDone, StepFailed, StepLeft, StepDenied,
-        StepInDoubt, StepResolved, ObjectiveChanged, HealthChanged, InstancesMade, OutputsMade, ApprovalAsked,
-        ApprovalAnswered,
+        StepInDoubt, StepPutBack, StepResolved, ObjectiveChanged, HealthChanged, InstancesMade, OutputsMade,
+        ApprovalAsked, ApprovalAnswered,
     )
 }  # fmt: skip

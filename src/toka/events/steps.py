@@ -108,6 +108,26 @@ class StepLeft:
 
 
 @dataclass(frozen=True, slots=True)
+class StepPutBack:
+    """What a step left in the workspace when its process died was undone, so that it can run again.
+
+    Attributes:
+        step: its key.
+        checkpoint: the state that was put back.
+        kept: the checkpoint of what was there before; empty when nothing was recorded.
+        changed: how many paths were changed.
+        problem: why it was not put back, for people; empty when it was.
+    """
+
+    KIND: ClassVar[str] = "step_put_back"
+    step: str
+    checkpoint: str = ""
+    kept: str = ""
+    changed: int = 0
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class StepDenied:
     """A tool call was refused before it started; the model gets the reason as its answer.
 

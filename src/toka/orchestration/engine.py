@@ -169,6 +169,7 @@ class OrchestrationEngine:
             gateway=gateway or self._runtime.gateway,
             toolchains=tuple(created.options.get("toolchains") or ()),
             protected=tuple(created.options.get("protected") or ()),
+            checkpoints=self._runtime.keep(workspace, execution),
             hidden=inside(workspace, [self._runtime.state] if self._runtime.state else []),
         )
 

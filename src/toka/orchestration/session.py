@@ -21,6 +21,7 @@ from toka.orchestration.result import RunResult, verdict
 from toka.orchestration.sinks import ChannelSinks
 from toka.orchestration.team import TeamExecution
 from toka.runtime.context import RunContext
+from toka.runtime.guard import put_back_all
 from toka.runtime.process import AgentProcessManager
 from toka.runtime.progress import ProgressReporter
 from toka.runtime.values import template_of
@@ -86,6 +87,7 @@ class RunSession:
             if self.lifting is not None:  # who resumes a run comes after all that was asked before
                 await self.lift_holds(*self.lifting)
             await self._reopen()
+            await put_back_all(self.context)
             inbox = asyncio.create_task(self._watch())
             await self.team.execute()
             if self._lost is not None:

@@ -11,6 +11,7 @@ from toka.core.effect import Effect
 from toka.core.ids import StepKey
 from toka.core.message import Usage
 from toka.errors import LimitExceeded
+from toka.events.steps import StepPutBack
 
 
 class StepFailure(Exception):
@@ -56,16 +57,16 @@ def _nothing() -> None:
 class Guard(Protocol):
     """What keeps the workspace as it was before an act, so that the act can run again."""
 
-    def hold(self) -> AbstractAsyncContextManager[None]:
-        """Around the act: nobody else of Toka's writes to what it may write to."""
+    def hold(self) -> AbstractAsyncContextManager[Any]:
+        """Around the act: nobody else who is guarded writes to what it may write to."""
         ...
 
-    async def checkpoint(self) -> dict[str, Any]:
-        """What `put_back` will need, as JSON. Raises StepFailure: the workspace cannot be kept."""
+    async def checkpoint(self) -> tuple[Effect, dict[str, Any]]:
+        """The act's effect with what `put_back` will need, as JSON: ONCE when the workspace cannot be kept."""
         ...
 
-    async def put_back(self, noted: dict[str, Any]) -> bool:
-        """Makes the workspace as it was; False: somebody else wrote to it since, so that a person must say."""
+    async def put_back(self, step: str, noted: dict[str, Any]) -> StepPutBack:
+        """Makes the workspace as it was before a step, if that undoes nobody else's work; for the record."""
         ...
 
 

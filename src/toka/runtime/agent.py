@@ -114,6 +114,7 @@ async def prepare(
         validator=validator,
         steps=Steps(run.id, config.name, recorder, runtime.clock, control, history),
         control=control,
+        policy=got.policy,
         scope=scope,
         hands=hands,
         tools=tools,

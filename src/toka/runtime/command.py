@@ -13,6 +13,7 @@ from toka.core.shellwords import ShellCommand, shell_command
 from toka.errors import LimitExceeded
 from toka.runtime.act import Act, Result, StepFailure
 from toka.runtime.context import AgentContext
+from toka.runtime.guard import guarded
 from toka.runtime.meter import Meter
 from toka.sandbox.command import FLOOD_BYTES
 from toka.sandbox.host import CommandResult, shell
@@ -30,8 +31,10 @@ TAIL_CHARACTERS = 2_000
 """Of a command's output, in reports and evidence."""
 
 
-async def run_line(agent: AgentContext, key: StepKey, line: str, effect: Effect, timeout_s: float | None) -> Result:
-    """Runs a command line as a journaled step.
+async def run_line(
+    agent: AgentContext, key: StepKey, line: str, declared: Effect | None, timeout_s: float | None
+) -> Result:
+    """Runs a command line as a journaled step; its effect is as `declared`, or that of a command (see `guarded`).
 
     The result's value is {"exit": int or None, "ended", "output", "dropped", "wall_s", "cpu_s", "max_rss_bytes"}; it is
     `failed` unless the command ended by itself with 0.
@@ -61,7 +64,8 @@ async def run_line(agent: AgentContext, key: StepKey, line: str, effect: Effect,
 
     assumed = {"exit": 0, "ended": "exited", "output": BY_WORD, "dropped": 0}
     rule = "written by a person"
-    act = Act(key, effect, line, shown or None, rule, assumed=assumed, used=meter.used, within_s=timeout_s)
+    effect, guard = guarded(agent, key, declared)
+    act = Act(key, effect, line, shown or None, rule, assumed=assumed, used=meter.used, within_s=timeout_s, guard=guard)
     return await agent.steps.run(act, do)
 
 

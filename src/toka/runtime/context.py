@@ -27,10 +27,12 @@ from toka.runtime.step import Steps
 from toka.runtime.values import Values
 from toka.sandbox.host import Sandbox
 from toka.sandbox.level import Level
+from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.selftest import SelfTest
 from toka.sandbox.shield import Order
 from toka.tools.builtin import Toolbox
 from toka.tools.tool import Mask, Tool, unmasked
+from toka.workspace.checkpoints import Checkpoints
 
 StartSandbox = Callable[[Order], Awaitable[tuple[Sandbox, SelfTest | None]]]
 """Starts a sandbox; see `Shield.start`."""
@@ -45,6 +47,15 @@ class Hands(Protocol):
     async def sandbox(self) -> Sandbox:
         """The running sandbox. Raises SandboxUnavailable, SandboxError."""
         ...
+
+
+KeepWorkspace = Callable[[Path, ExecutionConfig], Checkpoints | None]
+"""A workspace and the settings of a run -> its checkpoints; None when they are off."""
+
+
+def _not_kept(workspace: Path, execution: ExecutionConfig) -> Checkpoints | None:  # noqa: ARG001 - see KeepWorkspace
+    """Nothing is kept."""
+    return None
 
 
 def _as_it_is(value: Any) -> Any:
@@ -80,6 +91,7 @@ class Runtime:
         mask: the same for a text, before it is cut; also for one that was cut.
         secret_files: files that hold such keys.
         toolchains: folders of programs that the settings have sandboxes show.
+        keep: keeps a workspace under an execution's settings; None = nothing is kept.
     """
 
     state: Path | None
@@ -105,6 +117,7 @@ class Runtime:
     mask: Mask = unmasked
     secret_files: tuple[Path, ...] = ()
     toolchains: tuple[Toolchain, ...] = ()
+    keep: KeepWorkspace = _not_kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +138,7 @@ class RunContext:
         protected: files of the workspace that no agent changes: the specs of this run.
         hidden: folders of the workspace that no agent sees: Toka's own state.
         toolchains: those of the settings when the run was made.
+        checkpoints: keep the workspace as it was before steps that may change it; None = nothing is kept.
     """
 
     id: RunId
@@ -140,6 +154,7 @@ class RunContext:
     protected: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
     toolchains: tuple[str, ...] = ()
+    checkpoints: Checkpoints | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +168,7 @@ class AgentContext:
         validator: decides tool calls under its grant.
         steps: its journaled steps.
         control: its gate; its timeouts stand still while it rests.
+        policy: what its sandbox lets through.
         scope: its limits.
         hands: its sandbox.
         tools: those its grant gives, by name, in the order shown to the model.
@@ -167,6 +183,7 @@ class AgentContext:
     validator: CapabilityValidator
     steps: Steps
     control: AgentControl
+    policy: SandboxPolicy
     scope: Scope
     hands: Hands
     tools: Mapping[str, Tool]

@@ -26,6 +26,7 @@ from toka.events.event import (
     StepInDoubt,
     StepIntent,
     StepLeft,
+    StepPutBack,
     StepResolved,
 )
 from toka.events.lifecycle import AgentStatus
@@ -79,6 +80,7 @@ class Steps:
         self._doubts: dict[str, str] = {}
         self._answers: dict[str, str] = {}
         self._deaths: dict[str, int] = {}
+        self._put_back: dict[str, StepPutBack] = {}
         self._patient = 0
         self._boundary = self._gate.time()
         for record in history:
@@ -88,6 +90,7 @@ class Steps:
         if isinstance(event, StepIntent):
             self._begun(event)
             self._deaths[event.step] = self._deaths.get(event.step, 0) + 1
+            self._put_back.pop(event.step, None)
             self._doubts.pop(event.step, None)  # it was started again: an answer was about the start before
             self._answers.pop(event.step, None)
         elif isinstance(event, StepDone | StepFailed | StepDenied):
@@ -95,6 +98,8 @@ class Steps:
             self._deaths.pop(event.step, None)
         elif isinstance(event, StepLeft):
             self._survived(event.step)
+        elif isinstance(event, StepPutBack):
+            self._put_back[event.step] = event
         elif isinstance(event, AgentStateChanged):
             if event.state == AgentStatus.BACKOFF:  # the agent crashed, and the process lived on
                 for step in tuple(self._deaths):
@@ -165,9 +170,9 @@ class Steps:
             async with self._turn(act):
                 if self._gate.held:
                     continue  # whoever rests keeps nobody from writing
-                evidence = await self._evidence(act)
+                effect, evidence = await self._evidence(act)
                 async with self._gate:  # what held the agent meanwhile holds this step too
-                    return await self._act(act, do, evidence)
+                    return await self._act(act, do, effect, evidence)
 
     @asynccontextmanager
     async def _turn(self, act: Act) -> AsyncGenerator[None]:
@@ -205,18 +210,24 @@ class Steps:
             return f"no step was begun for {now - self._boundary:.0f} s"
         return ""
 
-    async def _evidence(self, act: Act) -> dict[str, Any] | None:
-        if act.guard is None and act.evidence is None:
-            return None
-        async with self._gate:
-            return await (act.guard.checkpoint() if act.guard is not None else act.evidence())  # type: ignore[misc]
+    async def _evidence(self, act: Act) -> tuple[Effect, dict[str, Any] | None]:
+        """What a crash in the act will mean, and what will have to be known then."""
+        if act.guard is not None:
+            async with self._gate:
+                return await act.guard.checkpoint()
+        if act.evidence is not None:
+            async with self._gate:
+                return act.effect, await act.evidence()
+        return act.effect, None
 
-    async def _act(self, act: Act, do: Callable[[], Awaitable[Result]], evidence: dict[str, Any] | None) -> Result:
+    async def _act(
+        self, act: Act, do: Callable[[], Awaitable[Result]], effect: Effect, evidence: dict[str, Any] | None
+    ) -> Result:
         text = act.key.text
         intent = StepIntent(
             text,
             self.key(act.key),
-            act.effect.value,
+            effect.value,
             act.what,
             cut(act.arguments),
             act.rule,
@@ -325,14 +336,20 @@ class Steps:
             if verdict == "happened":
                 return await self._taken(text, value)
             again = verdict == "not-happened"
-        deaths = self._deaths.get(text, 0)
+        deaths, problem = self._deaths.get(text, 0), ""
         if effect is Effect.WORKSPACE and deaths < POISON and act.guard is not None and intent.evidence is not None:
-            again = await act.guard.put_back(intent.evidence)
+            if (back := self._put_back.get(text)) is None:
+                async with act.guard.hold():
+                    back = await act.guard.put_back(text, intent.evidence)
+                await self._recorder.record(self._agent, back)
+            problem = back.problem
+            again = not problem
         if again and deaths < POISON:
             return None
         if text not in self._doubts:
             what = f"{intent.what} {_short(intent.arguments)}".strip()
-            question = f"{what} was started and Toka ended before it did. Did it happen?"
+            left = f" The workspace is as it was left: {problem}." if problem else ""
+            question = f"{what} was started and Toka ended before it did.{left} Did it happen?"
             if deaths >= POISON:
                 question = f"{what} was started {deaths} times, and each time Toka died before it ended. Did it happen?"
             await self._recorder.record(self._agent, StepInDoubt(text, question))

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from toka.config.agent import TaskSpec
-from toka.core.effect import Effect
 from toka.core.ids import StepKey, TaskId
 from toka.core.message import ToolSpec
 from toka.errors import LimitExceeded, SandboxError
@@ -86,10 +85,9 @@ class TaskExecutor:
         execution = self._agent.run.execution
         timeout = task.timeout_s or execution.task_timeout_s
         if task.run is not None:
-            effect = task.effect or Effect.ONCE
 
             async def command(number: int, last: str) -> dict[str, Any]:  # noqa: ARG001 - a command takes no advice
-                return await self._command(task, task.run or "", effect, number, timeout)
+                return await self._command(task, task.run or "", number, timeout)
 
             title = self._agent.values.command(task.description) if task.description == task.run else task.description
             return await self._execute(_Work(task.id, title, task.retries or 0, timeout, command))
@@ -200,11 +198,9 @@ class TaskExecutor:
 
         return attempt
 
-    async def _command(
-        self, task: TaskSpec, line: str, effect: Effect, number: int, timeout_s: float | None
-    ) -> dict[str, Any]:
+    async def _command(self, task: TaskSpec, line: str, number: int, timeout_s: float | None) -> dict[str, Any]:
         try:
-            result = await run_line(self._agent, StepKey(task.id, number, 1, "run"), line, effect, timeout_s)
+            result = await run_line(self._agent, StepKey(task.id, number, 1, "run"), line, task.effect, timeout_s)
         except SandboxError as e:
             raise StepFailure("sandbox", e.message) from e
         end = verdict(result.value, self._agent.values.command(line), timeout_s)

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, TypeGuard
 
 from toka.core.capability import CapabilityError
 from toka.core.decision import Decision
+from toka.core.effect import Effect
 from toka.core.ids import StepKey
 from toka.core.message import Message, ToolCall
 from toka.errors import LimitExceeded, SandboxError
@@ -17,6 +18,7 @@ from toka.runtime.act import Act, Result, StepFailure
 from toka.runtime.approval import consent
 from toka.runtime.command import limit_met, met
 from toka.runtime.context import AgentContext
+from toka.runtime.guard import guarded
 from toka.runtime.meter import Meter
 from toka.tools.tool import CheckableTool, Tool, ToolContext, ToolResult, validate
 
@@ -119,7 +121,9 @@ async def _run(
         return Result(value, failed=result.failed, limit=limit_met(used, agent.name))
 
     assumed = _value(tool.name, ToolResult("this call was made before a crash; a person says that it happened"))
-    act = Act(key, tool.effect, tool.name, arguments, rule, assumed=assumed, used=meter.used, within_s=within)
+    declared = None if tool.effect is Effect.WORKSPACE else tool.effect  # a tool's word is no person's
+    effect, guard = guarded(agent, key, declared)
+    act = Act(key, effect, tool.name, arguments, rule, assumed=assumed, used=meter.used, within_s=within, guard=guard)
     if _is_checkable(tool):
         checkable = tool
 

@@ -18,7 +18,7 @@ class Python:
     """Runs a snippet as `python3 -c`. It may do what any command of the agent may do, and no more."""
 
     name = "python"
-    effect: Effect = Effect.ONCE
+    effect: Effect = Effect.WORKSPACE
     description = (
         "Run a piece of Python 3 in the workspace: a new process of python3 each time, no input. Gives what "
         "it prints, and the exit code if it is not 0. All it started ends with it."

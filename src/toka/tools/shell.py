@@ -79,7 +79,7 @@ class RunCommand:
     """
 
     name = "run_command"
-    effect: Effect = Effect.ONCE
+    effect: Effect = Effect.WORKSPACE
 
     def __init__(
         self,

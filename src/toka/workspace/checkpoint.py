@@ -20,12 +20,14 @@ class Settings:
         level: of the sandbox in which they are made; agents' own.
         quota_bytes: bytes that the workspace's store may have; None = no bound.
         ignored: whether files that .gitignore files name are recorded, too.
+        longest_s: seconds after which one operation is given up.
         idle_s: seconds without use after which the process that makes them ends.
     """
 
     level: Level = "full"
     quota_bytes: int | None = 10 * GIB
     ignored: bool = True
+    longest_s: float = 900.0
     idle_s: float = IDLE_S
 
 

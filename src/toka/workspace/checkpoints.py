@@ -19,10 +19,8 @@ from toka.sandbox.idmap import agent_uid
 from toka.sandbox.level import check_owner
 from toka.workspace.cell import Cell, Plan, find_git, start_cell
 from toka.workspace.checkpoint import Change, Checkpoint, Diff, Entry, Restored, Settings
-from toka.workspace.lock import Holder, Note, WriteLock, read_holder
+from toka.workspace.lock import Note, WriteLock, WriteLocks
 
-LONGEST_S: Final = 900.0
-"""Seconds after which one operation is given up."""
 CROWDED: Final = 64
 """Packs of the store from which on they are made one, when nobody waits."""
 DEFAULTS: Final = Settings()
@@ -32,6 +30,9 @@ ROUNDS: Final = 6
 
 class Checkpoints:
     """All that one process does with the checkpoints of one workspace.
+
+    Attributes:
+        given_up: why no more checkpoints are to be taken; empty = they are. Set by who takes them.
 
     Operations run one after the other. Those that write the workspace or depend on it standing still belong under
     `lock`; nothing here takes it. Leaving `close` out leaves a process until this one ends.
@@ -52,7 +53,8 @@ class Checkpoints:
         self._excluded = _part_of(self._workspace, state.resolve())
         self._cell: Cell | None = None
         self._using = asyncio.Lock()
-        self._writing = asyncio.Lock()
+        self._locks = WriteLocks(self._folder, clock)
+        self.given_up = ""
         self._packs = 0
         self._idle: asyncio.TimerHandle | None = None
         self._resting: asyncio.Task[None] | None = None
@@ -64,18 +66,18 @@ class Checkpoints:
 
     # ---- the write lock
 
-    def lock(self, note: Note) -> WriteLock:
-        """The workspace's write lock, for `async with`; it also excludes other processes.
+    def lock(self, note: Note, scope: Sequence[str] = (".",)) -> WriteLock:
+        """The workspace's write lock, for `async with`: whoever holds an overlapping part is waited for.
 
         Raises:
             CheckpointRefused: the store cannot be made (reason `disk`).
         """
         self._make()
-        return WriteLock(self._folder, note, self._clock, self._writing)
+        return self._locks.lock(note, scope)
 
-    def last_holder(self) -> Holder | None:
-        """Who held the write lock last, or holds it; None when nobody ever did."""
-        return read_holder(self._folder)
+    def overtaken(self, note: Note, scope: Sequence[str]) -> str:
+        """Why going back to what `note` held may undo another's work, for people; empty when it cannot."""
+        return self._locks.overtaken(note, scope)
 
     # ---- checkpoints
 
@@ -187,6 +189,7 @@ class Checkpoints:
             cell, self._cell = self._cell, None
             if cell is not None:
                 await cell.end()
+        self._locks.close()
 
     # ---- the process
 
@@ -256,11 +259,12 @@ class Checkpoints:
 
     async def _answered(self, cell: Cell, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         try:
-            answer, body = await cell.ask(request, lambda: self._clock.timeout(LONGEST_S))
+            answer, body = await cell.ask(request, lambda: self._clock.timeout(self._settings.longest_s))
         except EOFError:
             raise SandboxError(f"the sandbox of checkpoints died while it was asked to {request['op']}") from None
         except TimeoutError:
-            raise SandboxError(f"a checkpoint took longer than {LONGEST_S:g} seconds ({request['op']})") from None
+            told = f"a checkpoint took longer than {self._settings.longest_s:g} seconds ({request['op']})"
+            raise SandboxError(told) from None
         if "error" in answer:
             _raise(answer["error"], answer["message"])
         return answer, body

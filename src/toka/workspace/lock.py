@@ -1,6 +1,8 @@
-"""The write lock of a workspace: who changes it in steps that may be put back, one after the other.
+"""The write lock of a workspace: who changes which part of it in steps that may be put back.
 
-The kernel holds it (flock on an open file), so it ends with its process, whatever that dies of.
+Those whose parts overlap go one after the other, also over processes; others do not wait for each other. Who holds what
+stands in a table beside the store. Each process keeps a file of its own locked there (flock), and what it holds counts
+as long as that lasts: the kernel lets go of it when the process ends, whatever it dies of.
 """
 
 from __future__ import annotations
@@ -10,15 +12,19 @@ import contextlib
 import fcntl
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+import secrets
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self, cast
 
 from toka.core.clock import Clock
 
 PAUSE_S: Final = 0.02
-"""Seconds between two tries while another process holds it."""
+"""Seconds between two looks while another process holds what is wanted."""
+REMEMBERED: Final = 500
+"""Holders that are remembered after they let go, for `overtaken`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,52 +42,180 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
-    """Who held the write lock last.
-
-    Attributes:
-        note: for whom.
-        checkpoint: what to go back to; empty when none was taken yet.
-    """
+class _Entry:
+    """A row of the table: who holds or held which paths, and under which process's file; that is empty afterwards."""
 
     note: Note
-    checkpoint: str = ""
+    scope: tuple[str, ...]
+    live: str
 
 
-class WriteLock:
-    """An async context that holds the lock; one use only."""
+@dataclass(eq=False, slots=True)
+class _Ticket:
+    """Somebody of this process who waits, or holds."""
 
-    def __init__(self, folder: Path, note: Note, clock: Clock, local: asyncio.Lock) -> None:
-        """Args:
-        folder: of the workspace's store.
-        note: for whom.
-        clock: for the pauses.
-        local: keeps those of this process in the order in which they came.
-        """
+    scope: tuple[str, ...]
+    holds: bool = False
+
+
+def overlap(one: Sequence[str], two: Sequence[str]) -> bool:
+    """Whether a path of one set is, or lies below, one of the other. Paths are normalised, `.` is all."""
+    return any(a == b or "." in (a, b) or a.startswith(f"{b}/") or b.startswith(f"{a}/") for a in one for b in two)
+
+
+class WriteLocks:
+    """The write lock of one workspace, as one process takes it."""
+
+    def __init__(self, folder: Path, clock: Clock) -> None:
+        """`folder` is that of the workspace's store; `clock` is for the pauses."""
         self._folder = folder
-        self._holder = Holder(note)
-        self._clock = clock
-        self._local = local
+        self.clock = clock
+        self._live = ""
         self._fd = -1
+        self._tickets: list[_Ticket] = []
+        self._left = asyncio.Event()
 
-    async def __aenter__(self) -> Self:
-        """Waits for the lock, however long; cancelling gives up.
+    def lock(self, note: Note, scope: Sequence[str]) -> WriteLock:
+        """The lock for some paths, for `async with`; one use only."""
+        return WriteLock(self, note, tuple(scope))
+
+    def overtaken(self, note: Note, scope: Sequence[str]) -> str:
+        """Why what `note` held before may be another's by now, for people; empty when nobody has held it since."""
+        rows = self._rows()
+        earlier = [n for n, row in enumerate(rows) if row.note == note and row.live != (self._live or None)]
+        if not earlier:
+            return "who wrote there since is not known any more"
+        later = [row.note for row in rows[earlier[-1] + 1 :] if row.note != note and overlap(row.scope, scope)]
+        return f"agent {later[-1].agent} of run {later[-1].run} has written there since" if later else ""
+
+    def close(self) -> None:
+        """Lets go of everything."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            with contextlib.suppress(OSError):
+                (self._folder / "live" / self._live).unlink()
+
+    def begin(self, scope: tuple[str, ...]) -> _Ticket:
+        """Queues up."""
+        ticket = _Ticket(scope)
+        self._tickets.append(ticket)
+        return ticket
+
+    def take(self, ticket: _Ticket, note: Note) -> bool | None:
+        """Takes the lock if it is free. False: somebody of this process is before; None: another process has it.
 
         Raises:
             OSError: the store's folder cannot be written.
         """
-        await self._local.acquire()
+        before = self._tickets[: self._tickets.index(ticket)]
+        if any(overlap(each.scope, ticket.scope) for each in before):
+            return False
+        self._open()
+        with self._table():
+            rows = self._rows()
+            others = [row for row in rows if row.live and row.live != self._live]
+            if any(overlap(row.scope, ticket.scope) and self._lives(row.live) for row in others):
+                return None
+            if len(rows) > 2 * REMEMBERED:
+                rows = [*(row for row in rows[:-REMEMBERED] if row.live), *rows[-REMEMBERED:]]
+            self._write([*rows, _Entry(note, ticket.scope, self._live)])
+        ticket.holds = True
+        return True
+
+    def end(self, ticket: _Ticket, note: Note) -> None:
+        """Lets go of the lock, or of the place in the queue."""
+        self._tickets.remove(ticket)
+        left, self._left = self._left, asyncio.Event()
+        left.set()
+        if ticket.holds:
+            with contextlib.suppress(OSError), self._table():
+                ours = _Entry(note, ticket.scope, self._live)
+                over = _Entry(note, ticket.scope, "")
+                self._write([over if row == ours else row for row in self._rows()], durable=False)
+
+    async def changed(self, *, elsewhere: bool) -> None:
+        """Returns when it may be worth another look."""
+        if elsewhere:
+            await self.clock.sleep(PAUSE_S)
+        else:
+            await self._left.wait()
+
+    def _open(self) -> None:
+        if self._fd >= 0:
+            return
+        (self._folder / "live").mkdir(mode=0o700, exist_ok=True)
+        self._live = secrets.token_hex(8)
+        self._fd = os.open(self._folder / "live" / self._live, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+
+    def _lives(self, live: str) -> bool:
+        """Whether the process of a file still holds it; the file of one that does not is removed."""
+        path = self._folder / "live" / Path(live).name
         try:
-            self._fd = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            while True:
-                try:
-                    fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    await self._clock.sleep(PAUSE_S)
-            _write(self._folder, self._holder)
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        else:
+            path.unlink(missing_ok=True)
+            return False
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def _table(self) -> Generator[None]:
+        """Around a change of the table; nobody holds it for longer than that takes."""
+        fd = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def _rows(self) -> list[_Entry]:
+        """The table; empty when there is none, or it is not ours."""
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            data = cast("list[Any]", json.loads((self._folder / "holders.json").read_text(encoding="utf-8")))
+            return [_Entry(Note(**row["note"]), tuple(row["scope"]), str(row["live"])) for row in data]
+        return []
+
+    def _write(self, rows: Sequence[_Entry], *, durable: bool = True) -> None:
+        beside = self._folder / "holders.new"
+        with beside.open("w", encoding="utf-8") as file:
+            json.dump([asdict(row) for row in rows], file)
+            if durable:
+                file.flush()
+                os.fdatasync(file.fileno())
+        beside.replace(self._folder / "holders.json")
+
+
+class WriteLock:
+    """An async context that holds the lock for some paths; one use only."""
+
+    def __init__(self, locks: WriteLocks, note: Note, scope: tuple[str, ...]) -> None:
+        self._locks = locks
+        self._note = note
+        self._scope = scope
+        self._ticket: _Ticket | None = None
+
+    async def __aenter__(self) -> Self:
+        """Waits for the lock, however long; cancelling gives up. Without paths it is free.
+
+        Raises:
+            OSError: the store's folder cannot be written.
+        """
+        if not self._scope:
+            return self
+        self._ticket = ticket = self._locks.begin(self._scope)
+        try:
+            while not (taken := self._locks.take(ticket, self._note)):
+                await self._locks.changed(elsewhere=taken is None)
         except BaseException:
-            self._release()
+            self._locks.end(ticket, self._note)
             raise
         return self
 
@@ -89,34 +223,5 @@ class WriteLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Lets go of it."""
-        self._release()
-
-    def _release(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        self._local.release()
-
-    def record(self, checkpoint: str) -> None:
-        """Writes down, durably, what to go back to should the holder die. Only while it is held."""
-        if self._fd < 0:
-            raise RuntimeError("the write lock is not held")
-        self._holder = replace(self._holder, checkpoint=checkpoint)
-        _write(self._folder, self._holder)
-
-
-def _write(folder: Path, holder: Holder) -> None:
-    beside = folder / "holder.new"
-    with beside.open("w", encoding="utf-8") as file:
-        json.dump(asdict(holder), file)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(folder / "holder.json")
-
-
-def read_holder(folder: Path) -> Holder | None:
-    """Who held the lock last, or holds it; None when nobody ever did, or the file is not ours."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        data = json.loads((folder / "holder.json").read_text(encoding="utf-8"))
-        return Holder(Note(**data["note"]), str(data["checkpoint"]))
-    return None
+        if self._ticket is not None:
+            self._locks.end(self._ticket, self._note)

@@ -1,0 +1,126 @@
+"""Keeps the workspace as it was before a step that may change it, so that the step can run again after a crash."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Collection
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from toka.core.effect import Effect
+from toka.core.ids import AgentName, StepKey
+from toka.errors import CheckpointRefused, CheckpointUnavailable, NotFound, SandboxError
+from toka.events.steps import StepIntent, StepPutBack
+from toka.runtime.context import AgentContext, RunContext
+from toka.sandbox.policy import SandboxPolicy
+from toka.workspace.checkpoints import Checkpoints
+from toka.workspace.lock import Note
+
+
+class WorkspaceGuard:
+    """See Guard. What the agent may write is kept, and nothing else is put back."""
+
+    def __init__(self, checkpoints: Checkpoints, note: Note, scope: tuple[str, ...]) -> None:
+        self._checkpoints = checkpoints
+        self._note = note
+        self._scope = scope
+
+    @asynccontextmanager
+    async def hold(self) -> AsyncGenerator[None]:
+        """See Guard. Who writes elsewhere is not waited for."""
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(self._checkpoints.lock(self._note, self._scope))
+            except (CheckpointRefused, OSError) as e:
+                self._checkpoints.given_up = str(e)
+            yield
+
+    async def checkpoint(self) -> tuple[Effect, dict[str, Any]]:
+        """See Guard."""
+        if self._checkpoints.given_up:
+            return Effect.ONCE, {"checkpoint": None, "why": self._checkpoints.given_up}
+        if not self._scope:
+            return Effect.WORKSPACE, {"checkpoint": "", "scope": []}
+        try:
+            taken = await self._checkpoints.take(self._note, self._scope)
+        except (CheckpointRefused, CheckpointUnavailable, SandboxError) as e:
+            self._checkpoints.given_up = e.message  # it would cost as much each time
+            return Effect.ONCE, {"checkpoint": None, "why": e.message}
+        noted: dict[str, Any] = {"checkpoint": taken.id, "scope": list(self._scope)}
+        if taken.uncovered:
+            noted["uncovered"] = list(taken.uncovered[:20])
+        return Effect.WORKSPACE, noted
+
+    async def put_back(self, step: str, noted: dict[str, Any]) -> StepPutBack:
+        """See Guard."""
+        scope, checkpoint = noted.get("scope") or (), noted.get("checkpoint") or ""
+        if not scope:
+            return StepPutBack(step)
+        if problem := self._checkpoints.overtaken(self._note, scope):
+            return StepPutBack(step, checkpoint, problem=problem)
+        try:
+            restored = await self._checkpoints.restore(checkpoint, self._note, scope)
+        except (CheckpointRefused, CheckpointUnavailable, NotFound, SandboxError) as e:
+            return StepPutBack(step, checkpoint, problem=e.message)
+        left = restored.left[0] if restored.left else ""
+        return StepPutBack(step, checkpoint, restored.kept, len(restored.changed), left)
+
+
+async def put_back_all(run: RunContext) -> None:
+    """Puts back what steps left in the workspace whose process died, before anybody else works there.
+
+    Raises:
+        JournalError: the record cannot be written.
+    """
+    if run.checkpoints is None:
+        return
+    for state in run.recorder.state.agents.values():
+        flying = {step for task in state.tasks.values() for step in task.in_flight}
+        if not flying or state.ended:
+            continue
+        for step, noted in _left(run, AgentName(state.name), flying).items():
+            key = StepKey.parse(step)
+            scope = tuple(noted.get("scope") or ())
+            guard = WorkspaceGuard(run.checkpoints, Note(run.id, state.name, key.task, step), scope)
+            async with guard.hold():
+                back = await guard.put_back(step, noted)
+            await run.recorder.record(AgentName(state.name), back)
+
+
+def _left(run: RunContext, agent: AgentName, flying: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Of the steps in flight those that are to be put back and have not been, with what is noted of them."""
+    found: dict[str, dict[str, Any]] = {}
+    for record in run.recorder.history(agent):
+        event = record.event
+        if isinstance(event, StepIntent) and event.step in flying:
+            found.pop(event.step, None)
+            if event.effect == Effect.WORKSPACE and event.evidence is not None:
+                found[event.step] = event.evidence
+        elif isinstance(event, StepPutBack):
+            found.pop(event.step, None)
+    return found
+
+
+def guarded(agent: AgentContext, key: StepKey, effect: Effect | None) -> tuple[Effect, WorkspaceGuard | None]:
+    """What a crash in a step that may change the workspace means, and what guards it.
+
+    Args:
+        agent: whose step it is.
+        key: the step.
+        effect: as it is declared; None = it is not.
+
+    Returns:
+        The effect as declared, where that is none of the workspace. Else WORKSPACE with its guard; but ONCE, unless a
+        person declared otherwise, where the agent may reach the network: what it did there nobody can put back.
+    """
+    if effect not in (None, Effect.WORKSPACE):
+        return effect or Effect.ONCE, None
+    checkpoints, policy = agent.run.checkpoints, agent.policy
+    if checkpoints is None or (effect is None and policy.network):
+        return Effect.ONCE, None
+    note = Note(agent.run.id, agent.name, key.task, key.text)
+    return Effect.WORKSPACE, WorkspaceGuard(checkpoints, note, writable(policy))
+
+
+def writable(policy: SandboxPolicy) -> tuple[str, ...]:
+    """What commands under this policy can write of the workspace."""
+    return (*policy.writes, ".git") if policy.git and "." not in policy.writes else policy.writes
