@@ -143,6 +143,26 @@ def test_a_folder_swapped_for_a_link_during_the_walk_is_not_followed(
     direct.store.close()
 
 
+def test_a_file_that_vanishes_during_the_walk_takes_no_other_with_it(
+    workspace: Path, direct: Directly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, gone = walk.signature, (workspace / "src/main.py").stat().st_ino
+    seen: list[int] = []
+
+    def look(status: os.stat_result) -> walk.Signature:
+        seen.append(status.st_ino)
+        if status.st_ino == gone:
+            (workspace / "src/main.py").unlink(missing_ok=True)
+            raise FileNotFoundError
+        return real(status)
+
+    monkeypatch.setattr(walk, "signature", look)
+    answer = direct.ask("take", scope=["."], ignored=True, objects=False)
+    direct.store.close()
+    assert gone in seen
+    assert (answer["files"], answer["uncovered"]) == (2, [])
+
+
 def test_a_file_swapped_for_a_link_during_the_walk_is_not_followed(
     workspace: Path, outside: Path, direct: Directly, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,17 +71,19 @@ def test_whatever_is_done_can_be_taken_back(place: Path, before: Folder, changes
     make(os.fsencode(workspace), before)
     there = snapshot(workspace)
     direct = Directly(workspace)
-    taken = direct.take()
-    assert direct.take() == taken, "nothing had changed"
-    act(workspace, changes, closing=os.geteuid() == 0)
-    changed = snapshot(workspace)
-    kept = direct.restore(taken)
-    assert snapshot(workspace) == there
-    direct.restore(kept)
-    assert snapshot(workspace) == changed, "what was found is kept"
-    direct.restore(taken)
-    direct.store.close()
-    assert snapshot(workspace) == there
+    try:
+        taken = direct.take()
+        assert direct.take() == taken, "nothing had changed"
+        act(workspace, changes, closing=os.geteuid() == 0)
+        changed = snapshot(workspace)
+        kept = direct.restore(taken)
+        assert snapshot(workspace) == there
+        direct.restore(kept)
+        assert snapshot(workspace) == changed, "what was found is kept"
+        direct.restore(taken)
+        assert snapshot(workspace) == there
+    finally:
+        direct.store.close()
 
 
 @pytest.mark.slow

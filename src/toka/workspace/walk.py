@@ -148,11 +148,11 @@ class Walk:
     def _listed(self, fd: int, path: str, only: Below) -> list[tuple[str, Signature]]:
         """The names in a folder, each with its signature."""
         if only is None:
-            with os.scandir(fd) as found:
-                try:
+            try:
+                with os.scandir(fd) as found:
                     items = [(e.name, signature(e.stat(follow_symlinks=False))) for e in found]
-                except OSError:
-                    items = self._each(fd, path, os.listdir(fd))
+            except OSError:  # now that the iterator is closed, the descriptor stands at the beginning again
+                items = self._each(fd, path, os.listdir(fd))
         else:
             items = self._each(fd, path, sorted(only))
         if self._excluded:
