@@ -40,6 +40,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "ps": ("toka.cli.look:ps", "List runs."),
     "show": ("toka.cli.look:show", "Show one run: agents, tasks, objectives, why something waits."),
     "logs": ("toka.cli.look:logs", "Print what agents said, called and got."),
+    "diff": ("toka.cli.changes:diff", "Show what a run changed in the workspace."),
+    "rollback": ("toka.cli.changes:rollback", "Put back what an agent changed."),
     "learn": ("toka.cli.learn:learn", "Propose the least set of capabilities that a run used."),
     "events": ("toka.cli.record:events", "Print the recorded events of a run, and follow them."),
     "audit": ("toka.cli.record:audit", "Verify a run's record."),

@@ -18,6 +18,7 @@ from toka.events.event import (
     RunStateChanged,
     SandboxReady,
     StepInDoubt,
+    StepPutBack,
     StepResolved,
     TaskStateChanged,
     Unknown,
@@ -70,6 +71,11 @@ def change_lines(event: Event, paint: Paint = plain) -> list[str]:
         case HealthChanged():
             whose = f"{line_of(event.task, 60)} " if event.task else ""
             return _told(f"{whose}{paint(line_of(event.health, 40), 'warn')} ({line_of(event.rung, 40)})", event.reason)
+        case StepPutBack() if event.problem:
+            return _told(f"{line_of(event.step, 60)}: {paint('not put back', 'warn')}", event.problem)
+        case StepPutBack():
+            changed = some(event.changed, "path")
+            return [f"{line_of(event.step, 60)}: back to the state before it: {changed} changed"]
         case InstancesMade():
             return [f"is there {some(event.count, 'time')}, once for each element"]
         case OutputsMade():

@@ -121,6 +121,15 @@ class OrchestrationEngine:
             raise
         return session
 
+    async def reopened(self, run: RunId) -> Recorder:
+        """The record of a run that no live process executes, for something that is noted in it; close it afterwards.
+
+        Raises:
+            RunBusy: a live process executes it.
+            JournalError: its record cannot be read or written.
+        """
+        return Recorder(self._runtime.journal, await self._runtime.journal.acquire(run))
+
     async def _attached(self, recorder: Recorder) -> RunSession:
         """A session that goes on with what is recorded."""
         lease, created = recorder.lease, recorder.state.created
@@ -197,6 +206,11 @@ def _check_tasks(config: AgentConfig, enabled: Collection[str]) -> None:
                     f"agent {config.name}: task {task.id} waits for {needed}, which is not among the tasks of this run",
                     hint="switch its group on with --enable NAME, or remove it from depends_on",
                 )
+
+
+def execution_of(created: RunCreated) -> ExecutionConfig:
+    """The settings that a run was made with."""
+    return _execution(created.options.get("execution"))
 
 
 def _execution(recorded: dict[str, Any] | None) -> ExecutionConfig:
