@@ -256,7 +256,7 @@ async def test_what_was_closed_since_is_opened_kept_and_put_back(checkpoints: Ch
     assert restored.left == ()
     assert snapshot(workspace) == there
     kept = (await checkpoints.history())[-1]
-    assert kept.kept_for == taken.id
+    assert (kept.id, kept.kept_for) == (restored.kept, taken.id)
     await checkpoints.restore(kept.id, NOTE)
     assert (workspace / "src/main.py").read_text() == "mine\n"
     assert (workspace / "docs/new/file").read_text() == "mine, too\n"

@@ -128,11 +128,11 @@ class Checkpoints:
         for _ in range(ROUNDS):
             request = {"op": "plan", "id": id, "scope": wanted, "note": _noted(note), "opening": opening}
             plan, _ = await self._ask(request)
-            first = first or plan["kept"]
-            if "open" in plan:
+            if "open" in plan:  # what was recorded just now lacks what is closed
                 opening = False  # what is closed after that is somebody else's
                 await self._carried_out(plan["writable"], {"op": "open", "plan": plan["open"]})
                 continue
+            first = first or plan["kept"]
             changed.update(dict.fromkeys(map(shown, plan["changed"])))
             done: dict[str, Any] = {"raced": [], "left": {}}
             if plan["plan"]:
