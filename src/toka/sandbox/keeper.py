@@ -27,6 +27,7 @@ from toka.sandbox.enforcement import Enforcement, enforcements
 from toka.sandbox.level import Level
 from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.spawn import starter
+from toka.sandbox.standstill import Tree, go_on, stop
 from toka.sandbox.usage import Sampler, Usage
 
 N = TypeVar("N", int, float)
@@ -138,6 +139,10 @@ class Running(Protocol):
 
     alone: bool
 
+    def later(self, seconds: float) -> None:
+        """Its deadline is put off: it stood still for so long."""
+        ...
+
 
 class Keeper:
     """Limits and figures of one agent.
@@ -157,6 +162,8 @@ class Keeper:
         self._cgroup: Cgroup | None = None
         self._sampler: Sampler | None = None
         self._past = Usage(cpu_s=0.0, read_bytes=0, written_bytes=0)
+        self._root = 0
+        self._stopped: Tree = {}
         self._told = 0
         self._counted: frozenset[str] = frozenset()
         self.running: set[Running] = set()
@@ -190,6 +197,31 @@ class Keeper:
         if self._sampler is not None:
             self._past = _sum(self._past, self._sampler.sample())
         self._sampler = Sampler(pid)
+        self._root = pid
+
+    def freeze(self) -> None:
+        """Holds all processes still: by the cgroup, where it can, else one by one. May wait, so call it in a thread.
+
+        Raises:
+            SandboxError: they did not all stand still in time; then they run on.
+        """
+        if self._cgroup is not None and self._cgroup.can_freeze:
+            self._cgroup.freeze()
+        elif self._root:
+            self._stopped = stop(self._root)
+
+    def thaw(self) -> None:
+        """Lets them go on; nothing happens where none is held. Raises SandboxError: the kernel refuses."""
+        if self._cgroup is not None:
+            self._cgroup.thaw()
+        stopped, self._stopped = self._stopped, {}
+        go_on(stopped)
+
+    def kill(self) -> None:
+        """Kills all that the cgroup holds, frozen or not; what is only stopped dies with its zygote, too."""
+        if self._cgroup is not None:
+            with contextlib.suppress(SandboxError):
+                self._cgroup.kill()
 
     def open(self, listener: socket.socket | None) -> None:
         """Begins to serve a zygote's way out."""
