@@ -236,6 +236,24 @@ async def test_a_sandbox_that_nobody_used_yet_or_that_died_can_be_held(start: St
 
 
 @pytest.mark.slow
+async def test_who_waited_for_a_start_meanwhile_starts_nothing_either(start: Start) -> None:
+    sandbox = await start()
+    assert sandbox._zygote is not None
+    os.kill(sandbox._zygote.inner, signal.SIGKILL)
+    await until(lambda: not sandbox.processes(), "its death")
+    async with sandbox._starting:
+        freezing = asyncio.create_task(sandbox.freeze())
+        await asyncio.sleep(0)
+        waits = running(sandbox, "echo anew")
+        await asyncio.sleep(0.01)
+    await freezing
+    await asyncio.sleep(0.1)
+    assert sandbox.processes() == [] and not waits.done()
+    await sandbox.thaw()
+    assert (await waits).output == b"anew\n"
+
+
+@pytest.mark.slow
 async def test_a_cancelled_freeze_leaves_it_running(start: Start, workspace: Path) -> None:  # noqa: F811
     sandbox, src = await start(), workspace / "src"
     command = running(sandbox, BUSY)
@@ -275,7 +293,7 @@ while time.monotonic() < end:
 async def test_nothing_that_forks_all_the_time_escapes(start: Start, workspace: Path) -> None:  # noqa: F811
     """A child that outlives its parent by one step, again and again: whoever is signalled is gone already."""
     sandbox, links = await start(), workspace / "src/links"
-    keeps = f'python3 -c "$CHAIN" & python3 -c "$CHAIN" & sleep 30'
+    keeps = 'python3 -c "$CHAIN" & python3 -c "$CHAIN" & sleep 30'
     command = running(sandbox, keeps, env={"CHAIN": CHAIN})
     for _ in range(5):
         await until(lambda: links.exists(), "the chain")
@@ -324,8 +342,8 @@ async def test_processes_that_continue_each_other_stand_still_too(start: Start, 
 @by_signals
 async def test_what_had_stopped_by_itself_stays_stopped(start: Start, workspace: Path) -> None:  # noqa: F811
     sandbox = await start()
-    line = "sh -c 'kill -STOP $$; touch src/woken' & touch src/on; sleep 0.3; cat src/woken; kill -CONT $!; wait; echo over"
-    command = running(sandbox, line)
+    stops = "sh -c 'kill -STOP $$; touch src/woken' & touch src/on; sleep 0.3"
+    command = running(sandbox, f"{stops}; cat src/woken; kill -CONT $!; wait; echo over")
     await until((workspace / "src/on").exists, "the command")
     await asyncio.sleep(0.1)
     await sandbox.freeze()
@@ -335,11 +353,24 @@ async def test_what_had_stopped_by_itself_stays_stopped(start: Start, workspace:
     assert (workspace / "src/woken").exists()
 
 
+def test_a_child_that_is_gone_when_it_is_looked_at_shows_that_somebody_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    nobody = 1 << 22
+    with subprocess.Popen(["sleep", "50"]) as process:
+        try:
+            held = standstill.stop(process.pid)
+            assert held == {process.pid: started(process.pid)}
+            monkeypatch.setattr(standstill, "children_of", lambda pid: [nobody] if pid == process.pid else [])
+            seen = standstill._look(process.pid, started(process.pid))
+            assert {pid: one.still for pid, one in seen.items()} == {process.pid: True, nobody: False}
+        finally:
+            process.kill()
+
+
 def test_a_tree_that_does_not_stand_still_in_time_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standstill, "AGREEING", 10**9)
     with subprocess.Popen(["/bin/sh", "-c", "sleep 50; true"]) as process:
         try:
-            with pytest.raises(SandboxError, match="do not stand still within 0.1 s"):
+            with pytest.raises(SandboxError, match=r"do not stand still within 0\.1 s"):
                 standstill.stop(process.pid, 0.1)
             for pid in (process.pid, *standstill._look(process.pid, started(process.pid))):
                 stat = read_stat(pid)
