@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import pytest
 
 from sandbox.conftest import living
 from sandbox.test_limits import NO_CGROUPS
-from sandbox.test_reduced import marker, own, place, workspace  # noqa: F401 - fixtures
+from sandbox.test_reduced import own
 from toka.core.clock import SystemClock
 from toka.errors import SandboxError
 from toka.sandbox import execution, standstill
@@ -39,6 +42,26 @@ BUSY = f"(setsid sh -c '{BEATS.format('far')}' &) ; {BEATS.format('near')} & {BE
 Start = Callable[..., Awaitable[Sandbox]]
 
 
+@pytest.fixture
+def workspace() -> Iterator[Path]:
+    """Where the agent's user can get to it."""
+    place = Path(tempfile.mkdtemp(prefix="toka-freeze-"))
+    place.chmod(0o755)
+    for name in ("docs", "src"):
+        (place / "ws" / name).mkdir(parents=True)
+    (place / "ws/docs/a.txt").write_text("alpha\n")
+    (place / "ws/src/main.py").touch()
+    own(place / "ws")
+    yield place / "ws"
+    shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture
+def marker() -> str:
+    """A sleep whose command line occurs nowhere else on this machine."""
+    return f"985{uuid.uuid4().int % 10**12}"
+
+
 @pytest.fixture(params=KINDS, ids="-".join)
 def kind(request: pytest.FixtureRequest) -> tuple[str, str]:
     """The level, and what holds the processes still."""
@@ -46,7 +69,7 @@ def kind(request: pytest.FixtureRequest) -> tuple[str, str]:
 
 
 @pytest.fixture
-async def start(workspace: Path, kind: tuple[str, str]) -> AsyncIterator[Start]:  # noqa: F811
+async def start(workspace: Path, kind: tuple[str, str]) -> AsyncIterator[Start]:
     started: list[Sandbox] = []
 
     async def make(idle_s: float = 60.0, **changes: Any) -> Sandbox:
@@ -87,7 +110,7 @@ def grown(folder: Path, *names: str) -> Callable[[], bool]:
 
 
 @pytest.mark.slow
-async def test_all_that_runs_stands_still_and_goes_on(start: Start, workspace: Path) -> None:  # noqa: F811
+async def test_all_that_runs_stands_still_and_goes_on(start: Start, workspace: Path) -> None:
     sandbox, src = await start(), workspace / "src"
     command = running(sandbox, BUSY)
     await until(grown(src, "far", "near", "here"), "the beats")
@@ -108,7 +131,7 @@ async def test_all_that_runs_stands_still_and_goes_on(start: Start, workspace: P
 @pytest.mark.slow
 async def test_a_deadline_stands_still_and_has_its_rest_afterwards(
     start: Start,
-    workspace: Path,  # noqa: F811
+    workspace: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The deadline inside, which the zygote keeps, and the one outside, which is a moment longer."""
@@ -133,7 +156,7 @@ async def test_a_deadline_stands_still_and_has_its_rest_afterwards(
 @pytest.mark.slow
 async def test_a_file_operation_and_a_command_wait_while_it_stands_still(
     start: Start,
-    workspace: Path,  # noqa: F811
+    workspace: Path,
 ) -> None:
     sandbox = await start()
     await sandbox.freeze()
@@ -163,7 +186,7 @@ async def test_what_waits_hears_that_it_was_closed(start: Start) -> None:
 
 
 @pytest.mark.slow
-async def test_closing_kills_without_another_step(start: Start, marker: str, workspace: Path) -> None:  # noqa: F811
+async def test_closing_kills_without_another_step(start: Start, marker: str, workspace: Path) -> None:
     sandbox, src = await start(), workspace / "src"
     command = running(sandbox, f"trap '' TERM HUP; exec 2>&-; sleep {marker} & {BUSY}")
     await until(grown(src, "far", "near", "here"), "the beats")
@@ -254,7 +277,7 @@ async def test_who_waited_for_a_start_meanwhile_starts_nothing_either(start: Sta
 
 
 @pytest.mark.slow
-async def test_a_cancelled_freeze_leaves_it_running(start: Start, workspace: Path) -> None:  # noqa: F811
+async def test_a_cancelled_freeze_leaves_it_running(start: Start, workspace: Path) -> None:
     sandbox, src = await start(), workspace / "src"
     command = running(sandbox, BUSY)
     await until(grown(src, "far", "near", "here"), "the beats")
@@ -290,13 +313,13 @@ while time.monotonic() < end:
 
 @pytest.mark.slow
 @by_signals
-async def test_nothing_that_forks_all_the_time_escapes(start: Start, workspace: Path) -> None:  # noqa: F811
+async def test_nothing_that_forks_all_the_time_escapes(start: Start, workspace: Path) -> None:
     """A child that outlives its parent by one step, again and again: whoever is signalled is gone already."""
     sandbox, links = await start(), workspace / "src/links"
     keeps = 'python3 -c "$CHAIN" & python3 -c "$CHAIN" & sleep 30'
     command = running(sandbox, keeps, env={"CHAIN": CHAIN})
     for _ in range(5):
-        await until(lambda: links.exists(), "the chain")
+        await until(links.exists, "the chain")
         await until(grown(links.parent, "links"), "the chain")
         await sandbox.freeze()
         before = links.stat().st_size
@@ -323,7 +346,7 @@ dance(second if second else first)
 
 @pytest.mark.slow
 @by_signals
-async def test_processes_that_continue_each_other_stand_still_too(start: Start, workspace: Path) -> None:  # noqa: F811
+async def test_processes_that_continue_each_other_stand_still_too(start: Start, workspace: Path) -> None:
     """One of the two always is stopped, and the other about to be: neither is seen to run at most looks."""
     sandbox, file = await start(), workspace / "src/dance"
     command = running(sandbox, 'python3 -c "$WAKERS" & sleep 30', env={"WAKERS": WAKERS})
@@ -340,7 +363,7 @@ async def test_processes_that_continue_each_other_stand_still_too(start: Start, 
 
 @pytest.mark.slow
 @by_signals
-async def test_what_had_stopped_by_itself_stays_stopped(start: Start, workspace: Path) -> None:  # noqa: F811
+async def test_what_had_stopped_by_itself_stays_stopped(start: Start, workspace: Path) -> None:
     sandbox = await start()
     stops = "sh -c 'kill -STOP $$; touch src/woken' & touch src/on; sleep 0.3"
     command = running(sandbox, f"{stops}; cat src/woken; kill -CONT $!; wait; echo over")
@@ -397,7 +420,7 @@ def test_a_number_that_belongs_to_another_process_by_now_is_left_alone() -> None
             process.kill()
 
 
-def test_a_stopped_tree_is_killed(marker: str) -> None:  # noqa: F811
+def test_a_stopped_tree_is_killed(marker: str) -> None:
     with subprocess.Popen(
         ["/bin/sh", "-c", f"trap '' TERM; sleep {marker} & setsid sleep {marker} & sleep {marker}; true"]
     ) as process:
