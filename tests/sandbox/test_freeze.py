@@ -68,6 +68,9 @@ def kind(request: pytest.FixtureRequest) -> tuple[str, str]:
     return request.param
 
 
+by_signals = pytest.mark.parametrize("kind", [(level, "signals") for level in LEVELS], ids="-".join, indirect=True)
+
+
 @pytest.fixture
 async def start(workspace: Path, kind: tuple[str, str]) -> AsyncIterator[Start]:
     started: list[Sandbox] = []
@@ -292,10 +295,56 @@ async def test_a_cancelled_freeze_leaves_it_running(start: Start, workspace: Pat
     command.cancel()
 
 
+# ---- cancelling asks first
+
+
+@pytest.mark.slow
+@by_signals
+async def test_a_cancelled_command_is_asked_to_end_first(start: Start, workspace: Path) -> None:
+    sandbox, src = await start(), workspace / "src"
+    heard: list[CommandResult] = []
+    tidies = "trap 'sleep 0.1; echo tidy > src/tidy; exit 3' TERM; touch src/on; while :; do sleep 0.02; done"
+    command = running(sandbox, tidies, told=heard.append)
+    await until((src / "on").exists, "the command")
+    began = time.monotonic()
+    command.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await command
+    assert time.monotonic() - began < execution.TERM_S
+    assert (src / "tidy").read_text() == "tidy\n"
+    assert [(result.ended, result.exit_code) for result in heard] == [("killed", None)]
+
+
+@pytest.mark.slow
+@by_signals
+async def test_one_that_does_not_listen_is_killed_with_all_it_started(
+    start: Start, workspace: Path, marker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "TERM_S", 0.2)
+    sandbox, src = await start(), workspace / "src"
+    far = f"(setsid sh -c 'trap \"\" TERM; sleep {marker}; true' &)"
+    command = running(sandbox, f"trap '' TERM; {far}; sleep {marker} & touch src/on; sleep {marker}; sleep {marker}")
+    await until((src / "on").exists, "the command")
+    await until(lambda: len(living(marker)) > 3, "all of it")
+    began = time.monotonic()
+    command.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await command
+    assert 0.2 <= time.monotonic() - began < 2
+    assert living(marker) == []
+    assert (await sandbox.run(["true"], timeout_s=10)).exit_code == 0
+
+
+@pytest.mark.slow
+@by_signals
+async def test_a_deadline_does_not_ask(start: Start, workspace: Path) -> None:
+    sandbox = await start()
+    result = await sandbox.run(shell("trap 'touch src/heard' TERM; while :; do sleep 0.02; done"), timeout_s=0.3)
+    assert result.ended == "timeout"
+    assert not (workspace / "src/heard").exists()
+
+
 # ---- without a cgroup
-
-
-by_signals = pytest.mark.parametrize("kind", [(level, "signals") for level in LEVELS], ids="-".join, indirect=True)
 
 
 CHAIN = """

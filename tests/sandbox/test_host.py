@@ -140,7 +140,8 @@ async def test_the_loop_keeps_turning(start: Start) -> None:
     assert turns > 20
 
 
-async def test_cancelling_kills_before_it_returns(start: Start, marker: str) -> None:
+async def test_cancelling_kills_before_it_returns(start: Start, marker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toka.sandbox.execution.TERM_S", 0.05)
     sandbox = await start()
     command = asyncio.create_task(sandbox.run(shell(STUBBORN.format(marker)), timeout_s=30))
     await until_running(marker, 3)
