@@ -194,16 +194,18 @@ async def test_a_signal_reaches_the_command_of_an_agent_and_any_other_word_kills
     """Its init takes none, so the zygote sends it to the command's process group."""
     sandbox = await start()
     line = Lifeline()
-    script = "trap 'echo heard' TERM; while :; do sleep 80.5; done"
+    script = "trap 'echo heard' TERM; echo on; while :; do sleep 80.5; done"
     request = {**sandbox._request(["sh", "-c", script], ".", {}, 20), "profile": "agent"}
     out, theirs = os.pipe()
     await sandbox._send(request, (theirs, line.theirs.fileno()))
     os.close(theirs)
     line.theirs.close()
-    await until_lives("80.5")
+    assert await asyncio.to_thread(os.read, out, 99) == b"on\n"
     line.signal(signal.SIGTERM)
-    heard = await asyncio.to_thread(os.read, out, 99)
-    assert heard.endswith(b"heard\n"), "the sleep, which is of its group, has ended as well"
+    heard = b""
+    while not heard.endswith(b"heard\n"):  # not before the sleep, which is of its group, has ended as well
+        assert (word := await asyncio.to_thread(os.read, out, 99)), heard
+        heard += word
     await until_lives("80.5")
     line.cut()
     report = await line.report()
