@@ -32,6 +32,7 @@ from toka.llm.resolve import AUTO, endpoint_of, resolve_auto
 from toka.runtime.context import Runtime
 from toka.sandbox.egress_credential import Credential
 from toka.sandbox.level import Level
+from toka.sandbox.orphans import Ledger
 from toka.sandbox.shield import Shield
 from toka.tools.plugins import toolbox
 from toka.tools.tool import Tool
@@ -135,6 +136,14 @@ async def open_runtime(
 
     try:
         credentials = _credentials(settings, environ)
+        shield = Shield(
+            clock,
+            credentials,
+            level=settings.sandbox,
+            allow_unsandboxed=settings.allow_unsandboxed,
+            ledger=Ledger(settings.state),
+        )
+        background.spawn(shield.sweep())
         known, unset = _secrets(settings, environ)
         words = (*(w for key in credentials.values() for w in key.words()), *known.values())
         redactor = Redactor(words, shapes=False)
@@ -148,12 +157,7 @@ async def open_runtime(
             gateway=gateway,
             model=settings.model,
             resolve_model=models.resolve,
-            start_sandbox=Shield(
-                clock,
-                credentials,
-                level=settings.sandbox,
-                allow_unsandboxed=settings.allow_unsandboxed,
-            ).start,
+            start_sandbox=shield.start,
             tools=toolbox(settings, parts.tools),
             redact=redactor.value,
             mask=redactor.masked,

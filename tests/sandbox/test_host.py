@@ -14,7 +14,7 @@ import pytest
 from sandbox.conftest import Start, living, open_fds
 from toka.core.clock import SystemClock
 from toka.errors import SandboxError
-from toka.sandbox import host
+from toka.sandbox import filework
 from toka.sandbox.host import Sandbox, shell
 from toka.sandbox.keeper import Surroundings
 from toka.sandbox.policy import SandboxPolicy
@@ -140,7 +140,8 @@ async def test_the_loop_keeps_turning(start: Start) -> None:
     assert turns > 20
 
 
-async def test_cancelling_kills_before_it_returns(start: Start, marker: str) -> None:
+async def test_cancelling_kills_before_it_returns(start: Start, marker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toka.sandbox.execution.TERM_S", 0.05)
     sandbox = await start()
     command = asyncio.create_task(sandbox.run(shell(STUBBORN.format(marker)), timeout_s=30))
     await until_running(marker, 3)
@@ -188,7 +189,7 @@ async def test_a_zygote_found_dead_got_nothing_so_the_command_runs_in_a_new_one(
 async def test_a_frozen_zygote_cannot_hold_a_deadline_up(
     start: Start, marker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("toka.sandbox.host.GRACE_S", 0.1)
+    monkeypatch.setattr("toka.sandbox.execution.GRACE_S", 0.1)
     sandbox = await start()
     assert sandbox._zygote is not None
     command = asyncio.create_task(sandbox.run(["sleep", marker], timeout_s=2))
@@ -371,7 +372,7 @@ async def test_uses_that_meet_the_stop_of_an_idle_sandbox_are_served(start: Star
 async def test_a_file_worker_that_nobody_uses_ends_and_comes_back(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host, "WORKER_IDLE_S", 0.05)
+    monkeypatch.setattr(filework, "WORKER_IDLE_S", 0.05)
     sandbox = await start()
     for _ in range(3):
         assert (await sandbox.file("read", path="docs/a.txt", start=1, lines=None, limit=100))["body"] == b"alpha\n"

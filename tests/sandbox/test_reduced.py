@@ -586,7 +586,8 @@ async def test_a_trusted_process_that_is_killed_leaves_nothing(start: Start, mar
     assert await said(sandbox, "echo again") == "again\n"
 
 
-async def test_cancelling_and_closing_kill(start: Start, marker: str) -> None:
+async def test_cancelling_and_closing_kill(start: Start, marker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toka.sandbox.execution.TERM_S", 0.05)
     sandbox = await start()
     running = asyncio.ensure_future(sandbox.run(shell(STUBBORN.format(marker)), timeout_s=30))
     await until_running(marker, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pty
 import signal
@@ -16,9 +17,9 @@ import pytest
 from sandbox.conftest import Start, change, living, open_fds
 from toka.errors import SandboxError
 from toka.sandbox import terminal
-from toka.sandbox.command import CommandResult
+from toka.sandbox.command import CommandResult, Lifeline
 from toka.sandbox.host import Sandbox, shell
-from toka.sandbox.terminal import Line, Pump, Streams, write
+from toka.sandbox.terminal import Pump, Streams, write
 
 PATIENCE_S = 10.0
 
@@ -190,19 +191,35 @@ async def test_a_signal_that_comes_before_its_handler_is_not_lost(
         assert (await task).exit_code == -signal.SIGTERM
 
 
-async def test_a_signal_does_not_touch_commands_of_agents(start: Start) -> None:
-    """Their inits take none, and the zygote still kills at any other word."""
+async def until_executed(*argv: str) -> None:
+    wanted = "".join(f"{word}\0" for word in argv).encode()
+    for _ in range(1000):
+        for pid in living(argv[-1]):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/cmdline").read_bytes() == wanted:
+                    return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"never executed: {argv}")
+
+
+async def test_a_signal_reaches_the_command_of_an_agent_and_any_other_word_kills(start: Start) -> None:
+    """Its init takes none, so the zygote sends it to the command's process group."""
     sandbox = await start()
-    line = Line()
-    request = {**sandbox._request(["sleep", "80.5"], ".", {}, 20), "profile": "agent"}
+    line = Lifeline()
+    script = "trap 'echo heard' TERM; while :; do sleep 80.5; done"
+    request = {**sandbox._request(["sh", "-c", script], ".", {}, 20), "profile": "agent"}
     out, theirs = os.pipe()
     await sandbox._send(request, (theirs, line.theirs.fileno()))
     os.close(theirs)
     line.theirs.close()
-    await until_lives("80.5")
+    await until_executed("sleep", "80.5")  # until then a shell's child may take the signal for the shell
     line.signal(signal.SIGTERM)
-    await asyncio.sleep(0.1)
-    assert living("80.5")
+    heard = b""
+    while not heard.endswith(b"heard\n"):  # not before the sleep, which is of its group, has ended as well
+        word = await asyncio.to_thread(os.read, out, 99)
+        assert word, heard
+        heard += word
+    await until_executed("sleep", "80.5")
     line.cut()
     report = await line.report()
     assert report["ended"] == "killed"

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 UID = 54_321
 SUITES = (
     "test_confinement.py", "test_host.py", "test_worker.py", "test_escapes.py", "test_limits.py", "test_network.py",
-    "test_selftest.py", "test_spare.py", "test_toolchains.py", "test_toolchains_reduced.py",
+    "test_selftest.py", "test_spare.py", "test_freeze.py", "test_orphans.py",
+    "test_toolchains.py", "test_toolchains_reduced.py",
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from toka.errors import SandboxError
-from toka.sandbox.cgroup_files import Files
+from toka.sandbox.cgroup_files import Files, make_fresh
 from toka.sandbox.cgroup_find import Hierarchies, Kind, owner_is_gone
 from toka.sandbox.usage import Usage, children_of, parse_figure, read_stat, usage_of_cgroup
 
@@ -144,7 +144,7 @@ class Cgroup:
         if not _NAME.fullmatch(name):
             raise ValueError(f"not a name for a cgroup: {name!r}")
         notes = hierarchies.open_v2()
-        claim = hierarchies.claim(name, _make_fresh)
+        claim = hierarchies.claim(name, make_fresh)
         enforced: dict[str, str] = {}
         missing: dict[str, str] = {}
         for kind, settings in settings_of(limits).items():
@@ -210,13 +210,18 @@ class Cgroup:
         """What all processes inside used since it was made. After `remove`: all None."""
         return usage_of_cgroup(self._at, self._files.read)
 
+    @property
+    def can_freeze(self) -> bool:
+        """Whether `freeze` can be had here."""
+        return "freeze" in self._at
+
     def freeze(self) -> None:
         """Stops all processes inside; when it returns they stand still.
 
         Raises:
             SandboxError: this cannot be done here, or not within 2 seconds; then nothing stays frozen.
         """
-        if "freeze" not in self._at:
+        if not self.can_freeze:
             raise SandboxError(f"the processes of {self.name} cannot be frozen: no cgroup freezer was made for them")
         if not self._wait(self._is_frozen, FREEZE_S):
             self.thaw()
@@ -358,13 +363,6 @@ def _children(pid: int) -> list[int]:
     with suppress(NotImplementedError):
         return children_of(pid)
     return []
-
-
-def _make_fresh(files: Files, directory: Path) -> None:
-    """Makes a directory with all counters at zero: an empty one of that name goes first, one in use is an OSError."""
-    with suppress(FileNotFoundError):
-        files.remove(directory)
-    files.make(directory)
 
 
 def _apply(files: Files, directory: Path, settings: Sequence[Setting]) -> tuple[str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -48,3 +49,10 @@ class Files:
     def writable(self, path: Path) -> bool:
         """Whether this process may write to it; False on a read-only mount, whoever asks."""
         return os.access(path, os.W_OK, effective_ids=True)
+
+
+def make_fresh(files: Files, directory: Path) -> None:
+    """Makes a directory with all counters at zero: an empty one of that name goes first, one in use is an OSError."""
+    with suppress(FileNotFoundError):
+        files.remove(directory)
+    files.make(directory)

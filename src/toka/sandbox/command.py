@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -75,7 +76,7 @@ class CommandResult:
 
 
 class Lifeline:
-    """The host's end of what keeps one process inside alive. Any word on it, or closing it, kills the process.
+    """The host's end of what keeps one process inside alive. Closing it kills the process.
 
     Attributes:
         before_cut: called before it is killed.
@@ -93,6 +94,11 @@ class Lifeline:
         except OSError:
             return {}
         return json.loads(data) if data else {}
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to the command and its process group, as far as the person may: INT, TERM, HUP or QUIT."""
+        with contextlib.suppress(OSError):  # it has ended
+            self._socket.send(str(int(number)).encode())
 
     def cut(self) -> None:
         """Kills; `report` still tells when it is done."""

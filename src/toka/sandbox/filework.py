@@ -1,4 +1,4 @@
-"""The host's side of the file worker: one connection, one request at a time."""
+"""The host's side of the file worker: one connection, one request at a time, a worker while it is needed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ import struct
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+from toka.core.stopwatch import Stopwatch
 from toka.sandbox.command import Lifeline
-from toka.sandbox.launch import Zygote
+from toka.sandbox.launch import Zygote, to_the_end
 from toka.sandbox.policy import SandboxPolicy
 
 MAX_ANSWER: Final = 64 * 1024 * 1024
+WORKER_IDLE_S: Final = 5.0
+"""Seconds without a file operation after which the file worker ends."""
+END_S: Final = 5.0
+"""Seconds after a kill in which the zygote must report the end of a worker; then the whole sandbox is killed."""
 WORKER_LIMITS: Final = {"NOFILE": 64, "DATA": 512 * 1024 * 1024}
 
 Send = Callable[[dict[str, Any], tuple[int, int]], Awaitable[Zygote]]
+"""Hands a request and its descriptors to a zygote that lives, and gives that zygote."""
 
 
 class FileWorker:
@@ -30,16 +36,16 @@ class FileWorker:
         self._loop = asyncio.get_running_loop()
 
     @property
-    def alive(self) -> bool:
-        """Whether the sandbox it belongs to still is."""
-        return self._zygote.alive
+    def zygote(self) -> Zygote:
+        """The sandbox it belongs to."""
+        return self._zygote
 
     @staticmethod
     async def start(send: Send, policy: SandboxPolicy) -> FileWorker:
         """Asks for a worker.
 
         Args:
-            send: hands a request and two descriptors to a zygote that lives, and returns that zygote.
+            send: see `Send`.
             policy: for the size of files.
         """
         connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -82,11 +88,21 @@ class FileWorker:
             got += count
         return data
 
-    async def end(self) -> dict[str, Any]:
-        """Kills the worker and returns when it is dead; with the zygote's report, empty when there is none."""
+    async def end(self, kill: Callable[[Zygote], Awaitable[None]], *, at_once: bool) -> dict[str, Any]:
+        """Kills the worker and returns when it is dead; with the zygote's report, empty when there is none.
+
+        Args:
+            kill: ends the whole sandbox, for a zygote that does not end its worker.
+            at_once: whether it cannot do so now.
+        """
         self._lifeline.cut()
+        report = asyncio.ensure_future(self._lifeline.report())
         try:
-            return await self._lifeline.report()
+            if not at_once:
+                await asyncio.wait({report}, timeout=END_S)
+            if not report.done():
+                await kill(self._zygote)
+            return await report
         finally:
             self.close()
 
@@ -94,3 +110,79 @@ class FileWorker:
         """Closes the connection without waiting; the worker is killed by that."""
         self._connection.close()
         self._lifeline.close()
+
+
+class FileDesk:
+    """File operations of one sandbox, one after the other. The worker is started when it is needed."""
+
+    def __init__(
+        self,
+        alive: Callable[[], Awaitable[Zygote]],
+        send: Send,
+        kill: Callable[[Zygote], Awaitable[None]],
+        policy: SandboxPolicy,
+        watch: Stopwatch,
+    ) -> None:
+        """For a sandbox.
+
+        Args:
+            alive: starts the sandbox, if need be.
+            send: see `Send`.
+            kill: ends the whole sandbox.
+            policy: for the size of files.
+            watch: counts the seconds of deadlines; held while the sandbox stands still.
+        """
+        self._alive = alive
+        self._send = send
+        self._kill = kill
+        self._policy = policy
+        self._watch = watch
+        self._worker: FileWorker | None = None
+        self._turn = asyncio.Lock()
+        self._idle: asyncio.TimerHandle | None = None
+
+    async def file(self, request: dict[str, Any], body: bytes, timeout_s: float) -> dict[str, Any]:
+        """One operation; see `Sandbox.file`."""
+        op: str = request["op"]
+        async with self._turn:
+            if self._idle is not None:
+                self._idle.cancel()
+            try:
+                await self._alive()
+                if self._worker is None or not self._worker.zygote.alive:
+                    await self._end_worker()
+                    self._worker = await FileWorker.start(self._send, self._policy)
+                async with self._watch.timeout(timeout_s):
+                    answer, data = await self._worker.ask(request, body)
+            except TimeoutError:
+                await self._end_worker()
+                return {"error": "timeout", "message": f"{op} took longer than {timeout_s:g} seconds{_doubt(op)}"}
+            except (EOFError, OSError):
+                report = await self._end_worker()
+                return {"error": "lost", "message": (report.get("refused") or "the file worker died") + _doubt(op)}
+            except asyncio.CancelledError:
+                await to_the_end(self._end_worker())
+                raise
+            self._idle = asyncio.get_running_loop().call_later(WORKER_IDLE_S, self._rest)
+        return {**answer, "body": data}
+
+    def _rest(self) -> None:
+        """Ends a file worker that nobody uses: it is half of what an idle sandbox costs, and back in milliseconds."""
+        if not self._turn.locked():
+            self.close()
+
+    async def _end_worker(self) -> dict[str, Any]:
+        worker, self._worker = self._worker, None
+        return {} if worker is None else await worker.end(self._kill, at_once=self._watch.held)
+
+    def close(self) -> None:
+        """Ends the worker without waiting for its end."""
+        if self._idle is not None:
+            self._idle.cancel()
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
+
+
+def _doubt(op: str) -> str:
+    return "; it may or may not have happened" if op in ("write", "edit") else ""

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+import time
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from toka.core.stopwatch import Stopwatch
 from toka.errors import SandboxError
-from toka.sandbox.command import CommandResult, Lifeline, Output
+from toka.sandbox.command import CommandResult, Lifeline
 from toka.sandbox.environment import environment_of
-from toka.sandbox.filework import FileWorker
+from toka.sandbox.execution import Commands
+from toka.sandbox.filework import FileDesk
 from toka.sandbox.keeper import Keeper, Surroundings
 from toka.sandbox.launch import Zygote, start_zygote, to_the_end
-from toka.sandbox.measure import Measure, Told, refused, unheard
+from toka.sandbox.measure import Told, refused, unheard
 from toka.sandbox.mounts import Granted
 from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.profile import Kind
@@ -22,10 +25,8 @@ from toka.sandbox.request import bounds_of, check_command
 from toka.sandbox.terminal import Streams
 from toka.sandbox.usage import Usage, children_of
 
-GRACE_S: Final = 5.0
-"""Seconds past a deadline, or after a kill, in which the zygote must report; then the whole sandbox is killed."""
-WORKER_IDLE_S: Final = 5.0
-"""Seconds without a file operation after which the file worker ends."""
+LEAVE_S: Final = 5.0
+"""Seconds in which the zygote must say whether an idle sandbox is left."""
 
 
 def shell(command: str) -> list[str]:
@@ -42,20 +43,24 @@ class Sandbox:
     The process that started it must keep the thread alive that did: the kernel kills the sandbox with that thread.
     """
 
-    def __init__(self, workspace: Path, policy: SandboxPolicy, around: Surroundings) -> None:
+    def __init__(
+        self, workspace: Path, policy: SandboxPolicy, around: Surroundings, keeper: Keeper | None = None
+    ) -> None:
         self._workspace = workspace.absolute()  # the thread that starts it may be in another folder
         self._policy = policy
         self._clock = around.clock
+        self._watch = Stopwatch(around.clock)
         self._idle_s = around.idle_s
-        self._keeper = Keeper(policy, around)
+        self._keeper = keeper or Keeper(policy, around)
         self._environment = {**around.variables, **environment_of(policy)}
         self._zygote: Zygote | None = None
-        self._worker: FileWorker | None = None
+        self._desk = FileDesk(self._alive, self._send, self._end, policy, self._watch)
+        self._commands = Commands(self._keeper, self._clock, self._watch, self._send, self._end)
         self._starting = asyncio.Lock()
-        self._filing = asyncio.Lock()
+        self._turning = asyncio.Lock()
         self._closed = False
         self._busy = 0
-        self._worker_idle: asyncio.TimerHandle | None = None
+        self._still_since: float | None = None
         self._idle: asyncio.TimerHandle | None = None
         self._leaving: asyncio.Task[None] | None = None
 
@@ -92,16 +97,29 @@ class Sandbox:
         return self._keeper
 
     async def _alive(self) -> Zygote:
-        async with self._starting:
-            if self._closed:
-                raise SandboxError("the sandbox is closed")
-            if (zygote := self._zygote) is not None:
-                if zygote.alive and (self._busy > 1 or not zygote.granted.replaced(self._workspace)):
-                    return zygote
-                await zygote.end()
-            self._zygote = await start_zygote(self._workspace, self._policy, self._keeper.join)
-            self._keeper.open(self._zygote.listener)
-            return self._zygote
+        """A zygote that takes requests; while the sandbox stands still, nobody gets one."""
+        while True:
+            await self._watch.wait_going()
+            async with self._starting:
+                if self._closed:
+                    raise SandboxError("the sandbox is closed")
+                if self._watch.held:
+                    continue
+                zygote = self._zygote
+                if zygote is None or not zygote.alive or self._is_stale(zygote):
+                    if zygote is not None:
+                        await zygote.end()
+                    zygote = self._zygote = await self._start()
+                return zygote
+
+    def _is_stale(self, zygote: Zygote) -> bool:
+        """Whether it is to be replaced, although it lives: what it mounted is not what lies there now."""
+        return self._busy <= 1 and zygote.granted.replaced(self._workspace)
+
+    async def _start(self) -> Zygote:
+        zygote = await start_zygote(self._workspace, self._policy, self._keeper.join)
+        self._keeper.open(zygote.listener)
+        return zygote
 
     async def probe(self, kind: Kind, wanted: Mapping[str, Any]) -> CommandResult:
         """Runs the self-test's tries, locked up as one kind of process; see `probe.py` for `wanted` and the output.
@@ -112,7 +130,8 @@ class Sandbox:
         request = self._request(["probe"], ".", {}, 3600.0)
         with self._working():
             request |= {"op": "probe", "profile": kind, "wanted": wanted}
-            return await self._ended(request, None, self._clock.monotonic(), unheard)
+            await self._alive()
+            return await self._commands.run(request, self._policy.output_bytes, self._clock.monotonic(), unheard)
 
     def processes(self) -> list[int]:
         """The ids on the host of the zygote and its children: the file worker, each command's init, one that waits."""
@@ -144,8 +163,13 @@ class Sandbox:
             yield
         finally:
             self._busy -= 1
-            if not self._busy and not self._closed:
-                self._idle = asyncio.get_running_loop().call_later(self._idle_s, self._begin_leave)
+            if not self._busy and not self._closed and not self._watch.held:
+                self._rest()
+
+    def _rest(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+        self._idle = asyncio.get_running_loop().call_later(self._idle_s, self._begin_leave)
 
     def _begin_leave(self) -> None:
         self._leaving = asyncio.ensure_future(self._leave())
@@ -163,7 +187,7 @@ class Sandbox:
                     return
                 lifeline.theirs.close()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(GRACE_S):
+                    async with asyncio.timeout(LEAVE_S):
                         if not (await lifeline.report()).get("left", True):
                             await zygote.end()
 
@@ -203,7 +227,9 @@ class Sandbox:
         except ValueError as error:
             return refused(str(error), 0.0)
         with self._working():
-            return await self._ended(request, output_limit, started, told, apart=apart)
+            await self._alive()
+            limit = self._policy.output_bytes if output_limit is None else output_limit
+            return await self._commands.run(request, limit, started, told, apart=apart)
 
     async def attach(
         self, argv: Sequence[str], streams: Streams, *, env: Mapping[str, str] | None = None, timeout_s: float
@@ -219,47 +245,7 @@ class Sandbox:
             return refused(str(error), 0.0)
         with self._working():
             await self._alive()
-            return await self._measured(request, streams.lifeline, streams, started, unheard)
-
-    async def _ended(
-        self,
-        request: dict[str, Any],
-        output_limit: int | None,
-        started: float,
-        told: Told,
-        *,
-        apart: bool = False,
-    ) -> CommandResult:
-        await self._alive()
-        lifeline = Lifeline()
-        limit = self._policy.output_bytes if output_limit is None else output_limit
-        output = Output(limit, lifeline, apart=apart)
-        try:
-            result = await self._measured(request, lifeline, output, started, told)
-        finally:
-            output.drain()
-            output.close()
-            lifeline.close()
-        return output.added_to(result)
-
-    async def _measured(
-        self, request: dict[str, Any], lifeline: Lifeline, output: Output | Streams, started: float, told: Told
-    ) -> CommandResult:
-        measure = Measure(self._keeper, self._clock, request, lifeline, started)
-        report: dict[str, Any] = {}
-        try:
-            with self._keeper.watching(measure.kill, measure.note):
-                await self._command(request, lifeline, output, report, measure.sent)
-        except ValueError as error:
-            return refused(str(error), self._clock.monotonic() - started)
-        except asyncio.CancelledError:
-            told(measure.result(report, output))
-            raise
-        finally:
-            measure.over()
-        result = measure.result(report, output)
-        told(result)
-        return result
+            return await self._commands.measured(request, streams.lifeline, streams, started, unheard)
 
     def _request(self, argv: Sequence[str], cwd: str, env: Mapping[str, str], timeout_s: float) -> dict[str, Any]:
         """Raises ValueError for what cannot be run at all."""
@@ -277,46 +263,11 @@ class Sandbox:
                 continue
             return zygote
 
-    async def _command(
-        self,
-        request: dict[str, Any],
-        lifeline: Lifeline,
-        output: Output | Streams,
-        report: dict[str, Any],
-        sent: Callable[[], None],
-    ) -> None:
-        """Sends the request and waits for the end, also when cancelled. Fills the report, unless the zygote died."""
-        handed = output.theirs
-        zygote = await self._send(request, (*handed, lifeline.theirs.fileno()))
-        sent()
-        output.sent()
-        lifeline.theirs.close()
-        try:
-            async with self._clock.timeout(request["timeout"] + GRACE_S):
-                report.update(await self._report(zygote, lifeline))
-        except TimeoutError:
-            await zygote.end(at_once=True)
-            report["ended"] = "timeout"
-        except asyncio.CancelledError:
-            report.update({"ended": "killed"} | await to_the_end(self._kill(zygote, lifeline)))
-            raise
-
-    async def _kill(self, zygote: Zygote, lifeline: Lifeline) -> dict[str, Any]:
-        """Kills one process inside and returns when it is dead, if need be with the whole sandbox."""
-        lifeline.cut()
-        try:
-            async with asyncio.timeout(GRACE_S):
-                return await self._report(zygote, lifeline)
-        except TimeoutError:
-            await zygote.end(at_once=True)
-            return {}
-
-    async def _report(self, zygote: Zygote, lifeline: Lifeline) -> dict[str, Any]:
-        """How one process inside ended, when all that it started is dead; empty when the zygote died first."""
-        report = await lifeline.report()
-        if not report:
-            await zygote.end()
-        return report
+    async def _end(self, zygote: Zygote) -> None:
+        """Kills a whole sandbox, one that stands still too, and returns when nothing of it is left."""
+        if self._watch.held:
+            await asyncio.to_thread(self._keeper.kill)  # what is frozen does not die of SIGKILL alone
+        await zygote.end(at_once=True)
 
     async def file(self, op: str, *, timeout_s: float = 30.0, body: bytes = b"", **args: Any) -> dict[str, Any]:
         """Works on files of the workspace as the sandbox sees it; see `worker.py` for operations and arguments.
@@ -338,61 +289,69 @@ class Sandbox:
         if writes and (over := self._keeper.disk()) is not None:
             return {"error": "limit", "message": f"{over.text}; nothing more may be written"}
         with self._working():
-            answer = await self._filed({"op": op, **args}, body, timeout_s)
+            answer = await self._desk.file({"op": op, **args}, body, timeout_s)
         if writes and "error" not in answer:
             self._keeper.wrote(answer.get("size", 0))
         return answer
 
-    async def _filed(self, request: dict[str, Any], body: bytes, timeout_s: float) -> dict[str, Any]:
-        op: str = request["op"]
-        async with self._filing:
-            if self._worker_idle is not None:
-                self._worker_idle.cancel()
+    async def freeze(self) -> None:
+        """Holds everything inside still: commands, the file worker, what they started. Returns when nothing runs.
+
+        Deadlines, idle time and the figures of time stand still, too. Who asks for something meanwhile waits until
+        `thaw`, or gets "the sandbox is closed" after `close`; cancelling a command kills the whole sandbox. Processes
+        that had stopped by themselves stay so after `thaw`. Idempotent; does nothing after `close`.
+
+        Raises:
+            SandboxError: not all stood still within 2 seconds; then they run on.
+        """
+        async with self._turning, self._starting:
+            if self._closed or self._watch.held:
+                return
+            self._watch.hold()
+            freezing = asyncio.ensure_future(asyncio.to_thread(self._keeper.freeze))
             try:
-                await self._alive()
-                if self._worker is None or not self._worker.alive:
-                    await self._end_worker()
-                    self._worker = await FileWorker.start(self._send, self._policy)
-                async with self._clock.timeout(timeout_s):
-                    answer, data = await self._worker.ask(request, body)
-            except TimeoutError:
-                await self._end_worker()
-                return {"error": "timeout", "message": f"{op} took longer than {timeout_s:g} seconds{_doubt(op)}"}
-            except (EOFError, OSError):
-                report = await self._end_worker()
-                return {"error": "lost", "message": (report.get("refused") or "the file worker died") + _doubt(op)}
-            except asyncio.CancelledError:
-                await to_the_end(self._end_worker())
+                await asyncio.shield(freezing)
+            except BaseException as error:
+                if isinstance(error, asyncio.CancelledError):
+                    with contextlib.suppress(SandboxError):
+                        await to_the_end(freezing)
+                await to_the_end(self._go_on())
                 raise
-            self._worker_idle = asyncio.get_running_loop().call_later(WORKER_IDLE_S, self._rest)
-        return {**answer, "body": data}
+            self._still_since = time.monotonic()
+            if self._idle is not None:
+                self._idle.cancel()
 
-    def _rest(self) -> None:
-        """Ends a file worker that nobody uses: it is half of what an idle sandbox costs, and back in milliseconds."""
-        if not self._filing.locked():
-            worker, self._worker = self._worker, None
-            if worker is not None:
-                worker.close()
+    async def thaw(self) -> None:
+        """Lets everything go on, with the time that it had left. Idempotent.
 
-    async def _end_worker(self) -> dict[str, Any]:
-        worker, self._worker = self._worker, None
-        return {} if worker is None else await worker.end()
+        Raises:
+            SandboxError: the kernel refuses; then nothing goes on.
+        """
+        async with self._turning:
+            if self._watch.held and not self._closed:
+                await to_the_end(self._go_on())
+
+    async def _go_on(self) -> None:
+        if self._still_since is not None and self._zygote is not None:
+            self._zygote.tell_stood(self._still_since, time.monotonic())  # heard before any deadline is looked at
+        await asyncio.to_thread(self._keeper.thaw)
+        stood = 0.0 if self._still_since is None else time.monotonic() - self._still_since
+        for command in self._keeper.running:
+            command.later(stood)
+        self._still_since = None
+        self._watch.go_on()
+        if not self._busy:
+            self._rest()
 
     async def close(self) -> None:
         """Ends everything inside and returns when it is gone. Commands still running end as `lost`. Idempotent."""
         self._closed = True
-        for timer in (self._idle, self._worker_idle):
-            if timer is not None:
-                timer.cancel()
-        async with self._starting:
+        if self._idle is not None:
+            self._idle.cancel()
+        async with self._turning, self._starting:
             zygote, self._zygote = self._zygote, None
-            worker, self._worker = self._worker, None
             if zygote is not None:
-                await to_the_end(zygote.end())
-            if worker is not None:
-                worker.close()
+                await to_the_end(self._end(zygote) if self._watch.held else zygote.end())
+            self._desk.close()
+            self._watch.go_on()
             await to_the_end(self._keeper.close())
-
-
-def _doubt(op: str) -> str:
-    return "; it may or may not have happened" if op in ("write", "edit") else ""

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol, TypeVar
 from toka.core.clock import Clock
 from toka.core.units import format_bytes
 from toka.errors import SandboxError
-from toka.sandbox.cgroup import Cgroup, CgroupLimits, orphans
+from toka.sandbox.cgroup import Cgroup, CgroupLimits
 from toka.sandbox.cgroup_find import Hierarchies, owned_name
 from toka.sandbox.egress import Egress
 from toka.sandbox.egress_credential import Credential
@@ -25,8 +25,9 @@ from toka.sandbox.egress_link import Attempt
 from toka.sandbox.egress_rules import EgressRules
 from toka.sandbox.enforcement import Enforcement, enforcements
 from toka.sandbox.level import Level
+from toka.sandbox.orphans import Ledger
 from toka.sandbox.policy import SandboxPolicy
-from toka.sandbox.spawn import starter
+from toka.sandbox.standstill import Tree, go_on, stop
 from toka.sandbox.usage import Sampler, Usage
 
 N = TypeVar("N", int, float)
@@ -108,6 +109,7 @@ class Surroundings:
         credentials: keys that the proxy adds, by host name, to requests to hosts that the policy lets through.
         hierarchies: where cgroups are; None = as this machine has them.
         variables: of all commands, beside those of `environment_of`.
+        ledger: where to note it, so that it is found should this process be killed; None = nowhere.
     """
 
     clock: Clock
@@ -117,26 +119,23 @@ class Surroundings:
     credentials: Mapping[str, Credential] = field(default_factory=dict[str, Credential])
     hierarchies: Hierarchies | None = None
     variables: Mapping[str, str] = field(default_factory=dict[str, str])
+    ledger: Ledger | None = None
 
 
 @cache
-def _machine() -> Hierarchies:
-    """The cgroups of this machine, looked for once; what dead processes of ours left in them is ended meanwhile."""
-    found = Hierarchies.find()
-    starter().submit(_end_orphans, found)
-    return found
-
-
-def _end_orphans(found: Hierarchies) -> None:
-    for cgroup in orphans(found, "toka-"):
-        with contextlib.suppress(SandboxError):
-            cgroup.end()
+def machine() -> Hierarchies:
+    """The cgroups of this machine, looked for once."""
+    return Hierarchies.find()
 
 
 class Running(Protocol):
     """A command that runs."""
 
     alone: bool
+
+    def later(self, seconds: float) -> None:
+        """Its deadline is put off: it stood still for so long."""
+        ...
 
 
 class Keeper:
@@ -157,6 +156,9 @@ class Keeper:
         self._cgroup: Cgroup | None = None
         self._sampler: Sampler | None = None
         self._past = Usage(cpu_s=0.0, read_bytes=0, written_bytes=0)
+        self._note = around.ledger.open() if around.ledger is not None else None
+        self._root = 0
+        self._stopped: Tree = {}
         self._told = 0
         self._counted: frozenset[str] = frozenset()
         self.running: set[Running] = set()
@@ -173,23 +175,50 @@ class Keeper:
             )
 
     def join(self, pid: int) -> None:
-        """Puts a zygote under the limits before it starts anything.
+        """Puts a zygote under the limits, and notes it, before it starts anything.
 
         Raises:
-            SandboxError: the kernel refuses.
+            SandboxError: the kernel refuses, or the state directory does.
         """
         if self._cgroup is None:
             limits = CgroupLimits(
                 self._policy.memory_bytes, self._policy.cpu_cores, self._policy.processes + OWN_PROCESSES
             )
             name = owned_name(*self._around.name, str(next(_NUMBERS)))
-            self._cgroup = Cgroup.make(self._around.hierarchies or _machine(), name, limits)
+            self._cgroup = Cgroup.make(self._around.hierarchies or machine(), name, limits)
             counted = self._cgroup.usage()
             self._counted = frozenset(f for f in Usage.__dataclass_fields__ if getattr(counted, f) is not None)
         self._cgroup.add(pid)
+        if self._note is not None:
+            self._note.write(pid, self._cgroup.name, self._cgroup.directories)
         if self._sampler is not None:
             self._past = _sum(self._past, self._sampler.sample())
         self._sampler = Sampler(pid)
+        self._root = pid
+
+    def freeze(self) -> None:
+        """Holds all processes still: by the cgroup, where it can, else one by one. May wait, so call it in a thread.
+
+        Raises:
+            SandboxError: they did not all stand still in time; then they run on.
+        """
+        if self._cgroup is not None and self._cgroup.can_freeze:
+            self._cgroup.freeze()
+        elif self._root:
+            self._stopped = stop(self._root)
+
+    def thaw(self) -> None:
+        """Lets them go on; nothing happens where none is held. Raises SandboxError: the kernel refuses."""
+        if self._cgroup is not None:
+            self._cgroup.thaw()
+        stopped, self._stopped = self._stopped, {}
+        go_on(stopped)
+
+    def kill(self) -> None:
+        """Kills all that the cgroup holds, frozen or not; what is only stopped dies with its zygote, too."""
+        if self._cgroup is not None:
+            with contextlib.suppress(SandboxError):
+                self._cgroup.kill()
 
     def open(self, listener: socket.socket | None) -> None:
         """Begins to serve a zygote's way out."""
@@ -326,9 +355,13 @@ class Keeper:
         """Ends the way out and the cgroup, and what may be left in it."""
         if self._egress is not None:
             await self._egress.close()
-        if self._cgroup is not None:
-            with contextlib.suppress(SandboxError):
+        try:
+            if self._cgroup is not None:
                 await asyncio.to_thread(self._cgroup.end)
+        except SandboxError:
+            return  # the next one who starts finds it by the note
+        if self._note is not None:
+            self._note.remove()
 
 
 def _sum(one: Usage, two: Usage) -> Usage:

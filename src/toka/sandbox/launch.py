@@ -175,6 +175,11 @@ class Zygote:
                 except BlockingIOError:
                     await self._wait(self._loop.add_writer, self._loop.remove_writer)
 
+    def tell_stood(self, since: float, until: float) -> None:
+        """Says that all of it stood still between two moments of monotonic time, for deadlines. It need not run now."""
+        with contextlib.suppress(OSError):  # gone, or so much was asked that the socket is full
+            self._control.send(json.dumps({"op": "stood", "since": since, "until": until}).encode())
+
     async def _wait(self, add: Callable[..., object], remove: Callable[[int], object]) -> None:
         """Waits until the control socket can be read or written, or the sandbox is gone."""
         possible = self._loop.create_future()

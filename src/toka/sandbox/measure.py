@@ -58,9 +58,11 @@ class Measure:
             other.alone = self.alone = False
         running.add(self)
         lifeline.before_cut = keeper.look
-        loop, deadline = asyncio.get_running_loop(), float(request["timeout"])
-        wait = max(0.0, deadline - LAST_LOOK_S)
-        self._last_look = loop.call_later(wait, keeper.look) if deadline < LONGEST_S else None
+        self._stood = 0.0
+        self._last_look: asyncio.TimerHandle | None = None
+        if (deadline := float(request["timeout"])) < LONGEST_S:
+            wait = max(0.0, deadline - LAST_LOOK_S)
+            self._last_look = asyncio.get_running_loop().call_later(wait, keeper.look)
 
     def sent(self) -> None:
         """The request is on its way: what was used until now is read while the inside makes the command's namespaces.
@@ -68,6 +70,14 @@ class Measure:
         It takes the zygote milliseconds until the command itself begins, and the reading a fraction of one.
         """
         self._before = self._keeper.usage()
+
+    def later(self, seconds: float) -> None:
+        """Its deadline is put off: it stood still for so long."""
+        self._stood += seconds
+        if (timer := self._last_look) is not None:
+            timer.cancel()
+            loop = asyncio.get_running_loop()
+            self._last_look = loop.call_at(max(loop.time(), timer.when() + seconds), self._keeper.look)
 
     def kill(self, exceeded: Exceeded) -> None:
         """Ends the command for a limit."""
@@ -106,7 +116,7 @@ class Measure:
             exceeded = Exceeded("output", FLOOD_BYTES, output.size)
         if result.ended == "timeout" and (exceeded is None or exceeded.kind == "processes"):
             limit: float = self._request["timeout"]
-            exceeded = Exceeded("time", limit, max(limit, result.wall_s), "seconds")
+            exceeded = Exceeded("time", limit, max(limit, result.wall_s - self._stood), "seconds")
         return replace(result, cpu_s=spent.cpu_s or 0.0, exceeded=exceeded, spent=spent)
 
     def _bounded(self, spent: Spent, result: CommandResult, written: int | None) -> Spent:

@@ -225,13 +225,13 @@ class ReducedSandbox(Sandbox):
     """
 
     def __init__(self, workspace: Path, policy: SandboxPolicy, around: Surroundings, level: Level) -> None:
-        super().__init__(workspace.resolve(), replace(policy, network=()), around)
-        self._policy = policy
-        self._level: Level = level
         online = policy if level == "reduced" else replace(policy, network=())
         # Anybody on this machine can reach the proxy, so it has no keys to add.
-        self._keeper = TreeKeeper(online, replace(around, credentials={}))
-        self._keeper.level = level
+        keeper = TreeKeeper(online, replace(around, credentials={}))
+        keeper.level = level
+        super().__init__(workspace.resolve(), replace(policy, network=()), around, keeper)
+        self._policy = policy
+        self._level: Level = level
         self.home = ""
         self.port = 0
 
@@ -262,16 +262,8 @@ class ReducedSandbox(Sandbox):
         """`reduced` or `none`."""
         return self._level
 
-    async def _alive(self) -> Zygote:
-        async with self._starting:
-            if self._closed:
-                raise SandboxError("the sandbox is closed")
-            if self._zygote is not None and self._zygote.alive:
-                return self._zygote
-            if self._zygote is not None:
-                await self._zygote.end()
-            self._zygote = await self._start()
-            return self._zygote
+    def _is_stale(self, zygote: Zygote) -> bool:  # noqa: ARG002 - nothing is mounted
+        return False
 
     async def _start(self) -> Zygote:
         reduced = self._level == "reduced"

@@ -344,6 +344,7 @@ class Guardian(Zygote):
         started = forked(run_files if files else run_init, request, fds)
         child = TreeChild(*started, lifeline, request["timeout"])
         child.number = signal.SIGKILL if files else STOP
+        child.hands_on = True
         self.attend(child)
 
     def retire(self, child: Child) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,8 +14,9 @@ from toka.sandbox import landlock
 from toka.sandbox.egress_credential import Credential
 from toka.sandbox.egress_link import Attempt
 from toka.sandbox.host import Sandbox
-from toka.sandbox.keeper import Surroundings
+from toka.sandbox.keeper import Surroundings, machine
 from toka.sandbox.level import NO_LANDLOCK_HINT, Level, check, check_owner
+from toka.sandbox.orphans import Ledger, end_orphans
 from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.reduced import ReducedSandbox, reduced_test
 from toka.sandbox.selftest import SelfTest, self_test
@@ -57,6 +59,7 @@ class Shield:
         idle_s: seconds without use after which a sandbox's processes end.
         level: how strongly agents are confined; what cannot be had is an error, never a weaker level.
         allow_unsandboxed: whether the settings honour `sandbox: false` in a spec.
+        ledger: where sandboxes are noted; None = nowhere.
     """
 
     clock: Clock
@@ -64,7 +67,15 @@ class Shield:
     idle_s: float = 60.0
     level: Level = "full"
     allow_unsandboxed: bool = False
+    ledger: Ledger | None = None
+    _swept: asyncio.Future[None] | None = None
     _tested: dict[str, SelfTest] = field(default_factory=dict[str, SelfTest])
+
+    async def sweep(self) -> None:
+        """Ends what dead runtimes left behind, once; no sandbox starts before that. Never raises for what it meets."""
+        if self._swept is None:
+            self._swept = asyncio.ensure_future(asyncio.to_thread(end_orphans, machine(), self.ledger))
+        await asyncio.shield(self._swept)
 
     async def start(self, order: Order) -> tuple[Sandbox, SelfTest | None]:
         """Starts one.
@@ -76,8 +87,10 @@ class Shield:
             SandboxUnavailable: this machine cannot run one.
             SandboxError: the workspace cannot be used, or the self-test found a hole. Nothing runs.
         """
+        await self.sweep()
+        name = ("toka", *order.owner)
         around = Surroundings(
-            self.clock, self.idle_s, ("toka", *order.owner), order.report, self.credentials, variables=order.variables
+            self.clock, self.idle_s, name, order.report, self.credentials, variables=order.variables, ledger=self.ledger
         )
         level: Level = "none" if order.unsandboxed and self.allow_unsandboxed else self.level
         if level == "full":

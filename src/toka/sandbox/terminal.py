@@ -36,15 +36,6 @@ _END_OF_INPUT: Final = b"\x04"
 _INTERRUPT: Final = b"\x03"
 
 
-class Line(Lifeline):
-    """A lifeline on which signals go to the command."""
-
-    def signal(self, number: int) -> None:
-        """Sends a signal to the command and its process group, as far as the person may: INT, TERM, HUP or QUIT."""
-        with contextlib.suppress(OSError):  # it has ended
-            self._socket.send(str(int(number)).encode())
-
-
 class Pump:
     """A thread that copies from one descriptor to another until there is nothing more, or nobody takes it.
 
@@ -186,7 +177,7 @@ class Streams:
         """
         self._own = own
         self._loop = asyncio.get_running_loop()
-        self.lifeline = Line()
+        self.lifeline = Lifeline()
         self.terminal = os.isatty(own[0])
         self._raw = self.terminal and os.isatty(own[1])
         self._modes: list[Any] | None = None

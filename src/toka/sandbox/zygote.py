@@ -69,8 +69,11 @@ class Child:
         self.pidfd = os.pidfd_open(pid)
         self.lifeline = lifeline
         self.status = status
-        self.deadline = time.monotonic() + timeout
+        self.started = time.monotonic()
+        self.deadline = self.started + timeout
         self.kind = kind
+        self.hands_on = False
+        """Whether its init hands signals on to the command."""
         self.cause = ""
 
     def kill(self, cause: str) -> None:
@@ -79,6 +82,23 @@ class Child:
             self.cause = cause
             os.kill(self.pid, signal.SIGKILL)
 
+    def signal(self, number: int) -> None:
+        """Sends a signal to the command and its process group."""
+        if self.hands_on:
+            os.kill(self.pid, number)
+            return
+        try:
+            with open(f"/proc/{self.pid}/task/{self.pid}/children", encoding="ascii") as file:
+                command = int(file.read().split()[0])  # the first is the one that the init started
+        except (OSError, IndexError):  # it has ended, or has not begun
+            return
+        for send in (os.killpg, os.kill):  # at its very beginning it leads no group yet
+            try:
+                send(command, number)
+                return
+            except OSError:
+                pass
+
     def hear(self) -> bool:
         """Takes one word of the host; False when there is nothing more to listen to."""
         try:
@@ -86,7 +106,7 @@ class Child:
         except OSError:
             word = b""
         if word.isdigit():
-            os.kill(self.pid, int(word))
+            self.signal(int(word))
             return True
         self.kill("killed")
         return False
@@ -194,10 +214,12 @@ class Zygote:
                     self.poll.unregister(fd)
                     del self.by_lifeline[fd]
             now = time.monotonic()
-            for child in self.children.values():
-                if child.deadline <= now:
-                    child.kill("timeout")
-                    child.deadline = float("inf")
+            due = [child for child in self.children.values() if child.deadline <= now]
+            if due and select.select([self.control], [], [], 0)[0]:
+                continue  # the host may say that we all stood still: it does so before it lets us go on
+            for child in due:
+                child.kill("timeout")
+                child.deadline = float("inf")
             if self.spare is not None and self.spare.until <= now:
                 self.drop_spare()
 
@@ -206,6 +228,10 @@ class Zygote:
         data, fds, _, _ = socket.recv_fds(self.control, MAX_MESSAGE, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
         if not data:
             return False
+        if not fds:
+            said = json.loads(data)
+            self.stood(said["since"], said["until"])
+            return True
         lifeline = socket.socket(fileno=fds.pop())
         try:
             request = json.loads(data)
@@ -218,6 +244,11 @@ class Zygote:
         for fd in fds:
             os.close(fd)
         return True
+
+    def stood(self, since: float, until: float) -> None:
+        """Nothing of us ran between two moments: that time does not count."""
+        for child in self.children.values():
+            child.deadline += max(0.0, until - max(since, child.started))
 
     def leave(self, lifeline: socket.socket) -> bool:
         """Ends the sandbox, unless commands left something in it that the next one may look for."""
@@ -232,7 +263,9 @@ class Zygote:
             self.attend(Child(*forked(run_worker, confined, fds), lifeline, request["timeout"]))
             return
         started = self.from_spare(request, fds) or forked(run_init, confined, fds, OF_COMMAND)
-        self.attend(Child(*started, lifeline, request["timeout"], request["profile"]))
+        child = Child(*started, lifeline, request["timeout"], request["profile"])
+        child.hands_on = "streams" in request
+        self.attend(child)
 
     def attend(self, child: Child) -> None:
         """From now on its end, its deadline and its lifeline count."""
