@@ -136,13 +136,8 @@ async def open_runtime(
 
     try:
         credentials = _credentials(settings, environ)
-        shield = Shield(
-            clock,
-            credentials,
-            level=settings.sandbox,
-            allow_unsandboxed=settings.allow_unsandboxed,
-            ledger=Ledger(settings.state),
-        )
+        level, trusting, ledger = settings.sandbox, settings.allow_unsandboxed, Ledger(settings.state)
+        shield = Shield(clock, credentials, level=level, allow_unsandboxed=trusting, ledger=ledger)
         background.spawn(shield.sweep())
         known, unset = _secrets(settings, environ)
         words = (*(w for key in credentials.values() for w in key.words()), *known.values())
@@ -171,8 +166,8 @@ async def open_runtime(
             run_limits=settings.run_limits,
             channels=channels,
             spawn=background.spawn,
-            level=settings.sandbox,
-            keep=partial(_kept, stores, settings.sandbox),
+            level=level,
+            keep=partial(_kept, stores, level),
         )
     finally:
         await background.close()

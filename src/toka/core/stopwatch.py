@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-from toka.core.clock import Clock
+from toka.core.clock import Clock, Timer
 
 
 class Stopwatch:
@@ -21,6 +21,7 @@ class Stopwatch:
         self._stood = 0.0
         self._going = asyncio.Event()
         self._going.set()
+        self._timers: set[Timer] = set()
 
     @property
     def held(self) -> bool:
@@ -40,11 +41,15 @@ class Stopwatch:
         if self._since is None:
             self._since = self._clock.monotonic()
             self._going.clear()
+            for timer in self._timers:
+                timer.hold()
 
     def go_on(self) -> None:
         """From here it counts again. Idempotent."""
         self._stood, self._since = self.stood(), None
         self._going.set()
+        for timer in self._timers:
+            timer.go_on()
 
     async def wait_going(self) -> None:
         """Returns while it is not held; whoever waits may find it held again."""
@@ -53,16 +58,11 @@ class Stopwatch:
     @asynccontextmanager
     async def timeout(self, seconds: float) -> AsyncGenerator[None]:
         """A context that raises TimeoutError when its body runs for more than `seconds` that count."""
-        async with asyncio.timeout(None) as real:
-            expiry = asyncio.ensure_future(self._expire(real, seconds))
+        async with self._clock.timeout(seconds) as timer:
+            self._timers.add(timer)
+            if self.held:
+                timer.hold()
             try:
                 yield
             finally:
-                expiry.cancel()
-
-    async def _expire(self, real: asyncio.Timeout, seconds: float) -> None:
-        end = self.elapsed() + seconds
-        while (left := end - self.elapsed()) > 0:
-            await self._clock.sleep(left)
-            await self._going.wait()
-        real.reschedule(asyncio.get_running_loop().time())
+                self._timers.discard(timer)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
 
-from toka.core.clock import Clock, Timer
+from toka.core.clock import Clock
+from toka.core.stopwatch import Stopwatch
 
 
 class Closing(Exception):
@@ -72,11 +73,9 @@ class AgentControl:
         self._on_resumed = on_resumed
         self._changed: asyncio.Event | None = None  # made when somebody waits: most agents are never held
         self._turn: asyncio.Lock | None = None
-        self._timers: set[Timer] = set()
+        self._watch = Stopwatch(clock)
         self._calls: set[Interruptible] = set()
         self._still = 0
-        self._still_since = 0.0
-        self._stood = 0.0
         self.holds: dict[str, str] = {}
         self.closing = False
         self.resting = False
@@ -129,38 +128,22 @@ class AgentControl:
 
     def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[Any]:
         """As the clock's, but what the agent rests does not count."""
-        return self._clock.timeout(None) if seconds is None else self._timeout(seconds)
-
-    @asynccontextmanager
-    async def _timeout(self, seconds: float) -> AsyncGenerator[None]:
-        async with self._clock.timeout(seconds) as timer:
-            self._timers.add(timer)
-            if self._still:
-                timer.hold()
-            try:
-                yield
-            finally:
-                self._timers.discard(timer)
+        return self._clock.timeout(None) if seconds is None else self._watch.timeout(seconds)
 
     def stand_still(self) -> None:
         """Stops the timeouts until as many calls of `go_on`."""
         self._still += 1
-        if self._still == 1:
-            self._still_since = self._clock.monotonic()
-            for timer in self._timers:
-                timer.hold()
+        self._watch.hold()
 
     def go_on(self) -> None:
         """Lets the timeouts go on."""
         self._still -= 1
         if not self._still:
-            self._stood += self._clock.monotonic() - self._still_since
-            for timer in self._timers:
-                timer.go_on()
+            self._watch.go_on()
 
     def time(self) -> float:
         """See Gate."""
-        return (self._still_since if self._still else self._clock.monotonic()) - self._stood
+        return self._watch.elapsed()
 
     def interruptible(self) -> Interruptible:
         """See Gate."""
