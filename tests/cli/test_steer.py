@@ -233,3 +233,42 @@ def test_what_cannot_be_steered_is_told(place: Place) -> None:
         assert f"agent one has ended (COMPLETED); there is nothing to {verb}" in told
         assert "no run 'nowhere'" in say(place, verb, "nowhere", code=9)
         assert "no agent 'three'" in say(place, verb, "@last", "three", code=9)
+
+
+@pytest.mark.slow
+def test_with_now_a_command_stands_still_where_it_is(place: Place) -> None:
+    beat = "for n in $(seq 2000); do [ -e one/go ] && exit 0; date +%s%N >> one/steps; sleep 0.02; done; exit 1"
+    team(place, one={"run": beat, "timeout": "5s", "grants": {"write": ["one"]}}, two=ticking("two"))
+    process = begin(place, "one", "two")
+    began = time.monotonic()
+    assert say(place, "pause", "@last", "one", "--now", "--reason", "hold it").splitlines()[0] == "paused: one"
+    assert time.monotonic() - began < 4
+    before = steps(place, "one")
+    time.sleep(6)
+    assert steps(place, "one") == before, "it stands still, and so does its deadline"
+    agents = shown(place)["agents"]
+    assert (agents["one"]["state"], agents["one"]["holds"]) == ("PAUSED", {"person": "hold it"})
+    assert agents["two"]["state"] == "RUNNING"
+    follower = place.toka("resume", "@last", "one", "--quiet")
+    until(lambda: steps(place, "one") > before + 2)
+    for name in ("one", "two"):
+        (place.work / name / "go").touch()
+    assert process.wait(30) == 0
+    assert follower.wait(30) == 0
+
+
+@pytest.mark.slow
+def test_a_command_that_stands_still_can_be_stopped_and_killed(place: Place) -> None:
+    beat = "for n in $(seq 2000); do date +%s%N >> NAME/steps; sleep 0.02; done"
+    agents = {n: {"run": beat.replace("NAME", n), "grants": {"write": [n]}} for n in ("one", "two")}
+    team(place, **agents)
+    process = begin(place, "one", "two")
+    say(place, "pause", "@last", "--now")
+    assert say(place, "stop", "@last", "one").splitlines()[0] == "stopped: one"
+    assert shown(place)["agents"]["one"]["state"] == "STOPPED"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = steps(place, "two")
+    say(place, "stop", "@last", "two")
+    time.sleep(0.3)
+    assert steps(place, "two") == before, "nothing of a killed run goes on"

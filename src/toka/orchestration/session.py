@@ -21,7 +21,7 @@ from toka.orchestration.result import RunResult, verdict
 from toka.orchestration.sinks import ChannelSinks
 from toka.orchestration.team import TeamExecution
 from toka.runtime.context import RunContext
-from toka.runtime.guard import put_back_all
+from toka.runtime.guard import forget_old, put_back_all
 from toka.runtime.process import AgentProcessManager
 from toka.runtime.progress import ProgressReporter
 from toka.runtime.values import template_of
@@ -99,6 +99,7 @@ class RunSession:
                 return RunResult(self.context.id, RunStatus.INTERRUPTED, recorder.state, reason)
             status, reason = verdict(recorder.state)
             await recorder.record("", RunStateChanged(status.value, reason))
+            await forget_old(self.context)
             return RunResult(self.context.id, status, recorder.state, reason)
         finally:
             if inbox is not None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from toka.core.effect import Effect
-from toka.core.ids import AgentName, StepKey
-from toka.errors import CheckpointRefused, CheckpointUnavailable, NotFound, SandboxError
+from toka.core.ids import AgentName, RunId, StepKey
+from toka.errors import CheckpointRefused, CheckpointUnavailable, NotFound, SandboxError, TokaError
+from toka.events.event import RunStateChanged
+from toka.events.lifecycle import RUN_ENDS
 from toka.events.steps import StepIntent, StepPutBack
 from toka.runtime.context import AgentContext, RunContext
 from toka.sandbox.policy import SandboxPolicy
@@ -84,6 +87,21 @@ async def put_back_all(run: RunContext) -> None:
             async with guard.hold():
                 back = await guard.put_back(step, noted)
             await run.recorder.record(AgentName(state.name), back)
+
+
+async def forget_old(run: RunContext) -> None:
+    """Drops the checkpoints of runs that ended long ago; best effort, and only where some were taken just now."""
+    checkpoints, journal = run.checkpoints, run.runtime.journal
+    if checkpoints is None or not checkpoints.used:
+        return
+    ended: dict[str, float] = {}
+    with contextlib.suppress(TokaError):
+        for name in {entry.note.run for entry in await checkpoints.history()} - {run.id}:
+            last = journal.last_of(RunId(name), "", RunStateChanged.KIND)
+            if last is None or (isinstance(last.event, RunStateChanged) and last.event.state in RUN_ENDS):
+                ended[name] = last.at if last is not None else 0.0
+        if ended:
+            await checkpoints.prune(ended, run.execution.checkpoint_keep_s / 86_400)
 
 
 def _left(run: RunContext, agent: AgentName, flying: Collection[str]) -> dict[str, dict[str, Any]]:

@@ -64,6 +64,11 @@ class Checkpoints:
         """Where the store is."""
         return self._folder
 
+    @property
+    def used(self) -> bool:
+        """Whether the process that makes checkpoints runs."""
+        return self._cell is not None and self._cell.alive
+
     # ---- the write lock
 
     def lock(self, note: Note, scope: Sequence[str] = (".",)) -> WriteLock:
@@ -182,14 +187,17 @@ class Checkpoints:
         return answer["dropped"], answer["freed"]
 
     async def close(self) -> None:
-        """Ends the process that makes checkpoints. What comes after starts it again. Idempotent."""
+        """Ends the process that makes checkpoints, and lets go of all locks. Idempotent; later use begins anew."""
+        await self._end_cell()
+        self._locks.close()
+
+    async def _end_cell(self) -> None:
         if self._idle is not None:
             self._idle.cancel()
         async with self._using:
             cell, self._cell = self._cell, None
             if cell is not None:
                 await cell.end()
-        self._locks.close()
 
     # ---- the process
 
@@ -278,7 +286,7 @@ class Checkpoints:
             if self._packs > CROWDED:
                 self._packs = 0
                 await self._ask({"op": "forget", "runs": []})
-            await self.close()
+            await self._end_cell()
 
 
 def shown(path: str) -> str:
