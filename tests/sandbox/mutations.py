@@ -479,6 +479,33 @@ _BOUNDS: Final = (
         'self.watch.timeout(request["timeout"] + GRACE_S)',
         'self.watch.timeout(request["timeout"] + 600)',
     ),
+    _one(
+        "a deadline goes on while the sandbox is held",
+        ("test_freeze.py::test_a_deadline_stands_still_and_has_its_rest_afterwards",),
+        "zygote.py",
+        "            child.deadline += max(0.0, until - max(since, child.started))\n",
+        "            pass\n",
+    ),
+    _one(
+        "a tree counts as still at the first look",
+        ("test_freeze.py::test_nothing_that_forks_all_the_time_escapes",),
+        "standstill.py",
+        "if not moving and now == before else 1",
+        "if not moving else 3",
+    ),
+    _one(
+        "a command is not asked to end before it is killed",
+        ("test_freeze.py::test_a_cancelled_command_is_asked_to_end_first",),
+        "execution.py",
+        "            lifeline.signal(signal.SIGTERM)\n",
+    ),
+    _one(
+        "the orphans of a dead runtime are left",
+        ("test_orphans.py::test_nothing_of_a_killed_runtime_lives_after_the_next_start",),
+        "orphans.py",
+        "    return end(root, started)",
+        "    return True",
+    ),
     _one("a flood goes on", (f"{HOST}::test_a_flood_is_killed",), "command.py", "            self._lifeline.cut()\n"),
     _one("the control group is not entered", (LIMITS,), "keeper.py", "        self._cgroup.add(pid)\n", need="cgroup"),
     _one(
