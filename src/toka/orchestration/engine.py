@@ -132,7 +132,7 @@ class OrchestrationEngine:
         me = this_holder()
         attached = ExecutorAttached(me.host, me.pid, lease.token, self._runtime.level)
         await recorder.record("", attached, RunStateChanged(RunStatus.RUNNING.value, "resumed"))
-        context = self._context(run, created, recorder, _execution(created.options.get("execution")), None)
+        context = self._context(run, created, recorder, recorded_execution(created), None)
         return RunSession(context, plan, configs)
 
     async def run(self, request: RunRequest) -> RunResult:
@@ -194,18 +194,24 @@ def _check_tasks(config: AgentConfig, enabled: Collection[str]) -> None:
                 )
 
 
-def _execution(recorded: dict[str, Any] | None) -> ExecutionConfig:
+def recorded_execution(created: RunCreated) -> ExecutionConfig:
     """The settings a run was made with; what an older version did not know has its default."""
+    recorded: dict[str, Any] = created.options.get("execution") or {}
     known = {f.name for f in fields(ExecutionConfig)}
-    return ExecutionConfig(**{k: v for k, v in (recorded or {}).items() if k in known})
+    return ExecutionConfig(**{k: v for k, v in recorded.items() if k in known})
 
 
 def _recorded(runtime: Runtime, protected: list[str]) -> dict[str, Any]:
-    """What a resume takes from the record, so that a change of settings, or of place, grants nothing."""
+    """What a resume takes from the record, so that a change of settings, or of place, grants nothing.
+
+    The operator's rules and the bounds of a run are not among that: a resume is under those of its own settings. They
+    are recorded for whoever decides the run once more.
+    """
     presets = {name: [c.to_json() for c in each] for name, each in runtime.capabilities.items()}
     toolchains = [toolchain.path for toolchain in runtime.toolchains]
+    limits = {kind: bound for kind, bound in asdict(runtime.run_limits).items() if bound is not None}
     found = (("capabilities", presets), ("toolchains", toolchains), ("protected", protected))
-    return {k: v for k, v in found if v}
+    return {k: v for k, v in found if v} | {"policy": runtime.policy.to_json(), "run_limits": limits}
 
 
 def _capabilities(created: RunCreated) -> dict[str, tuple[Capability, ...]]:
