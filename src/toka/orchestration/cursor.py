@@ -63,6 +63,7 @@ class RecordCursor:
         unreached: streams of which nothing follows any more since another one took another way.
         served: steps of the life at hand whose result is the record's, as (stream, step).
         steps: those that were taken again, as (stream, step).
+        requested: whether a request was applied in the life at hand.
         let_go: whether the life at hand ended because there was nothing left to do, and not with its process.
     """
 
@@ -86,6 +87,7 @@ class RecordCursor:
         self.unreached: set[str] = set()
         self.served: set[tuple[str, str]] = set()
         self.steps: set[tuple[str, str]] = set()
+        self.requested = False
         self.let_go = False
 
     # --- lives: from one process that executed the run to the next -------------------------------------------------
@@ -117,6 +119,7 @@ class RecordCursor:
         self._head = self._end or self._head
         later = (n for n in range(self._head + 1, len(self._records)) if is_life(self._records[n].event))
         self._end = next(later, len(self._records))
+        self.requested = False
         self.let_go = any(is_end(r.event) for r in self.life)
         self._pending.clear()
         self._late.clear()
@@ -204,6 +207,7 @@ class RecordCursor:
         self._head += 1
         self._clock.at = record.at
         self._there.append(record)
+        self.requested = self.requested or isinstance(record.event, CommandApplied)
         if self._publish is not None:
             self._publish([record])
 

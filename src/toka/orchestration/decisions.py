@@ -36,7 +36,7 @@ OUTSIDE: Final = (SandboxReady, NetworkAttempted, StepLeft, Unknown)
 _FOUND: Final = frozenset({"wall_s", "usage", "cost_usd", "resources", "limit", "evidence", "reserved", "expires_at"})
 """Fields that were measured, or hang on the clock or a price."""
 _OWN: Final[Mapping[type[Any], frozenset[str]]] = {
-    ExecutorAttached: frozenset({"host", "pid", "epoch", "sandbox"}),
+    ExecutorAttached: frozenset({"host", "pid", "epoch", "sandbox", "rules"}),
     StepDenied: frozenset({"place", "patch"}),  # where a file says it: the record has the specs, not their files
     StepDone: _FOUND | {"model"},
 }

@@ -84,7 +84,7 @@ class OrchestrationEngine:
             toka=__version__,
         )
         me = this_holder()
-        attached = ExecutorAttached(me.host, me.pid, lease.token, runtime.level)
+        attached = ExecutorAttached(me.host, me.pid, lease.token, runtime.level, _rules(runtime))
         await recorder.record("", created, attached, RunStateChanged(RunStatus.RUNNING.value))
         context = self._context(run, created, recorder, runtime.execution, gateway)
         return RunSession(context, plan, configs)
@@ -130,7 +130,7 @@ class OrchestrationEngine:
         configs = _unique([AgentConfig.from_json(s) for s in specs])
         plan = make_plan(configs.values(), enabled=created.enabled, capabilities=_capabilities(created))
         me = this_holder()
-        attached = ExecutorAttached(me.host, me.pid, lease.token, self._runtime.level)
+        attached = ExecutorAttached(me.host, me.pid, lease.token, self._runtime.level, _rules(self._runtime))
         await recorder.record("", attached, RunStateChanged(RunStatus.RUNNING.value, "resumed"))
         context = self._context(run, created, recorder, recorded_execution(created), None)
         return RunSession(context, plan, configs)
@@ -202,16 +202,17 @@ def recorded_execution(created: RunCreated) -> ExecutionConfig:
 
 
 def _recorded(runtime: Runtime, protected: list[str]) -> dict[str, Any]:
-    """What a resume takes from the record, so that a change of settings, or of place, grants nothing.
-
-    The operator's rules and the bounds of a run are not among that: a resume is under those of its own settings. They
-    are recorded for whoever decides the run once more.
-    """
+    """What a resume takes from the record, so that a change of settings, or of place, grants nothing."""
     presets = {name: [c.to_json() for c in each] for name, each in runtime.capabilities.items()}
     toolchains = [toolchain.path for toolchain in runtime.toolchains]
-    limits = {kind: bound for kind, bound in asdict(runtime.run_limits).items() if bound is not None}
     found = (("capabilities", presets), ("toolchains", toolchains), ("protected", protected))
-    return {k: v for k, v in found if v} | {"policy": runtime.policy.to_json(), "run_limits": limits}
+    return {k: v for k, v in found if v}
+
+
+def _rules(runtime: Runtime) -> dict[str, Any]:
+    """What a resume takes from its own settings: recorded for whoever decides the run once more."""
+    limits = {kind: bound for kind, bound in asdict(runtime.run_limits).items() if bound is not None}
+    return {"policy": runtime.policy.to_json(), "limits": limits}
 
 
 def _capabilities(created: RunCreated) -> dict[str, tuple[Capability, ...]]:

@@ -26,6 +26,7 @@ from toka.events.event import (
     CommandApplied,
     ExecutorAttached,
     HoldLifted,
+    HoldPlaced,
     RunCreated,
     StepDenied,
 )
@@ -150,6 +151,9 @@ class _World:
         self._tried = (0, 0)
         self._session: asyncio.Task[Any] | None = None
         self._ending = False
+        self._current: RunSession | None = None
+        self._asked = 0
+        self._asking: set[asyncio.Task[None]] = set()
 
     async def lives(self) -> None:
         """One process after the other."""
@@ -160,14 +164,14 @@ class _World:
             await self._live()
 
     async def _live(self) -> None:
-        engine = OrchestrationEngine(self._runtime)
+        engine = OrchestrationEngine(_under(self._runtime, self._cursor.head))
         life, before = self._cursor.life, fold_all(self._run, self._cursor.read(self._run))
         opening = asyncio.create_task(engine.resume(self._run, agent=None))
         self._session = opening
         session: RunSession | None = None
         self._ending = False
         try:
-            session = await opening
+            session = self._current = await opening
             session.lifting = _lifting(life, before)
             body = session.settle() if _only_settles(life) else session.run()
             self._session = asyncio.create_task(body)
@@ -178,7 +182,9 @@ class _World:
         except (StaleEpoch, asyncio.CancelledError):
             pass
         finally:
-            self._session = None
+            self._session = self._current = None
+            for task in tuple(self._asking):
+                task.cancel()
             if session is not None:
                 await session.context.recorder.close()
 
@@ -198,11 +204,32 @@ class _World:
         self._clock.at = max(self._clock.at, head.at)  # who looks at the time now, sees that of the record
         if ticks < 2 * TICKS and timers:
             return False
-        if self._clock.run_out(head.at + SLACK_S) or cursor.let_on():
+        if self._clock.run_out(head.at + SLACK_S) or self._ask(head) or cursor.let_on():
             return True
         if ticks < self._grace and timers:
             return False  # whoever stops an agent gives it some time
         cursor.diverge()
+        return True
+
+    def _ask(self, head: Record) -> bool:
+        """Asks what a program asked of an agent without leaving a request; False when nothing of that was recorded."""
+        if self._current is None or not head.stream or self._asked == head.id or self._cursor.requested:
+            return False
+        self._asked = head.id
+        manager, name, event = self._current.manager, AgentName(head.stream), head.event
+        match event:
+            case HoldPlaced(hold="person"):
+                body = manager.pause(name, event.reason, event.author)
+            case HoldLifted(hold="person" | "health"):
+                body = manager.resume(name, event.reason, event.author)
+            case AgentStateChanged(state=AgentStatus.STOPPING.value):
+                reason, _, author = event.reason.removesuffix(")").rpartition(" (")
+                body = manager.stop(name, reason or event.reason, author if reason else "")
+            case _:
+                return False
+        task = asyncio.get_running_loop().create_task(body)
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
         return True
 
     def _ticks(self) -> int:
@@ -263,10 +290,6 @@ def _runtime(
 ) -> Runtime:
     """The ports of a process in which nothing can happen but what is recorded."""
     served = Served(recorded, cursor.served)
-    options = created.options
-    policy = options.get("policy")
-    limits = options.get("run_limits")
-
     async def resolve(chosen: str) -> str:
         model, why = recorded.model(chosen, AUTO, created.model)
         if not model:
@@ -286,13 +309,21 @@ def _runtime(
         tools=cast("Toolbox", RecordedTools(terms.tools, served)),
         execution=recorded_execution(created),
         capabilities={},
-        policy=terms.policy if policy is None else OperatorPolicy.from_json(policy),
-        run_limits=terms.run_limits if limits is None else Limits(**limits),
+        policy=terms.policy,
+        run_limits=terms.run_limits,
         channels={},
         spawn=refuse,
         secrets=RecordedSecrets(recorded),
         redact=served.redact,
     )
+
+
+def _under(runtime: Runtime, first: Record | None) -> Runtime:
+    """The same ports, under the rules of the process that this record begins, as far as it says which they were."""
+    if first is None or not isinstance(first.event, ExecutorAttached) or not first.event.rules:
+        return runtime
+    rules = first.event.rules
+    return replace(runtime, policy=OperatorPolicy.from_json(rules["policy"]), run_limits=Limits(**rules["limits"]))
 
 
 def _state(created: RunCreated, terms: Terms, folder: Path) -> Path | None:
