@@ -78,6 +78,7 @@ class RecordCursor:
         self._end = 0
         self._token = 0
         self._dead = False
+        self._looked = False
         self._epochs: dict[str, int] = {}
         self._pending: dict[str, list[Attempt]] = {}
         self._late: list[Attempt] = []
@@ -125,6 +126,7 @@ class RecordCursor:
         self._late.clear()
         self.served.clear()
         self._dead = False
+        self._looked = False
         return self._head < self._end
 
     def die(self) -> None:
@@ -266,14 +268,19 @@ class RecordCursor:
         return [r for r in self._there if r.id > after and stream in (None, r.stream)][:limit]
 
     def commands(self, run: RunId, after: int = 0) -> list[Command]:
-        """The requests whose place has come: those that the next records tell of, without anything between."""
+        """The requests whose place has come: those that the next records tell of, without anything between.
+
+        When a process begins, it takes up all there are before anything else. Later it takes them beside what its
+        agents do, and what they do may be recorded between an answer and the word that it was taken up.
+        """
+        beside, self._looked = self._looked, True
+        applied = self._answered_by() if beside else None
         out: list[Command] = []
-        applied = self._answered_by()
-        for record in self._records[self._head :] if applied is None else (applied,):
+        for record in self.life if applied is None else (applied,):
             event = record.event
-            if isinstance(event, CommandApplied):
-                if event.command > after:
-                    out.append(Command(event.command, run, event.verb, event.agent, event.arguments, event.author, event.reason))
+            if isinstance(event, CommandApplied) and event.command > after:
+                by = (event.author, event.reason)
+                out.append(Command(event.command, run, event.verb, event.agent, event.arguments, *by))
             elif not is_asked(event):
                 break
         return out

@@ -57,6 +57,8 @@ class Recorded:
         self._configs = configs
         self._streams: dict[str, list[Record]] = {}
         self._keys: dict[str, tuple[str, StepIntent]] = {}
+        intents = ((r.stream, r.event) for r in records if isinstance(r.event, StepIntent))
+        self._started = {intent.key: (stream, intent.step) for stream, intent in intents}
 
     def life(self, records: Sequence[Record]) -> None:
         """From here on only these records, of one life, are looked at."""
@@ -111,23 +113,18 @@ class Recorded:
             return json.loads(self._blob(str(cast("dict[str, Any]", stored)["blob"])).decode("utf-8", "surrogatepass"))
         return stored
 
-    def probe(self, key: str, step: str) -> Literal["happened", "not-happened", "unknown"]:
-        """What a look at the world said of a step that was in flight when a process died."""
-        stream = next((s for s in self._streams if self._starts(s, step, key)), None)
-        if stream is not None:
-            return "not-happened"
-        for records in self._streams.values():
-            for record in records:
-                event = record.event
-                if isinstance(event, StepDone) and event.step == step:
-                    return "happened"
-                if isinstance(event, StepInDoubt) and event.step == step:
-                    return "unknown"
-        return "unknown"
-
-    def _starts(self, stream: str, step: str, key: str) -> bool:
-        known = self._keys.get(key)
-        return known is not None and known[0] == stream and known[1].step == step
+    def probe(self, key: str) -> Literal["happened", "not-happened", "unknown"]:
+        """What a look at the world said of a step that was in flight when an earlier process died."""
+        stream, step = self._started[key]
+        for record in self._streams.get(stream, ()):
+            event = record.event
+            if isinstance(event, StepDone) and event.step == step:
+                return "happened"
+            if isinstance(event, StepInDoubt) and event.step == step:
+                return "unknown"
+            if isinstance(event, StepIntent) and event.step == step:
+                return "not-happened"
+        return "not-happened"  # this process died before it noted what it found
 
     def model(self, chosen: str, default: str, asked: str | None) -> tuple[str, str]:
         """Which model answered for a model string of the specs, or why none did.
