@@ -307,7 +307,7 @@ class RecordCursor:
 
     def last_of(self, run: RunId, stream: str, kind: str) -> Record | None:  # noqa: ARG002
         """See Reader."""
-        return next((r for r in reversed(self._there) if r.stream == stream and r.event.KIND == kind), None)
+        return next((r for r in reversed(self._there) if r.stream == stream and kind == r.event.KIND), None)
 
     def lease(self, run: RunId) -> LeaseView | None:  # noqa: ARG002
         """See Reader."""
@@ -328,7 +328,13 @@ class RecordCursor:
         """See Journal."""
 
     async def submit(
-        self, run: RunId, verb: str, *, agent: str, arguments: Mapping[str, Any], by: tuple[str, str]
+        self,
+        run: RunId,  # noqa: ARG002
+        verb: str,  # noqa: ARG002
+        *,
+        agent: str,  # noqa: ARG002
+        arguments: Mapping[str, Any],  # noqa: ARG002
+        by: tuple[str, str],  # noqa: ARG002
     ) -> int:
         """Refused: nobody asks anything of a run that is over."""
         raise _gone()

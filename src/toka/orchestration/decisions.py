@@ -1,4 +1,4 @@
-"""Which parts of an event are Toka's decision, and what differs between the one recorded and the one taken now. Pure."""
+"""Which parts of an event are Toka's decision, and what differs between one recorded and one taken now. Pure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from toka.events.record import Record, payload
 OUTSIDE: Final = (SandboxReady, NetworkAttempted, StepLeft, Unknown)
 """Events that tell what was found outside: nobody decided them."""
 
-_FOUND: Final = frozenset({"wall_s", "usage", "cost_usd", "resources", "limit", "evidence", "reserved", "expires_at"})
+_FOUND: Final = frozenset({"wall_s", "usage", "cost_usd", "resources", "limit", "evidence", "expires_at"})
 """Fields that were measured, or hang on the clock or a price."""
 _OWN: Final[Mapping[type[Any], frozenset[str]]] = {
     ExecutorAttached: frozenset({"host", "pid", "epoch", "sandbox", "rules"}),
@@ -61,7 +61,10 @@ def decided(event: Event, *, served: bool = False) -> dict[str, Any]:
     left_out = _OWN.get(type(event), _FOUND if kind != "objective" else _FOUND - _EVIDENT)
     if served:
         left_out = left_out | {"result"}
-    return {name: value for name, value in data.items() if name not in left_out}
+    out = {name: value for name, value in data.items() if name not in left_out}
+    if out.get("reserved"):
+        out["reserved"] = out["reserved"][:2]  # the price may be another one by now; the tokens follow from the request
+    return out
 
 
 def differing(recorded: Event, now: Event, *, served: bool = False) -> tuple[str, ...]:

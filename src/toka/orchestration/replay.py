@@ -20,7 +20,7 @@ from toka.config.agent import AgentConfig
 from toka.core.ids import AgentName, RunId
 from toka.core.limits import Limits
 from toka.core.operator import OperatorPolicy
-from toka.errors import JournalCorrupt, ModelUnavailable, StaleEpoch, TokaError
+from toka.errors import JournalCorrupt, ModelUnavailable, StaleEpoch
 from toka.events.event import (
     AgentStateChanged,
     CommandApplied,
@@ -30,11 +30,11 @@ from toka.events.event import (
     RunCreated,
     StepDenied,
 )
-from toka.events.fold import fold_all
 from toka.events.flow import ApprovalAnswered
-from toka.events.lifecycle import AgentStatus, RunStatus
+from toka.events.fold import fold_all
+from toka.events.lifecycle import AgentStatus
 from toka.events.record import Record
-from toka.events.state import AgentState, RunState
+from toka.events.state import RunState
 from toka.llm.names import AUTO
 from toka.orchestration.cursor import RecordCursor
 from toka.orchestration.decisions import Divergence, is_asked
@@ -146,7 +146,8 @@ class _World:
         self._cursor = RecordCursor(records, blob, self._clock)
         configs = _configs(created, blob)
         self._recorded = Recorded(records, blob, configs)
-        self._runtime = _runtime(created, terms, configs, self._recorded, self._cursor, self._clock, folder)
+        runtime = _runtime(created, terms, configs, self._recorded, self._cursor, self._clock)
+        self._runtime = replace(runtime, state=_state(created, terms, folder))
         self._grace = GRACE_TICKS + int(2 * self._runtime.execution.grace_s)
         self._tried = (0, 0)
         self._session: asyncio.Task[Any] | None = None
@@ -286,10 +287,10 @@ def _runtime(
     recorded: Recorded,
     cursor: RecordCursor,
     clock: RecordedClock,
-    folder: Path,
 ) -> Runtime:
     """The ports of a process in which nothing can happen but what is recorded."""
     served = Served(recorded, cursor.served)
+
     async def resolve(chosen: str) -> str:
         model, why = recorded.model(chosen, AUTO, created.model)
         if not model:
@@ -297,7 +298,7 @@ def _runtime(
         return model
 
     return Runtime(
-        state=_state(created, terms, folder),
+        state=None,
         journal=cursor,
         clock=clock,
         random=lambda: 0.0,
@@ -327,7 +328,7 @@ def _under(runtime: Runtime, first: Record | None) -> Runtime:
 
 
 def _state(created: RunCreated, terms: Terms, folder: Path) -> Path | None:
-    """Where the state directory would lie in the folder that stands for the workspace, if it lay in that; never made."""
+    """Where the state directory would lie in the folder that stands for the workspace, if in that; never made."""
     names = inside(Path(created.workspace), [terms.state]) if terms.state is not None else ()
     return folder / names[0] if names else None
 
@@ -352,7 +353,7 @@ def _lifting(life: Sequence[Record], before: RunState) -> tuple[str, str, str] |
     for record in life[2:]:
         event = record.event
         if isinstance(event, CommandApplied) and event.verb == "resume":
-            asked |= {event.agent} if event.agent else {a for a in before.agents}
+            asked |= {event.agent} if event.agent else set(before.agents)
         elif isinstance(event, HoldLifted) and record.stream not in asked:
             lifted.setdefault(record.stream, event)
         elif not is_asked(event) and not isinstance(event, ApprovalAnswered):

@@ -15,8 +15,9 @@ from toka.core.ids import AgentName
 from toka.core.message import Message, Usage
 from toka.errors import SandboxError, SandboxUnavailable
 from toka.events.event import StepDone, StepFailed
+from toka.llm.estimate import Bounds
 from toka.llm.failure import CallFailed, Failure
-from toka.llm.gateway import LlmGateway
+from toka.llm.gateway import DEFAULT_MAX_TOKENS, LlmGateway
 from toka.llm.model import Estimate, Finish, Meter, Model, ModelReply, ModelRequest
 from toka.orchestration.idle import RecordedClock
 from toka.orchestration.recorded import Ended, Recorded
@@ -86,14 +87,15 @@ class RecordedGateway(LlmGateway):
         """Asks no model and knows no price."""
         super().__init__(_no_model, clock, lambda: 0.0)
         self._served_by = served
+        self._sizes = Bounds()
 
     def estimate(self, request: ModelRequest) -> Estimate:
-        """What was reserved then; nothing for a call that was not made."""
+        """The tokens that this request can come to, at the price of then."""
         known = self._served_by.recorded.intent(request.key)
-        if known is None or not known[1].reserved:
-            return Estimate(0, request.max_tokens or 0, None)
-        reserved = known[1].reserved
-        return Estimate(int(reserved[0]), int(reserved[1]), reserved[2] if len(reserved) > 2 else None)
+        reserved = known[1].reserved if known is not None else None
+        most = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+        cost = reserved[2] if reserved is not None and len(reserved) > 2 else None
+        return Estimate(self._sizes.input(request.messages, request.tools), most, cost)
 
     async def complete(self, request: ModelRequest, meter: Meter) -> ModelReply:
         """See LlmGateway."""
@@ -200,7 +202,11 @@ class RecordedTools:
         return tuple(self._of(tool) for tool in self._tools.offered(grant))
 
     def _of(self, tool: Tool) -> Tool:
-        return RecordedCheckable(tool, self._served) if isinstance(tool, CheckableTool) else RecordedTool(tool, self._served)
+        return (
+            RecordedCheckable(tool, self._served)
+            if isinstance(tool, CheckableTool)
+            else RecordedTool(tool, self._served)
+        )
 
 
 class RecordedSandbox:
