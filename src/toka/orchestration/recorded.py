@@ -111,7 +111,7 @@ class Recorded:
         """A stored result as it was handed on."""
         if isinstance(stored, dict) and "blob" in stored:
             return json.loads(self._blob(str(cast("dict[str, Any]", stored)["blob"])).decode("utf-8", "surrogatepass"))
-        return stored
+        return cast(object, stored)
 
     def probe(self, key: str) -> Literal["happened", "not-happened", "unknown"]:
         """What a look at the world said of a step that was in flight when an earlier process died."""
