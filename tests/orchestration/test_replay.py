@@ -115,6 +115,7 @@ def test_every_step_counts_once(team: Team) -> None:
     assert len(steps) == 4 and replayed(team).steps == 4
 
 
+@pytest.mark.slow
 def test_a_failed_run_with_retries_and_a_skipped_agent_is_decided_the_same(team: Team) -> None:
     team.execution = {"task_retries": 2, "retry_base_s": 0.01}
     script = {"default": [fail("no"), fail("still no"), {"error": "unavailable"}, fail("never")]}
@@ -223,6 +224,7 @@ def test_killed_and_resumed_runs_are_decided_the_same(tmp_path: Path) -> None:
     assert max(lives) == 3 and min(lives) == 1
 
 
+@pytest.mark.slow
 def test_a_record_that_breaks_off_anywhere_is_decided_up_to_there(team: Team) -> None:
     objectives = [{"description": "right", "check": "test -e a.txt"}]
     script = {
@@ -292,6 +294,7 @@ def test_a_denial_by_another_rule_is_told(team: Team) -> None:
     assert d.fields == ("rule",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "other"),
     [
@@ -347,6 +350,7 @@ def test_another_end_of_the_run_is_told(team: Team) -> None:
     assert d.stream == "" and d.fields == ("state",)
 
 
+@pytest.mark.slow
 def test_more_than_was_recorded_of_a_run_that_is_over_is_told(team: Team) -> None:
     ran(team, {"default": [call("list_dir"), succeed()]}, agent(**WRITES), agent("two"))
     records, blob = read(team.folder)

@@ -189,7 +189,9 @@ def _finish(whole: Whole, outcomes: Sequence[Outcome], plan: Plan) -> int:
         say(f"{some(len(asks), 'run')} ended with a question to a person: a step that must not run twice was in flight")
         say(f"  {tasks}; `effect: idempotent` on a task says that its command may run again")
     question = f" and {some(len(asks), 'question')}" if asks else ""
-    emit(f"{some(len(killed), 'kill')}, {some(len(same), 'identical result')}{question}, {repeated} repeated effects")
+    emit(
+        f"{some(len(killed), 'kill')}, {some(len(same), 'identical result')}{question}, {some(repeated, 'repeated effect')}"
+    )
     return 1 if wrong else 0
 
 
@@ -206,8 +208,3 @@ def _json(outcome: Outcome) -> dict[str, Any]:
         "again": list(outcome.again),
         "folder": None if outcome.folder is None else str(outcome.folder),
     }
-
-
-def demo_target(settings: Settings, agents: Path, project: Path, script: Path) -> Target:
-    """The demo's team as a crash test takes it."""
-    return Target((agents,), project, settings, script)

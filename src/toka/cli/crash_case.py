@@ -178,7 +178,9 @@ class CrashTest:
         died = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         said = {} if died else _said(case.folder, case.life)
         if not died and "writes" not in said:
-            return Outcome(case.kill, killed=bool(case.life), differences=(f"it broke: {said.get('error', 'see log')}",))
+            return Outcome(
+                case.kill, killed=bool(case.life), differences=(f"it broke: {said.get('error', 'see log')}",)
+            )
         left = left_in(case.folder)
         if case.life == 0:
             if not died:
@@ -199,7 +201,13 @@ class CrashTest:
             return outcome
         self._kept = case.folder
         return Outcome(
-            outcome.kill, outcome.killed, outcome.differences, outcome.asks, outcome.repeated, outcome.again, case.folder
+            outcome.kill,
+            outcome.killed,
+            outcome.differences,
+            outcome.asks,
+            outcome.repeated,
+            outcome.again,
+            case.folder,
         )
 
 
@@ -219,7 +227,9 @@ def judge(whole: Whole, kill: Kill, killed: Left, left: Left, ledgers: Sequence[
             found.append(f"task {place[1]} of {place[0]} asks a person although nothing of it was in flight")
     for place, effect in sorted(killed.flying.items()):
         if effect == Effect.ONCE.value and place not in left.asked:
-            found.append(f"task {place[1]} of {place[0]} went on, although a step that must not run twice was in flight")
+            found.append(
+                f"task {place[1]} of {place[0]} went on, although a step that must not run twice was in flight"
+            )
     before, after = (set(lines) for lines in ledgers)
     keys = {line.partition(" ")[2] for line in after}
     again = {line.partition(" ")[2] for line in before & after}

@@ -31,6 +31,7 @@ from toka.orchestration.engine import OrchestrationEngine
 from toka.orchestration.preflight import preflight
 from toka.orchestration.request import RunRequest
 from toka.runtime.context import Runtime, StartSandbox
+from toka.sandbox import kernel
 from toka.sandbox.command import CommandResult
 from toka.sandbox.host import Sandbox
 from toka.sandbox.selftest import SelfTest
@@ -176,6 +177,7 @@ def _child(target: Target, folder: Path, number: int, kill: Kill) -> NoReturn:
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it ends it
         os.setsid()
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)  # also when that one is killed
         log = os.open(folder / f"log-{number}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
         for stream in (1, 2):
             os.dup2(log, stream)
