@@ -35,6 +35,7 @@ from toka.events.lifecycle import AgentStatus, RunStatus
 from toka.events.record import Record
 from toka.journal.database import FILE
 from toka.journal.sqlite import SqliteReader
+from toka.orchestration.engine import OrchestrationEngine
 from toka.orchestration.replay import Replayed, Terms, replay
 from toka.orchestration.schedule import Schedule
 from toka.runtime.task import TaskExecutor
@@ -157,6 +158,69 @@ async def test_a_paused_resumed_and_stopped_run_is_decided_the_same(team: Team) 
     assert result.status is RunStatus.STOPPED
     found = await asyncio.to_thread(replayed, team)
     assert found.same, found.divergences
+
+
+@pytest.mark.slow
+async def test_a_pause_in_the_moment_between_two_steps_is_one_again(team: Team) -> None:
+    """The agent finds itself held where it would have gone on: its next step must not be taken before the pause."""
+    one = AgentName("one")
+    async with team.open() as runtime:
+        session = await team.start(runtime, agent(tasks=[TOUCH, TOUCH, TOUCH], **WRITES))
+        pauses: list[asyncio.Task[None]] = []
+
+        def listen(record: Record) -> None:
+            if isinstance(record.event, StepDone) and not pauses:
+                pauses.append(asyncio.create_task(session.manager.pause(one, "wait", "ada")))
+
+        session.context.recorder.subscribe(listen)
+        running = asyncio.create_task(session.run())
+        await eventually(lambda: session.manager.state(one).status is AgentStatus.PAUSED)
+        await session.manager.resume(one, "go on", "ada")
+        assert (await running).status is RunStatus.COMPLETED
+        await session.context.recorder.close()
+    found = await asyncio.to_thread(replayed, team)
+    assert found.same, found.divergences
+
+
+@pytest.mark.slow
+async def test_a_pause_that_a_resumption_lifts_is_lifted_again(team: Team) -> None:
+    one = AgentName("one")
+    async with team.open() as runtime:
+        waits = {"run": "sleep 0.3", "effect": "idempotent"}
+        session = await team.start(runtime, agent(tasks=[TOUCH, waits, TOUCH], **WRITES))
+        running = asyncio.create_task(session.run())
+        await eventually((team.work / "touched").exists)
+        await ask(team, session.context.id, ("pause", "one"))
+        await eventually(lambda: session.manager.state(one).status is AgentStatus.PAUSED)
+        await session.shutdown(0.0)
+        await running
+        await session.context.recorder.close()
+        session = await team.resume(runtime, session.context.id)
+        assert (await session.run()).status is RunStatus.COMPLETED
+        await session.context.recorder.close()
+    found = await asyncio.to_thread(replayed, team)
+    assert found.same and found.lives == 2, found.divergences
+
+
+@pytest.mark.slow
+async def test_a_stop_that_nobody_was_there_to_carry_out_is_carried_out_again(team: Team) -> None:
+    """Whoever only carries it out starts nothing, though something could go on."""
+    async with team.open() as runtime:
+        configs = [agent(name, tasks=[{"run": "sleep 60"}], **WRITES) for name in ("one", "two")]
+        session = await team.start(runtime, *configs, agent("three", **NEEDED))
+        running = asyncio.create_task(session.run())
+        await eventually(lambda: len(team.events(StepIntent)) == 2)
+        await session.shutdown(0.0)
+        await running
+        await session.context.recorder.close()
+        run = session.context.id
+        await runtime.journal.submit(run, "stop", agent="one", arguments={}, by=("ada", "enough"))
+        session = await OrchestrationEngine(runtime).resume(run, agent=None)
+        state = await session.settle()
+        await session.context.recorder.close()
+        assert not state.ended and state.agents["three"].ended
+    found = await asyncio.to_thread(replayed, team)
+    assert found.same and found.lives == 2, found.divergences
 
 
 @pytest.mark.slow

@@ -23,7 +23,6 @@ from toka.cli.team_options import folder_of, inputs_option, workspace_option
 from toka.cli.text import line_of, some, span
 from toka.config.agent import AgentConfig
 from toka.config.inputs import Inputs
-from toka.config.settings import Settings
 from toka.core.catalogue import NETWORK_ACCESS
 from toka.errors import UsageError
 from toka.llm.script_file import read_script

@@ -37,7 +37,8 @@ class Left:
 
     Attributes:
         status: of the run; None when it was killed before it began.
-        facts: what is compared: `agent fixer` -> COMPLETED, `objective 1 of fixer` -> verified, `file a.txt` -> its hash.
+        facts: what is compared: `agent fixer` -> COMPLETED, `objective 1 of fixer` -> verified, `file a.txt` ->
+            its mode and hash.
         open: agents that have not ended.
         flying: steps that were in flight: (agent, task) -> effect.
         asked: tasks that wait for an answer about a step in doubt, as (agent, task).
