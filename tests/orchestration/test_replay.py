@@ -169,7 +169,8 @@ async def test_a_pause_in_the_moment_between_two_steps_is_one_again(team: Team) 
         pauses: list[asyncio.Task[None]] = []
 
         def listen(record: Record) -> None:
-            if isinstance(record.event, StepDone) and not pauses:
+            event = record.event
+            if isinstance(event, TaskStateChanged) and (event.task, event.state) == ("task-2", "RUNNING"):
                 pauses.append(asyncio.create_task(session.manager.pause(one, "wait", "ada")))
 
         session.context.recorder.subscribe(listen)
@@ -186,11 +187,13 @@ async def test_a_pause_in_the_moment_between_two_steps_is_one_again(team: Team) 
 async def test_a_pause_that_a_resumption_lifts_is_lifted_again(team: Team) -> None:
     one = AgentName("one")
     async with team.open() as runtime:
-        waits = {"run": "sleep 0.3", "effect": "idempotent"}
+        waits = {"run": "until [ -e go ]; do sleep 0.02; done", "effect": "idempotent"}
         session = await team.start(runtime, agent(tasks=[TOUCH, waits, TOUCH], **WRITES))
         running = asyncio.create_task(session.run())
         await eventually((team.work / "touched").exists)
         await ask(team, session.context.id, ("pause", "one"))
+        await eventually(lambda: session.manager.state(one).status is AgentStatus.PAUSING)
+        (team.work / "go").touch()
         await eventually(lambda: session.manager.state(one).status is AgentStatus.PAUSED)
         await session.shutdown(0.0)
         await running
@@ -204,12 +207,13 @@ async def test_a_pause_that_a_resumption_lifts_is_lifted_again(team: Team) -> No
 
 @pytest.mark.slow
 async def test_a_stop_that_nobody_was_there_to_carry_out_is_carried_out_again(team: Team) -> None:
-    """Whoever only carries it out starts nothing, though something could go on."""
+    """Whoever only carries it out starts nothing, though something could go on and take its place."""
+    team.execution = {"max_concurrent_agents": 1}
     async with team.open() as runtime:
-        configs = [agent(name, tasks=[{"run": "sleep 60"}], **WRITES) for name in ("one", "two")]
-        session = await team.start(runtime, *configs, agent("three", **NEEDED))
+        busy = agent("busy", tasks=[{"run": "sleep 60"}], priority="critical", **WRITES)
+        session = await team.start(runtime, busy, agent("one", priority="low"), agent("three", **NEEDED))
         running = asyncio.create_task(session.run())
-        await eventually(lambda: len(team.events(StepIntent)) == 2)
+        await eventually(lambda: team.events(StepIntent))
         await session.shutdown(0.0)
         await running
         await session.context.recorder.close()

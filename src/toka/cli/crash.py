@@ -188,9 +188,8 @@ def _finish(whole: Whole, outcomes: Sequence[Outcome], plan: Plan) -> int:
         say(f"{some(len(asks), 'run')} ended with a question to a person: a step that must not run twice was in flight")
         say(f"  {tasks}; `effect: idempotent` on a task says that its command may run again")
     question = f" and {some(len(asks), 'question')}" if asks else ""
-    emit(
-        f"{some(len(killed), 'kill')}, {some(len(same), 'identical result')}{question}, {some(repeated, 'repeated effect')}"
-    )
+    ends = f"{some(len(same), 'identical result')}{question}"
+    emit(f"{some(len(killed), 'kill')}, {ends}, {some(repeated, 'repeated effect')}")
     return 1 if wrong else 0
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from toka.core.ids import RunId
 from toka.errors import StaleEpoch
-from toka.events.event import AgentStateChanged, CommandApplied, Event, RunCreated, StepResolved
+from toka.events.event import AgentStateChanged, CommandApplied, Event, HoldPlaced, RunCreated, StepResolved
 from toka.events.flow import ApprovalAnswered
+from toka.events.lifecycle import AgentStatus
 from toka.events.record import Record
 from toka.journal.journal import Command, Lease, LeaseView, OnCommit
 from toka.orchestration.decisions import (
@@ -152,6 +153,8 @@ class RecordCursor:
         attempt = next((a for a in self._pending.get(record.stream, ()) if self._is(record, a.next)), None)
         if attempt is None:
             return False
+        if self._rests_first(record) and self.let_on(record.stream):
+            return True
         self._take(record)
         if is_step(record.event):
             self.steps.add((record.stream, getattr(record.event, "step", "")))
@@ -204,6 +207,18 @@ class RecordCursor:
     def _is(self, record: Record, event: Event) -> bool:
         served = (record.stream, getattr(event, "step", "")) in self.served
         return not differing(record.event, event, served=served)
+
+    def _rests_first(self, record: Record) -> bool:
+        """Whether an agent came to rest while its hold was being recorded: then it says so itself, without a reason."""
+        hold = record.event
+        own = (r.event for r in self.life[1:] if r.stream == record.stream)
+        said = next(own, None) if isinstance(hold, HoldPlaced) else None
+        return (
+            isinstance(hold, HoldPlaced)
+            and isinstance(said, AgentStateChanged)
+            and said.state == AgentStatus.PAUSING.value
+            and said.reason != hold.reason
+        )
 
     def _take(self, record: Record) -> None:
         self._head += 1

@@ -178,8 +178,6 @@ class _World:
             self._session = asyncio.create_task(body)
             with contextlib.suppress(StaleEpoch, asyncio.CancelledError):
                 await self._session
-            if self._cursor.let_go and self._cursor.head is None:
-                self._cursor.left()
         except (StaleEpoch, asyncio.CancelledError):
             pass
         finally:
@@ -200,12 +198,14 @@ class _World:
         head = cursor.head
         if is_asked(head.event) and ticks < TICKS and timers:
             return False  # the session looks for requests now and then
+        if is_asked(head.event) and self._ask(head):
+            return True
         if cursor.let_on(head.stream) or self._clock.wake():
             return True
         self._clock.at = max(self._clock.at, head.at)  # who looks at the time now, sees that of the record
         if ticks < 2 * TICKS and timers:
             return False
-        if self._clock.run_out(head.at + SLACK_S) or self._ask(head) or cursor.let_on():
+        if self._clock.run_out(head.at + SLACK_S) or cursor.let_on():
             return True
         if ticks < self._grace and timers:
             return False  # whoever stops an agent gives it some time
@@ -230,8 +230,13 @@ class _World:
                 return False
         task = asyncio.get_running_loop().create_task(body)
         self._asking.add(task)
-        task.add_done_callback(self._asking.discard)
+        task.add_done_callback(self._answered)
         return True
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._asking.discard(task)
+        if not task.cancelled():
+            task.exception()  # what did not follow from it is told where it was recorded
 
     def _ticks(self) -> int:
         """How often nothing happened since the last record came to its place."""
