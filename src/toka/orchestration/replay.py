@@ -221,9 +221,9 @@ class _World:
         match event:
             case HoldPlaced(hold="person"):
                 body = manager.pause(name, event.reason, event.author)
-            case HoldLifted(hold="person" | "health"):
+            case HoldLifted(hold="person" | "health") if self._current.lifting is None:
                 body = manager.resume(name, event.reason, event.author)
-            case AgentStateChanged(state=AgentStatus.STOPPING.value):
+            case AgentStateChanged(state=AgentStatus.STOPPING.value) if not manager.state(name).stop:
                 reason, _, author = event.reason.removesuffix(")").rpartition(" (")
                 body = manager.stop(name, reason or event.reason, author if reason else "")
             case _:
