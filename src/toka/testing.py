@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
-from toka.core.clock import Countdown, Timer
+from toka.core.clock import Clock, Countdown, Timer
 from toka.core.ids import RunId
 from toka.events.event import Event
 from toka.events.record import Record
 from toka.journal.journal import Command, Journal, Lease, LeaseView, OnCommit
 from toka.journal.memory import MemoryJournal
+from toka.journal.sqlite import SqliteJournal
 from toka.llm.scripted import ScriptedModel
 
-__all__ = ["DyingJournal", "ManualClock", "MemoryJournal", "ScriptedModel"]
+__all__ = ["DyingJournal", "ManualClock", "MemoryJournal", "ScriptedModel", "dying_journal"]
 
 T = TypeVar("T")
 
@@ -263,3 +266,18 @@ def _kill() -> None:
     import signal
 
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dying_journal(state: Path, clock: Clock, at: int, *, before: bool = False) -> DyingJournal:
+    """The journal of a state directory, whose process is killed at its write number `at`; see `DyingJournal`.
+
+    Args:
+        state: the directory.
+        clock: all time.
+        at: which write is the last, from 1; 0: nobody dies.
+        before: die before that write instead of as soon as it is durable.
+
+    Raises:
+        JournalError: the directory cannot be used.
+    """
+    return DyingJournal(SqliteJournal(state, clock), at or sys.maxsize, before=before)

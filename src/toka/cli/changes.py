@@ -23,7 +23,7 @@ from toka.errors import NotFound, UsageError
 from toka.events.event import CommandApplied
 from toka.events.state import RunState
 from toka.events.steps import StepPutBack
-from toka.orchestration.engine import OrchestrationEngine, execution_of
+from toka.orchestration.engine import OrchestrationEngine, recorded_execution
 from toka.workspace.checkpoint import Diff, Restored
 from toka.workspace.checkpoints import Checkpoints, shown
 from toka.workspace.lock import Note
@@ -151,7 +151,7 @@ def _checkpoints(runtime: Any, run: RunState) -> Checkpoints:
     workspace = Path(run.created.workspace)
     if not workspace.is_dir():
         raise UsageError(f"the workspace {workspace} is gone", hint="put a folder there, empty if need be")
-    found = runtime.keep(workspace, execution_of(run.created))
+    found = runtime.keep(workspace, recorded_execution(run.created))
     if found is None:
         raise UsageError("checkpoints are switched off", hint="execution.checkpoints, TOKA_CHECKPOINTS")
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import tempfile
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -18,6 +19,8 @@ import click
 from toka.app import read_settings
 from toka.cli.attach import Display
 from toka.cli.check import check_server
+from toka.cli.crash import Plan, crash
+from toka.cli.crash_life import Target
 from toka.cli.output import say
 from toka.cli.run import execute, read_team
 from toka.cli.tally import is_script
@@ -27,6 +30,8 @@ from toka.orchestration.request import RunRequest
 from toka.sandbox.spawn import find_bwrap
 
 SCRIPT: Final = "script.yaml"
+KILLS: Final = 61
+"""How often `--kill` kills it."""
 
 
 @click.command()
@@ -34,14 +39,19 @@ SCRIPT: Final = "script.yaml"
 @click.option("--base-url", help="A server that speaks the provider's protocol.")
 @click.option("--state", type=click.Path(path_type=Path), help="Where runs are recorded.")
 @click.option("--workspace", type=click.Path(path_type=Path), help="An empty or new directory for the project's copy.")
+@click.option("--kill", is_flag=True, help="Kill it again and again while it runs, resume it, and compare the ends.")
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines.")
-def demo(model: str | None, base_url: str | None, state: Path | None, workspace: Path | None, *, as_json: bool) -> int:
+def demo(model: str | None, base_url: str | None, state: Path | None, workspace: Path | None, **flags: bool) -> int:
     """Run four agents on a small project that comes with Toka.
 
     A surveyor runs the failing tests, a fixer repairs the code until its check passes, a documenter is denied what it
     may not touch, and a reviewer checks the rest. No key and no account are needed: the model is scripted, everything
     else is real, in a copy of the project.
     """
+    if flags["kill"]:
+        if any(option is not None for option in (model, base_url, state, workspace)):
+            raise UsageError("--kill takes no other option than --json: it works in scratch directories of its own")
+        return _kill(as_json=flags["as_json"])
     settings = read_settings({"state": None if state is None else str(state), "model": model, "base_url": base_url})
     check_server(settings, model=model or f"scripted:{SCRIPT}")
     find_bwrap()  # without it nothing is written
@@ -50,7 +60,7 @@ def demo(model: str | None, base_url: str | None, state: Path | None, workspace:
     project = workspace or home / "project"
     try:
         request = _prepare(settings, home, project, model)
-        shown = Display(as_json, quiet=False, options=f" --state {state}" if state else "")
+        shown = Display(flags["as_json"], quiet=False, options=f" --state {state}" if state else "")
         return asyncio.run(execute(settings, request, shown))
     except (MissingError, UsageError, ConfigError):  # raised before a run is made, never after
         _discard(project, kept=kept)
@@ -58,14 +68,31 @@ def demo(model: str | None, base_url: str | None, state: Path | None, workspace:
         raise
 
 
-def _prepare(settings: Settings, home: Path, project: Path, model: str | None) -> RunRequest:
-    """Copies project, specs and script, and says where they are."""
+def _kill(*, as_json: bool) -> int:
+    """Kills the demo at a sample of the writes of its record; see `toka crash-test`."""
+    settings = read_settings()
+    find_bwrap()
+    with tempfile.TemporaryDirectory(prefix="toka-demo-") as scratch:
+        home = Path(scratch)
+        _copy_demo(home, home / "project")
+        say("demo: four agents repair a copy of a small Python project, and are killed; the model is SCRIPTED")
+        target = Target((home / "agents",), home / "project", settings, home / SCRIPT)
+        return crash(target, Plan(KILLS, 0, as_json))
+
+
+def _copy_demo(home: Path, project: Path) -> None:
+    """Copies project, specs and script. Raises UsageError."""
     package = files("toka") / "demo"
     try:
         for name, target in (("project", project), ("agents", home / "agents"), (SCRIPT, home / SCRIPT)):
             copy(package / name, target)
     except OSError as e:
         raise UsageError(f"cannot write {e.filename}: {e.strerror}") from e
+
+
+def _prepare(settings: Settings, home: Path, project: Path, model: str | None) -> RunRequest:
+    """Copies project, specs and script, and says where they are."""
+    _copy_demo(home, project)
     chosen = model or f"scripted:{home / SCRIPT}"
     kind = "the model is SCRIPTED, everything else is real" if is_script(chosen) else f"the model is {chosen}"
     say(f"demo: four agents repair a copy of a small Python project; {kind}")

@@ -44,6 +44,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "rollback": ("toka.cli.changes:rollback", "Put back what an agent changed."),
     "learn": ("toka.cli.learn:learn", "Propose the least set of capabilities that a run used."),
     "events": ("toka.cli.record:events", "Print the recorded events of a run, and follow them."),
+    "replay": ("toka.cli.replay:replay_command", "Decide a recorded run once more; say whether the same follows."),
+    "crash-test": ("toka.cli.crash:crash_test", "Kill a team at each write of its record, and compare the ends."),
     "audit": ("toka.cli.record:audit", "Verify a run's record."),
     "doctor": ("toka.cli.machine:doctor", "Check what this machine offers: sandbox, models, state directory."),
     "models": ("toka.cli.machine:models", "Show which model would answer, and what was tried."),

@@ -61,6 +61,8 @@ class ExecutorAttached:
         host, pid: the process.
         epoch: of the lease.
         sandbox: how strongly it confines agents: full, reduced or none.
+        rules: what its settings say of every run: {"policy", "limits"}, the operator's rules and the bounds of a run;
+            empty in records of versions that noted none.
     """
 
     KIND: ClassVar[str] = "executor_attached"
@@ -68,6 +70,7 @@ class ExecutorAttached:
     pid: int
     epoch: int
     sandbox: str = "full"
+    rules: JSON = field(default_factory=_json)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,7 @@ class OrchestrationEngine:
             toka=__version__,
         )
         me = this_holder()
-        attached = ExecutorAttached(me.host, me.pid, lease.token, runtime.level)
+        attached = ExecutorAttached(me.host, me.pid, lease.token, runtime.level, _rules(runtime))
         await recorder.record("", created, attached, RunStateChanged(RunStatus.RUNNING.value))
         context = self._context(run, created, recorder, runtime.execution, gateway)
         return RunSession(context, plan, configs)
@@ -143,9 +143,9 @@ class OrchestrationEngine:
         configs = _unique([AgentConfig.from_json(s) for s in specs])
         plan = make_plan(configs.values(), enabled=created.enabled, capabilities=_capabilities(created))
         me = this_holder()
-        attached = ExecutorAttached(me.host, me.pid, lease.token, self._runtime.level)
+        attached = ExecutorAttached(me.host, me.pid, lease.token, self._runtime.level, _rules(self._runtime))
         await recorder.record("", attached, RunStateChanged(RunStatus.RUNNING.value, "resumed"))
-        context = self._context(run, created, recorder, _execution(created.options.get("execution")), None)
+        context = self._context(run, created, recorder, recorded_execution(created), None)
         return RunSession(context, plan, configs)
 
     async def run(self, request: RunRequest) -> RunResult:
@@ -208,15 +208,11 @@ def _check_tasks(config: AgentConfig, enabled: Collection[str]) -> None:
                 )
 
 
-def execution_of(created: RunCreated) -> ExecutionConfig:
-    """The settings that a run was made with."""
-    return _execution(created.options.get("execution"))
-
-
-def _execution(recorded: dict[str, Any] | None) -> ExecutionConfig:
+def recorded_execution(created: RunCreated) -> ExecutionConfig:
     """The settings a run was made with; what an older version did not know has its default."""
+    recorded: dict[str, Any] = created.options.get("execution") or {}
     known = {f.name for f in fields(ExecutionConfig)}
-    return ExecutionConfig(**{n: v for k, v in (recorded or {}).items() if (n := FORMER.get(k, k)) in known})
+    return ExecutionConfig(**{n: v for k, v in recorded.items() if (n := FORMER.get(k, k)) in known})
 
 
 def _recorded(runtime: Runtime, protected: list[str]) -> dict[str, Any]:
@@ -225,6 +221,12 @@ def _recorded(runtime: Runtime, protected: list[str]) -> dict[str, Any]:
     toolchains = [toolchain.path for toolchain in runtime.toolchains]
     found = (("capabilities", presets), ("toolchains", toolchains), ("protected", protected))
     return {k: v for k, v in found if v}
+
+
+def _rules(runtime: Runtime) -> dict[str, Any]:
+    """What a resume takes from its own settings: recorded for whoever decides the run once more."""
+    limits = {kind: bound for kind, bound in asdict(runtime.run_limits).items() if bound is not None}
+    return {"policy": runtime.policy.to_json(), "limits": limits}
 
 
 def _capabilities(created: RunCreated) -> dict[str, tuple[Capability, ...]]:

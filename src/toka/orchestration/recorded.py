@@ -1,0 +1,172 @@
+"""What a record tells of the world outside: how acts ended, which model answered, what was missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, cast
+
+from toka.config.agent import AgentConfig
+from toka.config.flow_rules import AVAILABLE, NOT
+from toka.core.ids import AgentName
+from toka.events.event import (
+    AgentStateChanged,
+    ObjectiveChanged,
+    StepDone,
+    StepFailed,
+    StepInDoubt,
+    StepIntent,
+    TaskStateChanged,
+)
+from toka.events.flow import OutputsMade
+from toka.events.lifecycle import AgentStatus
+from toka.events.record import Record
+
+_CUT_OFF: Final = frozenset({"cancelled", "failed"})
+"""What a step failed of that was ended from outside."""
+
+How = Literal["done", "failed", "cut_off", "sandbox", "no_sandbox", "crash"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How an act ended, as far as a process lived to tell.
+
+    Attributes:
+        how: `done` and `failed` with `event`; `cut_off`: it was ended from outside, or with its process; `sandbox`,
+            `no_sandbox` and `crash` with `message`.
+        event: what was recorded.
+        message: of the error; of a crash `NAME: TEXT`.
+    """
+
+    how: How
+    event: StepDone | StepFailed | None = None
+    message: str = ""
+
+
+class Recorded:
+    """Looks things up in the records of one life of a run; see `RecordCursor`."""
+
+    def __init__(
+        self, records: Sequence[Record], blob: Callable[[str], bytes], configs: Mapping[AgentName, AgentConfig]
+    ) -> None:
+        """`records` are all of the run; `life` says which of them count from here on."""
+        self._records = records
+        self._blob = blob
+        self._configs = configs
+        self._streams: dict[str, list[Record]] = {}
+        self._keys: dict[str, tuple[str, StepIntent]] = {}
+        intents = ((r.stream, r.event) for r in records if isinstance(r.event, StepIntent))
+        self._started = {intent.key: (stream, intent.step) for stream, intent in intents}
+
+    def life(self, records: Sequence[Record]) -> None:
+        """From here on only these records, of one life, are looked at."""
+        self._streams.clear()
+        self._keys.clear()
+        for record in records:
+            self._streams.setdefault(record.stream, []).append(record)
+            if isinstance(record.event, StepIntent):
+                self._keys[record.event.key] = (record.stream, record.event)
+
+    def intent(self, key: str) -> tuple[str, StepIntent] | None:
+        """The agent and the intent of a step, by its idempotency key; None when it was not started in this life."""
+        return self._keys.get(key)
+
+    def ended(self, key: str) -> Ended:
+        """How a step ended in this life."""
+        known = self._keys.get(key)
+        if known is None:
+            return Ended("cut_off")
+        stream, intent = known
+        after = self._after(stream, intent)
+        end = next((e for e in after if isinstance(e, StepDone | StepFailed) and e.step == intent.step), None)
+        if isinstance(end, StepDone):
+            return Ended("done", end)
+        if isinstance(end, StepFailed):
+            cut = "/model/" not in end.step or end.error in _CUT_OFF or end.limit is not None
+            return Ended("cut_off") if cut else Ended("failed", end)
+        return self._broken(intent.step, after)
+
+    def _after(self, stream: str, intent: StepIntent) -> list[Any]:
+        events = [r.event for r in self._streams.get(stream, ())]
+        return events[events.index(intent) + 1 :]
+
+    def _broken(self, step: str, after: Sequence[Any]) -> Ended:
+        """Why a step has no end: its sandbox broke, its agent crashed, or its process was gone."""
+        task = step.partition("/")[0]
+        for event in after:
+            if isinstance(event, AgentStateChanged):
+                if event.state == AgentStatus.BACKOFF.value:
+                    return Ended("crash", message=event.reason)
+                if event.why == "sandbox":
+                    return Ended("no_sandbox", message=event.reason)
+            if isinstance(event, TaskStateChanged) and event.task == task and "/run/" in step and event.reason:
+                return Ended("sandbox", message=event.reason)
+            if isinstance(event, ObjectiveChanged) and f"objective-{event.objective}" == task:
+                return Ended("sandbox", message=str((event.evidence or {}).get("output", "")))
+        return Ended("cut_off")
+
+    def value(self, stored: Any) -> Any:
+        """A stored result as it was handed on."""
+        if isinstance(stored, dict) and "blob" in stored:
+            return json.loads(self._blob(str(cast("dict[str, Any]", stored)["blob"])).decode("utf-8", "surrogatepass"))
+        return cast(object, stored)
+
+    def probe(self, key: str) -> Literal["happened", "not-happened", "unknown"]:
+        """What a look at the world said of a step that was in flight when an earlier process died."""
+        stream, step = self._started[key]
+        for record in self._streams.get(stream, ()):
+            event = record.event
+            if isinstance(event, StepDone) and event.step == step:
+                return "happened"
+            if isinstance(event, StepInDoubt) and event.step == step:
+                return "unknown"
+            if isinstance(event, StepIntent) and event.step == step:
+                return "not-happened"
+        return "not-happened"  # this process died before it noted what it found
+
+    def model(self, chosen: str, default: str, asked: str | None) -> tuple[str, str]:
+        """Which model answered for a model string of the specs, or why none did.
+
+        Args:
+            chosen: as it was asked for.
+            default: the one for specs that name none.
+            asked: the one of the command line; None when there was none.
+
+        Returns:
+            (model, ""), or ("", why there was none).
+        """
+        meant = [name for name, c in self._configs.items() if (asked or c.model or default) == chosen]
+        records = [r for r in self._records if AgentName(r.stream.partition("[")[0]) in meant]
+        for record in records:
+            event = record.event
+            if isinstance(event, StepIntent) and "/model/" in event.step:
+                return event.what, ""
+        for record in records:
+            event = record.event
+            if not isinstance(event, AgentStateChanged):
+                continue
+            if event.why == "no_model" and event.reason.startswith("no model: "):
+                return "", event.reason.removeprefix("no model: ")
+            said = event.reason.removeprefix("when: ")
+            if event.why == "when" and AVAILABLE in said and not NOT.match(said.strip()):
+                return "", "no model answered then"
+        return chosen, ""
+
+    def missing_secret(self, name: str) -> bool:
+        """Whether an agent could not begin since there was no such secret."""
+        said = f"there is no secret {name};"
+        events = (r.event for r in self._records)
+        return any(isinstance(e, AgentStateChanged) and e.why == "value" and e.reason.startswith(said) for e in events)
+
+    def outputs(self, agent: str) -> Mapping[str, Any] | str:
+        """The values that an agent left in this life, by name; or why it left none."""
+        why = ""
+        for record in self._streams.get(agent, ()):
+            event = record.event
+            if isinstance(event, OutputsMade):
+                return json.loads(self._blob(event.blob)) if event.blob else event.values
+            if isinstance(event, AgentStateChanged) and event.why == "output":
+                why = event.reason
+        return why

@@ -1,0 +1,385 @@
+"""Decides a recorded run once more, against what was recorded of the world, and says where it would go another way.
+
+The engine, sessions, agents and tasks are the real ones. What they ask of models, tools, sandboxes and people is
+answered from the record, at the place where it was recorded; nothing acts, waits or is written. Where a process died,
+this one's agents are left as they stand, and the next life begins as a resumption does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, cast
+
+from toka.config.agent import AgentConfig
+from toka.core.ids import AgentName, RunId
+from toka.core.limits import Limits
+from toka.core.operator import OperatorPolicy
+from toka.errors import JournalCorrupt, ModelUnavailable, StaleEpoch
+from toka.events.event import (
+    AgentStateChanged,
+    CommandApplied,
+    ExecutorAttached,
+    HoldLifted,
+    HoldPlaced,
+    RunCreated,
+    StepDenied,
+)
+from toka.events.flow import ApprovalAnswered
+from toka.events.fold import fold_all
+from toka.events.lifecycle import AgentStatus
+from toka.events.record import Record
+from toka.events.state import RunState
+from toka.llm.names import AUTO
+from toka.orchestration.cursor import RecordCursor
+from toka.orchestration.decisions import Divergence, is_asked
+from toka.orchestration.engine import OrchestrationEngine, recorded_execution
+from toka.orchestration.idle import IdleLoop, RecordedClock
+from toka.orchestration.recorded import Recorded
+from toka.orchestration.served import (
+    RecordedGateway,
+    RecordedSecrets,
+    RecordedTools,
+    Served,
+    refuse,
+    start_recorded,
+)
+from toka.orchestration.session import RunSession
+from toka.orchestration.unmet import inside
+from toka.runtime.context import Runtime
+from toka.tools.builtin import Toolbox
+
+SLACK_S: Final = 1.0
+"""How much later than by the record's times a limit of time may have been met, in seconds."""
+TICKS: Final = 4
+"""How often a session gets the time to look for requests before nobody is asking."""
+GRACE_TICKS: Final = 60
+"""The same before nobody is about to be cancelled, beyond the grace that the run's settings give."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the record of a run does not hold, or older ones did not.
+
+    Attributes:
+        tools: all there are here.
+        policy: the operator's rules, for runs that recorded none.
+        run_limits: bounds of the run as a whole, likewise.
+        state: the state directory, which agents are not shown.
+    """
+
+    tools: Toolbox = field(default_factory=Toolbox)
+    policy: OperatorPolicy = field(default_factory=OperatorPolicy)
+    run_limits: Limits = field(default_factory=Limits)
+    state: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What came of it.
+
+    Attributes:
+        run: the run.
+        state: how it stands, as recorded.
+        steps: how many steps were decided as then.
+        agents: of how many agents.
+        lives: how many processes executed it.
+        last: id of the last record.
+        divergences: the first of each agent that goes another way, in the order of the record.
+        unreached: agents of which nothing follows since another one went another way.
+    """
+
+    run: RunId
+    state: RunState
+    steps: int
+    agents: int
+    lives: int
+    last: int
+    divergences: tuple[Divergence, ...]
+    unreached: tuple[str, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether the same decisions follow."""
+        return not self.divergences
+
+
+def replay(records: Sequence[Record], blob: Callable[[str], bytes], terms: Terms) -> Replayed:
+    """Decides a run once more. Not to be called in a running event loop.
+
+    Args:
+        records: all of a run, in order.
+        blob: its large values, by digest.
+        terms: what the record does not hold.
+
+    Raises:
+        JournalCorrupt: the record does not begin as one of a run, or cannot be read.
+        ConfigError: this version cannot plan the recorded specs.
+    """
+    first = records[0].event if records else None
+    if not isinstance(first, RunCreated):
+        raise JournalCorrupt("the run has no first record", hint="see which record is missing: toka audit verify RUN")
+    with tempfile.TemporaryDirectory(prefix="toka-replay-") as folder:
+        _like_workspace(Path(folder), records)
+        world = _World(records, first, blob, terms, Path(folder))
+        with asyncio.Runner(loop_factory=lambda: IdleLoop(world.idle)) as runner:
+            runner.run(world.lives())
+    return world.result()
+
+
+class _World:
+    """One replay: the record, the ports that serve it, and what happens next."""
+
+    def __init__(
+        self, records: Sequence[Record], created: RunCreated, blob: Callable[[str], bytes], terms: Terms, folder: Path
+    ) -> None:
+        self._records = records
+        self._folder = folder
+        self._run = RunId(records[0].run)
+        self._count = 0
+        self._clock = RecordedClock()
+        self._cursor = RecordCursor(records, blob, self._clock)
+        configs = _configs(created, blob)
+        self._recorded = Recorded(records, blob, configs)
+        runtime = _runtime(created, terms, configs, self._recorded, self._cursor, self._clock)
+        self._runtime = replace(runtime, state=_state(created, terms, folder))
+        self._grace = GRACE_TICKS + int(2 * self._runtime.execution.grace_s)
+        self._tried = (0, 0)
+        self._session: asyncio.Task[Any] | None = None
+        self._ending = False
+        self._current: RunSession | None = None
+        self._asked = 0
+        self._asking: set[asyncio.Task[None]] = set()
+
+    async def lives(self) -> None:
+        """One process after the other."""
+        self._cursor.begin(str(self._folder))
+        while self._cursor.next_life():
+            self._count += 1
+            self._recorded.life(self._cursor.life)
+            await self._live()
+
+    async def _live(self) -> None:
+        engine = OrchestrationEngine(_under(self._runtime, self._cursor.head))
+        life, before = self._cursor.life, fold_all(self._run, self._cursor.read(self._run))
+        opening = asyncio.create_task(engine.resume(self._run, agent=None))
+        self._session = opening
+        session: RunSession | None = None
+        self._ending = False
+        try:
+            session = self._current = await opening
+            session.lifting = _lifting(life, before)
+            body = session.settle() if _only_settles(life) else session.run()
+            self._session = asyncio.create_task(body)
+            with contextlib.suppress(StaleEpoch, asyncio.CancelledError):
+                await self._session
+        except (StaleEpoch, asyncio.CancelledError):
+            pass
+        finally:
+            self._session = self._current = None
+            for task in tuple(self._asking):
+                task.cancel()
+            if session is not None:
+                await session.context.recorder.close()
+
+    def idle(self, timers: bool) -> bool:  # noqa: FBT001 - as IdleLoop calls it
+        """Makes the next thing happen; see IdleLoop."""
+        cursor = self._cursor
+        if cursor.move():
+            return True
+        ticks = self._ticks()
+        if cursor.head is None:
+            return self._over(ticks, timers)
+        head = cursor.head
+        if is_asked(head.event) and ticks < TICKS and timers:
+            return False  # the session looks for requests now and then
+        if is_asked(head.event) and self._ask(head):
+            return True
+        if cursor.let_on(head.stream) or self._clock.wake():
+            return True
+        self._clock.at = max(self._clock.at, head.at)  # who looks at the time now, sees that of the record
+        if ticks < 2 * TICKS and timers:
+            return False
+        if self._clock.run_out(head.at + SLACK_S) or cursor.let_on():
+            return True
+        if ticks < self._grace and timers:
+            return False  # whoever stops an agent gives it some time
+        cursor.diverge()
+        return True
+
+    def _ask(self, head: Record) -> bool:
+        """Asks what a program asked of an agent without leaving a request; False when nothing of that was recorded."""
+        if self._current is None or not head.stream or self._asked == head.id or self._cursor.requested:
+            return False
+        self._asked = head.id
+        manager, name, event = self._current.manager, AgentName(head.stream), head.event
+        match event:
+            case HoldPlaced(hold="person"):
+                body = manager.pause(name, event.reason, event.author)
+            case HoldLifted(hold="person" | "health") if self._current.lifting is None:
+                body = manager.resume(name, event.reason, event.author)
+            case AgentStateChanged(state=AgentStatus.STOPPING.value) if not manager.state(name).stop:
+                reason, _, author = event.reason.removesuffix(")").rpartition(" (")
+                body = manager.stop(name, reason or event.reason, author if reason else "")
+            case _:
+                return False
+        task = asyncio.get_running_loop().create_task(body)
+        self._asking.add(task)
+        task.add_done_callback(self._answered)
+        return True
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._asking.discard(task)
+        if not task.cancelled():
+            task.exception()  # what did not follow from it is told where it was recorded
+
+    def _ticks(self) -> int:
+        """How often nothing happened since the last record came to its place."""
+        at, ticks = self._tried
+        ticks = ticks + 1 if at == self._cursor.at else 0
+        self._tried = (self._cursor.at, ticks)
+        return ticks
+
+    def _over(self, ticks: int, timers: bool) -> bool:  # noqa: FBT001 - as above
+        """The record of this life is over: whoever still runs, runs no more."""
+        cursor = self._cursor
+        if cursor.let_on():
+            return True
+        if ticks < TICKS and timers:
+            return False
+        if self._session is None or self._session.done() or self._ending:
+            return False
+        self._ending = True
+        if cursor.let_go:
+            cursor.left()
+        cursor.die()
+        self._session.cancel()
+        return True
+
+    def result(self) -> Replayed:
+        """What came of it."""
+        cursor = self._cursor
+        steps = {(stream, step) for stream, step in cursor.steps}
+        state = fold_all(self._run, self._records)
+        order = {r.stream: n for n, r in reversed(list(enumerate(self._records)))}
+        found = sorted(cursor.found, key=lambda d: d.record.id if d.record is not None else self._records[-1].id + 1)
+        return Replayed(
+            self._run,
+            state,
+            len(steps),
+            len({stream for stream, _ in steps}),
+            self._count,
+            self._records[-1].id,
+            tuple(found),
+            tuple(sorted(cursor.unreached - {""}, key=lambda name: order.get(name, 0))),
+        )
+
+
+def _configs(created: RunCreated, blob: Callable[[str], bytes]) -> dict[AgentName, AgentConfig]:
+    specs = json.loads(blob(created.specs))
+    return {config.name: config for config in (AgentConfig.from_json(spec) for spec in specs)}
+
+
+def _runtime(
+    created: RunCreated,
+    terms: Terms,
+    configs: Mapping[AgentName, AgentConfig],
+    recorded: Recorded,
+    cursor: RecordCursor,
+    clock: RecordedClock,
+) -> Runtime:
+    """The ports of a process in which nothing can happen but what is recorded."""
+    served = Served(recorded, cursor.served)
+
+    async def resolve(chosen: str) -> str:
+        model, why = recorded.model(chosen, AUTO, created.model)
+        if not model:
+            raise ModelUnavailable(why)
+        return model
+
+    return Runtime(
+        state=None,
+        journal=cursor,
+        clock=clock,
+        random=lambda: 0.0,
+        randbelow=refuse,
+        gateway=RecordedGateway(served, clock),
+        model=AUTO,
+        resolve_model=resolve,
+        start_sandbox=start_recorded(configs, served),
+        tools=cast("Toolbox", RecordedTools(terms.tools, served)),
+        execution=recorded_execution(created),
+        capabilities={},
+        policy=terms.policy,
+        run_limits=terms.run_limits,
+        channels={},
+        spawn=refuse,
+        secrets=RecordedSecrets(recorded),
+        redact=served.redact,
+    )
+
+
+def _under(runtime: Runtime, first: Record | None) -> Runtime:
+    """The same ports, under the rules of the process that this record begins, as far as it says which they were."""
+    if first is None or not isinstance(first.event, ExecutorAttached) or not first.event.rules:
+        return runtime
+    rules = first.event.rules
+    return replace(runtime, policy=OperatorPolicy.from_json(rules["policy"]), run_limits=Limits(**rules["limits"]))
+
+
+def _state(created: RunCreated, terms: Terms, folder: Path) -> Path | None:
+    """Where the state directory would lie in the folder that stands for the workspace, if in that; never made."""
+    names = inside(Path(created.workspace), [terms.state]) if terms.state is not None else ()
+    return folder / names[0] if names else None
+
+
+def _like_workspace(folder: Path, records: Sequence[Record]) -> None:
+    """Makes git's settings lead where they did: to what agents were refused because git obeys it."""
+    led = {
+        r.event.rule.removeprefix("protected: ")
+        for r in records
+        if isinstance(r.event, StepDenied) and r.event.rule.startswith("protected: ") and "git" in r.event.reason
+    }
+    if led:
+        (folder / ".git").mkdir()
+        hooks = "".join(f"[core]\n\thooksPath = {path}\n" for path in sorted(led) if not path.startswith(".git"))
+        (folder / ".git" / "config").write_text(hooks)
+
+
+def _lifting(life: Sequence[Record], before: RunState) -> tuple[str, str, str] | None:
+    """Whose holds a process lifted before anything else, and for whom; None when it lifted none."""
+    lifted: dict[str, HoldLifted] = {}
+    asked: set[str] = set()
+    for record in life[2:]:
+        event = record.event
+        if isinstance(event, CommandApplied) and event.verb == "resume":
+            asked |= {event.agent} if event.agent else set(before.agents)
+        elif isinstance(event, HoldLifted) and record.stream not in asked:
+            lifted.setdefault(record.stream, event)
+        elif not is_asked(event) and not isinstance(event, ApprovalAnswered):
+            break
+    if not lifted:
+        return None
+    event = next(iter(lifted.values()))
+    held = {a.name for a in before.agents.values() if not a.ended and _held(a.holds)}
+    held |= {""} if _held(before.holds) else set()
+    if held <= lifted.keys():
+        return event.author, event.reason, ""
+    names = {name.partition("[")[0] for name in lifted}
+    return event.author, event.reason, min(names)
+
+
+def _held(holds: Collection[str]) -> bool:
+    return "person" in holds or "health" in holds
+
+
+def _only_settles(life: Sequence[Record]) -> bool:
+    """Whether a process only ended what was to be stopped, and started nothing."""
+    stops = any(isinstance(r.event, CommandApplied) and r.event.verb == "stop" for r in life)
+    starts = any(isinstance(r.event, AgentStateChanged) and r.event.state == AgentStatus.STARTING.value for r in life)
+    return stops and not starts
