@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
+from toka.events.lifecycle import RunStatus
+
 if TYPE_CHECKING:
     from torture.simulation.world import Life, World
 
@@ -22,6 +24,7 @@ class Operator:
     def __init__(self, world: World, birth: Callable[[str], Life]) -> None:
         self._world = world
         self._birth = birth
+        self._patience = 0
 
     async def run(self) -> None:
         """Until the run has ended."""
@@ -49,6 +52,12 @@ class Operator:
             quiet = now - max(world.changed_at, calm_since)
             if quiet > QUIET_S:
                 world.broken("no-deadlock", f"nothing was recorded for {quiet:.0f} s, and nothing fails any more")
+        if not awake and begun and world.state.status is RunStatus.WAITING:
+            self._patience += 1
+            if rng.random() < 0.6:
+                answer_all(world)
+            elif self._patience % 8:
+                return
         if not awake and not (world.run and world.state.ended):
             if not begun:
                 self._birth("start")

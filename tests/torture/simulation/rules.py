@@ -265,8 +265,6 @@ class Rules:
                 self._run_changed(event, before)
             case _:
                 self._answered(event, stream)
-        if record.id % 400 == 0:
-            self.fold_is_state(life, exact=False)
 
     def _answered(self, event: Any, stream: str) -> None:
         if type(event).__name__ == "ApprovalAnswered" and event.answer == "approved":

@@ -24,6 +24,8 @@ from toka.orchestration.session import RunSession
 from toka.testing import MemoryJournal
 
 KEPT_LINES = 40
+FOLDED_EVERY = 400
+"""Records after which the state is folded anew from what is stored."""
 
 
 class Broken(Exception):
@@ -248,6 +250,8 @@ class World:
             if run == self.run:
                 self.state = after
         self.changed_at = self.loop.time()
+        if records[-1].id // FOLDED_EVERY > (records[0].id - 1) // FOLDED_EVERY:
+            self.rules.fold_is_state(life)
 
     def read(self, run: str, *, after: int = 0, stream: str | None = None, limit: int | None = None) -> list[Record]:
         found = self.records.get(run, [])
