@@ -100,10 +100,19 @@ class Bills:
         limits: Any = self._world.limits.get(agent.name.partition("[")[0])
         if limits is None:
             return
-        used = {"model_calls": agent.usage.calls, "tokens": agent.usage.tokens, "tool_calls": agent.tool_calls}
+        bill = self._bill(agent.name)
+        used = {"model_calls": bill.calls, "tokens": bill.tokens, "tool_calls": agent.tool_calls}
         for kind, value in used.items():
             most = getattr(limits, kind)
             self._world.rules.check("within-its-limits", most is None or value <= most, f"{agent.name}: {value} {kind}")
+
+    def _bill(self, agent: str) -> Usage:
+        """What the provider surely billed for an agent. The record may count more, never less."""
+        bill = Usage()
+        for (name, _), executions in self._executions.items():
+            for execution in executions if name == agent else ():
+                bill = bill + _bill(execution)
+        return bill
 
     def forget(self) -> None:
         """Lets go of all acts."""
@@ -112,7 +121,7 @@ class Bills:
     def world_over(self, state: RunState) -> None:
         """The run's limits held."""
         most = self._world.run_tokens
-        used = sum(a.usage.tokens for a in state.agents.values())
+        used = sum(self._bill(name).tokens for name in state.agents)
         self._world.rules.check("within-its-limits", most is None or used <= most, f"run: {used} tokens of {most}")
 
 

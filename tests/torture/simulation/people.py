@@ -60,7 +60,8 @@ class Operator:
                 return
         if not awake and not (world.run and world.state.ended):
             if not begun:
-                self._birth("start")
+                if not living:  # nobody starts it a second time while the first start may still go on
+                    self._birth("start")
             else:
                 self._birth("settle" if not world.calm and rng.random() < 0.1 else "resume")
         elif begun and living and not world.state.ended and world.hits(0.02):

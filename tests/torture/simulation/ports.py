@@ -187,7 +187,7 @@ class Command:
         takes = rng.random() * rng.choice((0.01, 0.5, 2.0))
         fault = world.hits(world.faults.tool)
         if fault and rng.random() < 0.3:
-            takes = 2000.0
+            takes = 400.0
         how: tuple[str, int | None] = ("exited", 0 if rng.random() < 0.85 else 1)
         if fault and rng.random() < 0.3:
             how = ("lost", None)
