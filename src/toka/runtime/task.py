@@ -9,7 +9,7 @@ from typing import Any
 from toka.config.agent import TaskSpec
 from toka.core.ids import StepKey, TaskId
 from toka.core.message import ToolSpec
-from toka.errors import LimitExceeded, SandboxError
+from toka.errors import LimitExceeded
 from toka.events.event import TaskStateChanged
 from toka.events.lifecycle import TASK_ENDS, TaskStatus, Trigger, task_may
 from toka.events.state import TaskState
@@ -199,10 +199,7 @@ class TaskExecutor:
         return attempt
 
     async def _command(self, task: TaskSpec, line: str, number: int, timeout_s: float | None) -> dict[str, Any]:
-        try:
-            result = await run_line(self._agent, StepKey(task.id, number, 1, "run"), line, task.effect, timeout_s)
-        except SandboxError as e:
-            raise StepFailure("sandbox", e.message) from e
+        result = await run_line(self._agent, StepKey(task.id, number, 1, "run"), line, task.effect, timeout_s)
         end = verdict(result.value, self._agent.values.command(line), timeout_s)
         output = tail(result.value)
         if result.failed:

@@ -13,7 +13,7 @@ from toka.llm.pricing import Price
 
 if TYPE_CHECKING:
     from torture.simulation.rules import Act, StepSeen
-    from torture.simulation.world import World
+    from torture.simulation.world import Life, World
 
 PRICE = Price(3.0, 15.0)
 """Dollars per million tokens of the simulated model."""
@@ -24,15 +24,22 @@ class Execution:
     """One start of a model step.
 
     Attributes:
+        life: by which process.
         reserved: tokens in, tokens out and dollars.
         attempts: what became of each attempt.
         charged: what the record says; None before that.
     """
 
+    life: Life
     reserved: list[float]
     attempts: list[Act] = field(default_factory=list["Act"])
     charged: Usage | None = None
     lost: bool = False
+
+    @property
+    def worst(self) -> Usage:
+        """One attempt at its reservation."""
+        return Usage(int(self.reserved[0]), int(self.reserved[1]), calls=1)
 
 
 class Bills:
@@ -43,7 +50,7 @@ class Bills:
         self._executions: dict[tuple[str, str], list[Execution]] = defaultdict(list)
         self._tools: dict[str, int] = defaultdict(int)
 
-    def intent(self, seen: StepSeen, event: StepIntent) -> None:
+    def intent(self, seen: StepSeen, event: StepIntent, life: Life) -> None:
         """A step is about to be taken."""
         if "/tool/" in seen.step and len(seen.intents) == 1:
             self._tools[seen.agent] += 1
@@ -56,17 +63,17 @@ class Bills:
             lost = event.lost[:2] if event.lost else None
             text = f"{seen.step} of {seen.agent}: reserved {last}, charged {event.lost}"
             self._world.rules.check("lost-is-charged", lost == told and event.lost and event.lost[4] == 1, text)
-            before[-1].charged = Usage(int(last[0]), int(last[1]), calls=1)
+            before[-1].charged = before[-1].worst
             before[-1].lost = True
-        before.append(Execution(list(event.reserved or ())))
+        before.append(Execution(life, list(event.reserved or ())))
 
-    def attempted(self, act: Act) -> None:
-        """An attempt at a model call is over."""
-        executions = self._executions.get((act.seen.agent, act.seen.step))
+    def begun(self, act: Act) -> None:
+        """An attempt at a model call is made."""
+        executions = self._executions.get((act.seen.agent, act.seen.step)) if act.kind == "model" else None
         if executions:
             executions[-1].attempts.append(act)
 
-    def ended(self, seen: StepSeen, event: StepDone | StepFailed) -> None:
+    def ended(self, seen: StepSeen, event: StepDone | StepFailed, life: Life) -> None:
         """A step's end is recorded."""
         if "/model/" not in seen.step:
             return
@@ -75,13 +82,15 @@ class Bills:
         execution.charged = charged
         who = f"{seen.step} of {seen.agent}: {event}"
         owed, last = _owed(execution), execution.attempts[-1].outcome if execution.attempts else ""
-        if charged != owed and last in ("cancelled", "lost", "broke", ""):  # it was cut off, and charged as a whole
+        if life is not execution.life:
+            execution.lost, owed = True, execution.worst
+        elif charged != owed and last in ("cancelled", "lost", "broke", ""):  # it was cut off, and charged as a whole
             self._world.rules.check("billed-is-counted", _covers(charged, _bill(execution)), f"{who}, {_bill(execution)}")
-        else:
-            self._world.rules.check("billed-is-counted", charged == owed, f"{who}; owed is {owed}")
-            cost = (owed.input_tokens * PRICE.input + owed.output_tokens * PRICE.output) / 1e6
-            told = event.cost_usd or 0.0
-            self._world.rules.check("billed-is-counted", abs(told - cost) < 1e-9, f"{who}; the cost is {cost}")
+            return
+        self._world.rules.check("billed-is-counted", charged == owed, f"{who}; owed is {owed}")
+        cost = (owed.input_tokens * PRICE.input + owed.output_tokens * PRICE.output) / 1e6
+        told = event.cost_usd or 0.0
+        self._world.rules.check("billed-is-counted", abs(told - cost) < 1e-9, f"{who}; the cost is {cost}")
 
     def agent_ended(self, agent: AgentState) -> None:
         """The agent's counters are final."""
@@ -128,7 +137,7 @@ class Bills:
 def _bill(execution: Execution) -> Usage:
     """What the provider surely billed."""
     bill = Usage()
-    for act in execution.attempts:
+    for act in execution.attempts[-1:] if execution.lost else execution.attempts:  # a lost one counts as one attempt
         if act.outcome == "replied":
             bill = bill + act.usage
         elif act.failure is not None and act.failure.usage is not None:

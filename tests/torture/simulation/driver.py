@@ -173,7 +173,7 @@ async def process(world: World, life: Life, configs: list[AgentConfig], base: Se
     except (JournalError, TokaError) as e:
         life.over = type(e).__name__
         world.note(f"p{life.number} gives up: {type(e).__name__}: {e.message}")
-        if not isinstance(e, JournalError) and "has ended" not in e.message:
+        if not isinstance(e, JournalError) and (life.session is not None or "has ended" not in e.message):
             world.broken("no-crash", f"process {life.number}: {type(e).__name__}: {e}")
     except Exception as e:  # noqa: BLE001 - whatever it is, no process ends like this
         life.over = type(e).__name__

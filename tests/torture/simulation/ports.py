@@ -74,7 +74,7 @@ class SimModel:
         if self._world.hits(0.04):
             return Message("assistant", "I think that I am done.")
         if rng.random() < 0.15 + 0.02 * offered:
-            status = rng.choice(("succeeded",) * 7 + ("failed", "blocked"))
+            status = rng.choice(("succeeded",) * 18 + ("failed", "blocked"))
             return Message("assistant", "", calls=(_call("r", "report", {"status": status, "summary": "s"}),))
         calls = [self._tool_call(f"c{offered}-{n}") for n in range(rng.choice((1, 1, 1, 2, 3)))]
         if len(calls) > 1 and self._world.hits(0.1):
@@ -88,7 +88,7 @@ class SimModel:
         if world.hits(0.02):
             return _call(id_, "nobody_knows", {})
         name = rng.choice(TOOLS)
-        if name in ("breaks", "missing") and (world.calm or rng.random() < 0.7):
+        if name in ("breaks", "missing") and (world.calm or rng.random() < 0.85):
             name = "look"
         return _call(id_, name, {"n": rng.randrange(1000)})
 
@@ -188,7 +188,7 @@ class Command:
         fault = world.hits(world.faults.tool)
         if fault and rng.random() < 0.3:
             takes = 400.0
-        how: tuple[str, int | None] = ("exited", 0 if rng.random() < 0.85 else 1)
+        how: tuple[str, int | None] = ("exited", 0 if rng.random() < 0.93 else 1)
         if fault and rng.random() < 0.3:
             how = ("lost", None)
         if takes > timeout_s:

@@ -170,6 +170,7 @@ class Rules:
             late = self._world.loop.time() - self._stops[seen.agent] - self.grace - 2.0 - self.slack
             self.check("no-step-after-stop", late <= 0, f"{who} acts {late:.1f} s too late")
         self._acting[seen.agent].add(act)
+        self.bills.begun(act)
         self._crowd(life)
         return act
 
@@ -204,8 +205,6 @@ class Rules:
         if not act.over:
             act.over = True
             self._acting[act.seen.agent].discard(act)
-            if act.kind == "model":
-                self.bills.attempted(act)
 
     def died(self, life: Life) -> None:
         """A process was killed: its acts are over, whatever came of them."""
@@ -247,7 +246,7 @@ class Rules:
             case StepIntent():
                 self._intent(life, record, event, before)
             case StepDone() | StepFailed() | StepDenied():
-                self._step_ended(stream, event, before)
+                self._step_ended(life, stream, event, before)
             case StepInDoubt():
                 self._by_step[stream, event.step].doubt = True
             case StepResolved():
@@ -316,7 +315,7 @@ class Rules:
             self.check("doubt-needs-attention", len(seen.intents) < allowed, f"{who} begins again unasked")
         seen.doubt = False
         seen.intents.append(record)
-        self.bills.intent(seen, event)
+        self.bills.intent(seen, event, life)
         now = self._world.loop.time()
         for hold, (since, by) in self._holds[name].items():
             self.check("no-step-under-a-hold", by is not None and by is life, f"{who} begins under the hold {hold!r}")
@@ -324,7 +323,9 @@ class Rules:
             trouble = life.troubled >= since
             self.check("pause-within-a-second", late <= 0 or trouble, f"{who} begins {now - since:.2f} s after")
 
-    def _step_ended(self, name: str, event: StepDone | StepFailed | StepDenied, before: RunState) -> None:
+    def _step_ended(
+        self, life: Life, name: str, event: StepDone | StepFailed | StepDenied, before: RunState
+    ) -> None:
         agent = before.agents.get(name) or AgentState(name)
         self.check("ends-are-final", not agent.ended, f"{event.step} of {name} ends after the agent's end")
         seen = self._by_step.get((name, event.step))
@@ -335,7 +336,7 @@ class Rules:
         self.check("recorded-never-again", not seen.ended, f"{event.step} of {name} ends twice")
         seen.ended = True
         if not isinstance(event, StepDenied):
-            self.bills.ended(seen, event)
+            self.bills.ended(seen, event, life)
 
     def _concerned(self, stream: str) -> list[str]:
         names = list(self._world.state.agents)
@@ -364,7 +365,7 @@ class Rules:
         status = RunStatus(event.state)
         if status is RunStatus.RUNNING:
             return
-        said = verdict(fold_all(before.id, self._world.records[before.id]))
+        said = verdict(before)
         self.check("ends-with-its-verdict", said == (status, event.reason), f"{status}, the verdict is {said}")
         agents = before.agents.values()
         self.check("ends-with-its-verdict", (status in RUN_ENDS) == all(a.ended for a in agents), f"{status}")
@@ -386,15 +387,11 @@ class Rules:
 
     # --- ends --------------------------------------------------------------------------------------------------------
 
-    def fold_is_state(self, life: Life, *, exact: bool = True) -> None:
-        """The fold of all records is the state that was folded one by one, and that of the process's recorder."""
+    def fold_is_state(self) -> None:
+        """The fold of all that is stored is the state that was folded record by record."""
         run = self._world.run
         fresh = fold_all(run, self._world.store.memory.read(RunId(run)))
         self.check("state-is-the-fold", fresh == self._world.states[run], "the stored records fold to another state")
-        if exact and life.session is not None and not life.gone:
-            mine = life.session.context.recorder.state
-            if mine.last == fresh.last:
-                self.check("state-is-the-fold", mine == fresh, f"process {life.number} has another state")
 
     def forget(self) -> None:
         """Lets go of all acts."""
@@ -407,13 +404,14 @@ class Rules:
             return
         mine = sorted(a for a, acts in self._acting.items() for act in acts if act.life is life)
         self.check("ends-are-final", not mine, f"process {life.number} is over and {mine} act")
-        self.fold_is_state(life)
+        mine = life.session.context.recorder.state if life.session is not None else None
+        if mine is not None and mine.last == self._world.state.last:
+            self.check("state-is-the-fold", mine == self._world.state, f"process {life.number} has another state")
 
     def world_over(self) -> None:
         """The run has ended."""
         memory, run = self._world.store.memory, self._world.run
         found = verify(memory, RunId(run))
         self.check("chains-verify", not found.problems, f"{found.problems}")
-        fresh = fold_all(run, memory.read(RunId(run)))
-        self.check("state-is-the-fold", fresh == self._world.state, "the stored records fold to another state")
-        self.bills.world_over(fresh)
+        self.fold_is_state()
+        self.bills.world_over(self._world.state)

@@ -251,7 +251,7 @@ class World:
                 self.state = after
         self.changed_at = self.loop.time()
         if records[-1].id // FOLDED_EVERY > (records[0].id - 1) // FOLDED_EVERY:
-            self.rules.fold_is_state(life)
+            self.rules.fold_is_state()
 
     def read(self, run: str, *, after: int = 0, stream: str | None = None, limit: int | None = None) -> list[Record]:
         found = self.records.get(run, [])
