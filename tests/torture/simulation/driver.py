@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from torture.simulation.bills import PRICE
+from torture.simulation.known import is_known
 from torture.simulation.loop import Stuck
 from torture.simulation.mutations import MUTATIONS, mutate
 from torture.simulation.people import Operator, chaos, people
@@ -337,9 +338,12 @@ def _outcomes(args: argparse.Namespace) -> Iterator[Outcome]:
 def simulate(args: argparse.Namespace) -> int:
     """Runs worlds and prints a table; 1 when a rule was broken."""
     began, found, broken = time.monotonic(), list[Outcome](), list[Outcome]()
+    known = Counter[str]()
     for outcome in _outcomes(args):
         found.append(outcome)
-        if outcome.rule:
+        if is_known(outcome.rule, outcome.text):
+            known[outcome.rule] += 1
+        elif outcome.rule:
             broken.append(outcome)
             if len({o.rule for o in broken}) <= 20 and [o.rule for o in broken].count(outcome.rule) <= args.show:
                 print(told(outcome, args.seed, args.mutate), flush=True)
@@ -355,7 +359,7 @@ def simulate(args: argparse.Namespace) -> int:
     print(f"{sum(o.takeovers for o in found):,} runs taken over from a frozen one")
     print(f"  ends: {', '.join(f'{n} {s}' for s, n in sorted(ends.items()))}")
     print(f"  {spent:.1f} s, {steps / max(spent, 1e-9):,.0f} steps/s, {sum(o.virtual_s for o in found) / 3600:,.1f} virtual hours")
-    print(f"  broken: {dict(Counter(o.rule for o in broken)) or 'nothing'}")
+    print(f"  broken: {dict(Counter(o.rule for o in broken)) or 'nothing'}{f'; known: {dict(known)}' if known else ''}")
     print(f"  trace {digest}")
     return 1 if broken else 0
 

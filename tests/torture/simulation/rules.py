@@ -238,15 +238,18 @@ class Rules:
         self.check("no-stale-commit", life is self._owner, f"record {record.id} by process {life.number}")
         self.check("no-stale-commit", record.epoch == known, f"record {record.id} in epoch {record.epoch}, not {known}")
         self.check("nothing-after-the-end", before.status not in RUN_ENDS, f"record {record.id}: {event}")
+        agent = before.agents.get(stream)
+        late = agent is not None and agent.ended and not isinstance(event, HoldLifted)
+        self.check("ends-are-final", not late, f"record {record.id} of {stream}, which has ended: {event}")
         match event:
             case AgentStateChanged():
                 self._agent_changed(stream, event, before, after)
             case TaskStateChanged():
                 self._task_changed(stream, event, before)
             case StepIntent():
-                self._intent(life, record, event, before)
+                self._intent(life, record, event)
             case StepDone() | StepFailed() | StepDenied():
-                self._step_ended(life, stream, event, before)
+                self._step_ended(life, stream, event)
             case StepInDoubt():
                 self._by_step[stream, event.step].doubt = True
             case StepResolved():
@@ -293,16 +296,13 @@ class Rules:
 
     def _task_changed(self, name: str, event: TaskStateChanged, before: RunState) -> None:
         agent = before.agents.get(name) or AgentState(name)
-        self.check("ends-are-final", not agent.ended, f"{name} has ended, and its task {event.task} {event.state}")
         known = agent.tasks.get(event.task)
         old, new = known.status if known else TaskStatus.QUEUED, TaskStatus(event.state)
         self.check("legal-task-transition", task_may(old, new), f"{name} {event.task}: {old} -> {new}")
 
-    def _intent(self, life: Life, record: Record, event: StepIntent, before: RunState) -> None:
+    def _intent(self, life: Life, record: Record, event: StepIntent) -> None:
         self._world.steps += 1
         name, who = record.stream, f"{event.step} of {record.stream}"
-        agent = before.agents.get(name) or AgentState(name)
-        self.check("ends-are-final", not agent.ended, f"{who} begins after the agent's end")
         key = idempotency_key(RunId(record.run), AgentName(name), StepKey.parse(event.step))
         self.check("key-of-the-step", event.key == key, f"{who} has key {event.key}")
         seen = self._by_step.get((name, event.step))
@@ -323,11 +323,7 @@ class Rules:
             trouble = life.troubled >= since
             self.check("pause-within-a-second", late <= 0 or trouble, f"{who} begins {now - since:.2f} s after")
 
-    def _step_ended(
-        self, life: Life, name: str, event: StepDone | StepFailed | StepDenied, before: RunState
-    ) -> None:
-        agent = before.agents.get(name) or AgentState(name)
-        self.check("ends-are-final", not agent.ended, f"{event.step} of {name} ends after the agent's end")
+    def _step_ended(self, life: Life, name: str, event: StepDone | StepFailed | StepDenied) -> None:
         seen = self._by_step.get((name, event.step))
         if seen is None:
             self._world.steps += 1
