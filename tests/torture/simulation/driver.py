@@ -23,6 +23,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -258,18 +259,25 @@ def bury(world: World) -> None:
             task._log_destroy_pending = False  # type: ignore[attr-defined]
     for task in asyncio.all_tasks(world.loop):
         task._log_destroy_pending = False  # type: ignore[attr-defined]
+    with silence():
+        world.loop.close()
+        for life in world.lives:
+            life.tasks.clear()
+            life.parked.clear()
+            life.commands.clear()
+            life.session = life.main = None
+        world.rules.forget()
+        gc.collect()
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Around the destruction of coroutines that stand in the middle of something."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            world.loop.close()
-            for life in world.lives:
-                life.tasks.clear()
-                life.parked.clear()
-                life.commands.clear()
-                life.session = life.main = None
-            world.rules.forget()
-            gc.collect()
+            yield
     finally:
         sys.unraisablehook = hook
 
@@ -289,6 +297,8 @@ def worlds(seed: str, steps: int, minutes: float, part: tuple[int, int]) -> Iter
             yield outcome
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        with silence():
+            gc.collect()
 
 
 def told(outcome: Outcome, seed: str, mutation: str) -> str:
@@ -391,6 +401,8 @@ def main(argv: list[str] | None = None) -> int:
         outcome = one(f"{args.seed}:{args.world}", folder, settings_for(folder), verbose=args.verbose)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        with silence():
+            gc.collect()
     print(told(outcome, args.seed, args.mutate) if outcome.rule else f"{outcome.status}, {outcome.steps} steps")
     print(f"trace {outcome.trace}")
     return 1 if outcome.rule else 0

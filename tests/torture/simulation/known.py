@@ -9,10 +9,19 @@ import re
 from typing import Final
 
 KNOWN: Final = (
-    ("no-crash", r"AssertionError: agent \S+: PAUSED -> FAILED is no legal transition"),  # a pause outlasts a timeout
-    ("nothing-after-the-end", r"CommandApplied|ApprovalAnswered"),  # a request is applied after the run's end
-    ("waits-for-a-reason", r"\(status|is WAITING"),  # an answer comes between the last look and the verdict
-    ("ends-leave-no-flight", r"ended STOPPED"),  # stopped in BACKOFF
+    # a pause outlasts the timeout of a task
+    ("no-crash", r"AssertionError: agent \S+: PAUSED -> FAILED is no legal transition"),
+    # an agent with instances is stopped, and one of them that was not started yet is started nevertheless
+    ("no-crash", r"UsageError: agent \S+\[\d+\] has ended \(STOPPED\)"),
+    # an agent with instances is STOPPED before they are, and a process that dies in between leaves them for ever
+    ("waits-for-a-reason", r"\[\d+\] is STOPPING"),
+    # an answer comes between the last look and the verdict
+    ("waits-for-a-reason", r" is WAITING"),
+    # requests are applied after the run's end, and a pause is recorded after the agent's
+    ("nothing-after-the-end", r"CommandApplied|ApprovalAnswered"),
+    ("ends-are-final", r"HoldPlaced"),
+    # stopped in BACKOFF: its tasks stay as they were
+    ("ends-leave-no-flight", r"ended STOPPED"),
 )
 
 

@@ -11,25 +11,102 @@ from typing import Any, Final
 
 @dataclass(frozen=True)
 class Mutation:
-    """One change of one function: `old` stands in its source exactly once.
-
-    Attributes:
-        place: `module:Class.function`, or `module:function`.
-        rules: of which one at least is broken by it.
-    """
+    """One change of one function, `module:Class.function`: `old` stands in its source exactly once."""
 
     place: str
     old: str
     new: str
-    rules: tuple[str, ...] = ()
 
+
+STEPS = "toka.runtime.step:Steps"
+MEMORY = "toka.journal.memory:MemoryJournal"
 
 MUTATIONS: Final = {
-    "no-intent": Mutation(
-        "toka.runtime.step:Steps.run",
-        "        await self._recorder.record(self._agent, intent)\n",
-        "        pass\n",
-        ("intent-before-act",),
+    "no-intent": Mutation(f"{STEPS}.run", "await self._recorder.record(self._agent, intent)", "pass"),
+    "no-lease-check": Mutation("toka.journal.recorder:Recorder.check_lease", "not self._journal.holds", "False and not"),
+    "no-fence": Mutation(f"{MEMORY}._fence", "if self._tokens", "if False and self._tokens"),
+    "no-epoch-check": Mutation(f"{MEMORY}._append", "if known != epoch", "if False"),
+    "hold-ignored": Mutation("toka.runtime.control:AgentControl.gate", "while self.holds and", "while False and"),
+    "hold-forgotten-by-the-next-process": Mutation(
+        "toka.runtime.process:AgentProcessManager.launch", "control.holds.update(", "dict().update("
+    ),
+    "once-runs-again": Mutation(f"{STEPS}._after_crash", "(Effect.PURE, Effect.IDEMPOTENT)", "tuple(Effect)"),
+    "recorded-runs-again": Mutation(f"{STEPS}.recorded", "if end is None", 'if end is None or "/tool/" in step.text'),
+    "key-of-the-attempt": Mutation(
+        f"{STEPS}.key",
+        "return idempotency_key(self._run, self._agent, step)",
+        "return idempotency_key(self._run, self._agent, step)[::-1 if self._started.get(step.text) else 1]",
+    ),
+    "too-many-agents": Mutation(
+        "toka.orchestration.session:RunSession._execute",
+        "limit = self.context.execution.max_concurrent_agents",
+        "limit = self.context.execution.max_concurrent_agents + 1",
+    ),
+    "too-many-tasks": Mutation(
+        "toka.runtime.executor:AgentExecutor._run_tasks",
+        "limit = self._agent.run.execution.max_concurrent_tasks",
+        "limit = self._agent.run.execution.max_concurrent_tasks + 1",
+    ),
+    "dependency-forgotten": Mutation(
+        "toka.orchestration.schedule:Schedule.__init__",
+        "{e.on for e in graph.before[n]}",
+        "{e.on for e in graph.before[n][1:]}",
+    ),
+    "verdict-ignores-failures": Mutation(
+        "toka.orchestration.session:RunSession.run", "= verdict(recorder.state)", '= (RunStatus.COMPLETED, "")'
+    ),
+    "fold-differs": Mutation(
+        "toka.journal.recorder:Recorder._committed",
+        "self.state = fold(self.state, record)",
+        "self.state = fold(self.state, record) if record.id % 7 else self.state",
+    ),
+    "chain-broken": Mutation(
+        f"{MEMORY}._append", "link = chain(link, body)", "link = chain(link, body) if seq % 50 else link"
+    ),
+    "lost-call-is-free": Mutation("toka.runtime.conversation:Conversation._charge_lost", "if intent is None or", "if True or"),
+    "billed-twice": Mutation("toka.runtime.resource:CallMeter.settle", "self.usage + usage", "self.usage + usage + usage"),
+    "failure-is-free": Mutation(
+        "toka.llm.gateway:LlmGateway._settle_failure", "elif failure is None or failure.billed", "elif False"
+    ),
+    "limit-ignored": Mutation("toka.runtime.resource:Scope.check", "if limit is None or", "if True or"),
+    "limit-of-the-run-starts-anew": Mutation(
+        "toka.orchestration.engine:OrchestrationEngine._context", "recorder.state.agents.values()", "()"
+    ),
+    "answers-run-before-the-reply-is-stored": Mutation(
+        f"{STEPS}._record_done",
+        "await self._recorder.record(self._agent, done)",
+        'asyncio.ensure_future(self._recorder.record(self._agent, done)) if "/model/" in text'
+        " else await self._recorder.record(self._agent, done)",
+    ),
+    "unapproved-is-allowed": Mutation(
+        "toka.runtime.approval:consent", "known = await answer_to(agent, ask)", 'return replace(rule, outcome="allowed")'
+    ),
+    "denied-is-allowed": Mutation("toka.runtime.approval:consent", 'known.answer == "denied"', "False"),
+    "lost-wake-up": Mutation("toka.runtime.control:AgentControl.lift", "self._notify()", "pass"),
+    "request-applied-twice": Mutation(
+        "toka.orchestration.session:RunSession._apply", "self._applied = command.id", "pass"
+    ),
+    "requests-are-never-applied": Mutation("toka.journal.memory:MemoryJournal.commands", "c.run == run", "False"),
+    "stop-lets-go-on": Mutation("toka.runtime.control:AgentControl.close", "self.closing = True", "pass"),
+    "end-is-not-final": Mutation(
+        "toka.runtime.process:AgentProcessManager._change", "if old is status or old in AGENT_ENDS", "if old is status"
+    ),
+    "transition-unchecked": Mutation(
+        "toka.runtime.executor:AgentExecutor._give_up", "not in WAITS:", "not in ():"
+    ),
+    "steps-in-flight-forgotten": Mutation(f"{STEPS}.abandon", "in self._left if", "in () if"),
+    "attempt-after-the-lease": Mutation("toka.runtime.resource:CallMeter.reserve", "self.check()", "pass"),
+    "refused-call-forgets-the-bill": Mutation(
+        "toka.runtime.conversation:Conversation._request", "used_up(e, *meter.charged)", "used_up(e)"
+    ),
+    "second-executor": Mutation(
+        "torture.simulation.journal:SimJournal._take", "not row.life.dead and row.until > now", "False"
+    ),
+    "ended-agent-starts-again": Mutation(
+        "toka.orchestration.schedule:Schedule.forget", "self._known |= names", "pass"
+    ),
+    "doubt-is-retried": Mutation(
+        "toka.runtime.task:TaskExecutor._attempts", "TaskStatus.NEEDS_ATTENTION, None", "TaskStatus.SUCCEEDED, None"
     ),
 }
 
@@ -44,15 +121,9 @@ def mutate(name: str) -> None:
     for each in classes:
         owner = getattr(owner, each)
     source = textwrap.dedent(inspect.getsource(inspect.getattr_static(owner, function)))
-    old, new = textwrap.dedent(mutation.old), textwrap.dedent(mutation.new)
-    wide = mutation.old if mutation.old in source else None
-    if wide is None:
-        count = source.count(old)
-        assert count == 1, f"{mutation.place} has {count} times {old!r}"
-        source = source.replace(old, new)
-    else:
-        assert source.count(wide) == 1, f"{mutation.place} has {source.count(wide)} times {wide!r}"
-        source = source.replace(wide, mutation.new)
+    count = source.count(mutation.old)
+    assert count == 1, f"{mutation.place} has {count} times {mutation.old!r}"
+    source = source.replace(mutation.old, mutation.new)
     space: dict[str, Any] = {}
     exec(compile(source, f"<mutated {mutation.place}>", "exec"), module.__dict__, space)  # noqa: S102
     setattr(owner, function, space[function])

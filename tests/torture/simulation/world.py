@@ -238,9 +238,9 @@ class World:
             if run not in self.states:
                 self.states[run], self.records[run] = RunState(run), []
                 self.run = run
-            body = self.store.memory._rows[record.id - 1][2]
-            shown = "" if isinstance(record.event, RunCreated) else str(body)
-            event = str(record.event)
+            made = isinstance(record.event, RunCreated)  # it names the folder, which is never the same
+            shown = "" if made else str(self.store.memory._rows[record.id - 1][2])
+            event = f"RunCreated({record.event.agents})" if isinstance(record.event, RunCreated) else str(record.event)
             self.note(f"p{life.number} #{record.id} {record.stream or '(run)'} e{record.epoch} {event[:230]}", shown)
             before = self.states[run]
             after = fold(before, record)
