@@ -43,7 +43,7 @@ async def run_line(
         StepFailure, InDoubt: see Steps.run; StepFailure also when the sandbox cannot be had.
     """
 
-    meter = Meter(agent.hands.sandbox)
+    meter = Meter(agent.hands.sandbox, agent.run.recorder.check_lease)
     command = _with_values(agent, line)
     shown = {each.key: value_of(each, agent.values.known) for each in references(line)} if agent.config.flow else None
     apart = key.kind == "run" and leaves(agent.config, "stdout")

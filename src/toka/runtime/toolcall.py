@@ -92,7 +92,7 @@ async def _run(
     agent: AgentContext, key: StepKey, call: ToolCall, tool: Tool, arguments: dict[str, Any], rule: str
 ) -> Answer:
     execution = agent.run.execution
-    meter = Meter(agent.hands.sandbox)
+    meter = Meter(agent.hands.sandbox, agent.run.recorder.check_lease)
     context = ToolContext(
         hands=meter.hands,
         key=agent.steps.key(key),

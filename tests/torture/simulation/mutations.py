@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,11 +23,13 @@ class Mutation:
 STEPS = "toka.runtime.step:Steps"
 MEMORY = "toka.journal.memory:MemoryJournal"
 
-MUTATIONS: Final = {
+MUTATIONS: Final[Mapping[str, Mutation | tuple[Mutation, ...]]] = {
     "no-intent": Mutation(f"{STEPS}.run", "await self._recorder.record(self._agent, intent)", "pass"),
     "no-lease-check": Mutation("toka.journal.recorder:Recorder.check_lease", "not self._journal.holds", "False and not"),
-    "no-fence": Mutation(f"{MEMORY}._fence", "if self._tokens", "if False and self._tokens"),
-    "no-epoch-check": Mutation(f"{MEMORY}._append", "if known != epoch", "if False"),
+    "no-fence": (
+        Mutation(f"{MEMORY}._fence", "if self._tokens", "if False and self._tokens"),
+        Mutation(f"{MEMORY}._append", "if known != epoch", "if False"),
+    ),
     "hold-ignored": Mutation("toka.runtime.control:AgentControl.gate", "while self.holds and", "while False and"),
     "hold-forgotten-by-the-next-process": Mutation(
         "toka.runtime.process:AgentProcessManager.launch", "control.holds.update(", "dict().update("
@@ -95,6 +99,7 @@ MUTATIONS: Final = {
         "toka.runtime.executor:AgentExecutor._give_up", "not in WAITS:", "not in ():"
     ),
     "steps-in-flight-forgotten": Mutation(f"{STEPS}.abandon", "in self._left if", "in () if"),
+    "command-after-the-lease": Mutation("toka.runtime.meter:Meter.hands", "self._check()", "pass"),
     "attempt-after-the-lease": Mutation("toka.runtime.resource:CallMeter.reserve", "self.check()", "pass"),
     "refused-call-forgets-the-bill": Mutation(
         "toka.runtime.conversation:Conversation._request", "used_up(e, *meter.charged)", "used_up(e)"
@@ -113,17 +118,27 @@ MUTATIONS: Final = {
 
 def mutate(name: str) -> None:
     """Breaks the product in this process."""
-    mutation = MUTATIONS[name]
+    found = MUTATIONS[name]
+    for mutation in found if isinstance(found, tuple) else (found,):
+        _change(mutation)
+
+
+def _change(mutation: Mutation) -> None:
     module_name, _, path = mutation.place.partition(":")
     module: Any = importlib.import_module(module_name)
     owner: Any = module
     *classes, function = path.split(".")
     for each in classes:
         owner = getattr(owner, each)
-    source = textwrap.dedent(inspect.getsource(inspect.getattr_static(owner, function)))
+    before = inspect.getattr_static(owner, function)
+    source = textwrap.dedent(inspect.getsource(before))
     count = source.count(mutation.old)
     assert count == 1, f"{mutation.place} has {count} times {mutation.old!r}"
-    source = source.replace(mutation.old, mutation.new)
     space: dict[str, Any] = {}
-    exec(compile(source, f"<mutated {mutation.place}>", "exec"), module.__dict__, space)  # noqa: S102
+    changed = compile(source.replace(mutation.old, mutation.new), f"<mutated {mutation.place}>", "exec")
+    exec(changed, module.__dict__, space)  # noqa: S102
     setattr(owner, function, space[function])
+    if not classes:  # whoever imported it by its name
+        for other in [m for n, m in sys.modules.items() if n.startswith("toka.")]:
+            if getattr(other, function, None) is before:
+                setattr(other, function, space[function])

@@ -15,6 +15,8 @@ TROUBLE_S = 240.0
 """Virtual seconds until all becomes calm, at most."""
 QUIET_S = 1500.0
 """Virtual seconds without a record after which a run that should go on is stuck; longer than any timer of it."""
+LONGEST_S = 20_000.0
+"""Virtual seconds of calm within which every run ends."""
 MAX_LIVES = 60
 
 
@@ -49,6 +51,8 @@ class Operator:
         begun = bool(world.run) and world.state.created is not None
         if world.calm:
             answer_all(world)
+            if now - calm_since > LONGEST_S or len(living) + len(world.lives) > 4 * MAX_LIVES:
+                world.broken("no-deadlock", f"the run did not end within {now - calm_since:.0f} s of calm")
             quiet = now - max(world.changed_at, calm_since)
             if quiet > QUIET_S:
                 world.broken("no-deadlock", f"nothing was recorded for {quiet:.0f} s, and nothing fails any more")

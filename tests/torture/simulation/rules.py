@@ -122,6 +122,7 @@ class Rules:
         self._epochs: dict[str, int] = {}
         self._holds: dict[str, dict[str, tuple[float, Life | None]]] = defaultdict(dict)
         self._stops: dict[str, float] = {}
+        self._closed: dict[str, float] = {}
         self._commands = 0
         self._approved: set[str] = set()
         self.bills = Bills(world)
@@ -153,7 +154,7 @@ class Rules:
             self.check("one-act-an-intent", seen.begun <= len(seen.intents), f"{who}: act {seen.begun}")
             lease = self._world.store.leases.get(self._world.run)
             mine = lease is not None and lease.life is life and lease.until > self._world.loop.time()
-            self.check("no-act-without-the-lease", mine or kind == "command", f"{who} by process {life.number}")
+            self.check("no-act-without-the-lease", mine, f"{who} by process {life.number}")
         self.check("recorded-never-again", not seen.ended, f"{who} acts although its end is recorded")
         if seen.effect == "once" and not again:
             allowed = 1 + seen.answers.count("not-happened")
@@ -285,6 +286,8 @@ class Rules:
                 self.check("dependencies-first", done, f"{name} starts before {other} is COMPLETED")
             for other in self.optional.get(whole, ()):
                 self.check("dependencies-first", other in states and states[other].ended, f"{name} before {other}")
+        if new is AgentStatus.STOPPING:
+            self._closed.setdefault(name, self._world.loop.time())
         if new in AGENT_ENDS:
             self._agent_ended(after.agents[name])
 
@@ -299,6 +302,10 @@ class Rules:
         known = agent.tasks.get(event.task)
         old, new = known.status if known else TaskStatus.QUEUED, TaskStatus(event.state)
         self.check("legal-task-transition", task_may(old, new), f"{name} {event.task}: {old} -> {new}")
+        if new is TaskStatus.SUCCEEDED and known is not None:
+            for step in known.in_flight:
+                rule = "doubt-needs-attention" if self._by_step[name, step].doubt else "ends-leave-no-flight"
+                self.check(rule, holds=False, text=f"{event.task} of {name} SUCCEEDED, and {step} has no end")
 
     def _intent(self, life: Life, record: Record, event: StepIntent) -> None:
         self._world.steps += 1
@@ -317,6 +324,9 @@ class Rules:
         seen.intents.append(record)
         self.bills.intent(seen, event, life)
         now = self._world.loop.time()
+        closed = self._closed.get(name, now)
+        trouble = life.troubled >= closed
+        self.check("no-step-after-stop", now - closed <= self.slack or trouble, f"{who} begins after STOPPING")
         for hold, (since, by) in self._holds[name].items():
             self.check("no-step-under-a-hold", by is not None and by is life, f"{who} begins under the hold {hold!r}")
             late = now - since - 1.0 - (self.slack if self._world.faults.slow_commit else 0.0)

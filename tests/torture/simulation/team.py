@@ -63,8 +63,8 @@ def _agent(rng: random.Random, number: int) -> AgentConfig:
 
 def _limits(rng: random.Random) -> dict[str, Any]:
     limits: dict[str, Any] = {}
-    if rng.random() < 0.1:
-        limits["max_model_calls"] = rng.randint(1, 12)
+    if rng.random() < 0.2:
+        limits["max_model_calls"] = rng.randint(2, 9)
     if rng.random() < 0.1:
         limits["max_tool_calls"] = rng.randint(1, 12)
     if rng.random() < 0.1:

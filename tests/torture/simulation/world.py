@@ -45,6 +45,7 @@ class Faults:
     read_fails: float = 0.0
     slow_commit: float = 0.0
     die_at_write: float = 0.0
+    freeze_at_write: float = 0.0
     kill_every: float = 0.0
     freeze_every: float = 0.0
     shutdown_every: float = 0.0
@@ -68,6 +69,7 @@ class Life:
     number: int
     die_at: int = 0
     die_before: bool = False
+    freeze_at: int = 0
     dead: bool = False
     frozen: bool = False
     over: str = ""
@@ -91,7 +93,9 @@ class Life:
         return not self.over and not self.dead
 
     def dies(self, write: int, *, before: bool) -> bool:
-        """Whether this is the write at which it dies; then it is dead now."""
+        """Whether this is the write at which it dies; then it is dead now. It may also be one at which it freezes."""
+        if write == self.freeze_at and not before:
+            self.world.freeze(self, self.world.rng.choice((1.0, 16.0, 30.0)))
         if not self.dead and write == self.die_at and before is self.die_before:
             self.world.kill(self, f"at write {write}, {'before' if before else 'after'} it")
         return self.dead
@@ -195,6 +199,8 @@ class World:
         if self.hits(self.faults.die_at_write):
             life.die_at = 1 + int(self.rng.expovariate(1 / 40))
             life.die_before = self.rng.random() < 0.5
+        if self.hits(self.faults.freeze_at_write):
+            life.freeze_at = 1 + int(self.rng.expovariate(1 / 25))
         self.lives.append(life)
         return life
 
