@@ -22,6 +22,8 @@ KNOWN: Final = (
     ("ends-are-final", r"HoldPlaced"),
     # a stop whose last record is slow is cut off at the end of its grace, and recorded twice
     ("ends-are-final", r"state='STOPPED', reason='[^']*', why=''"),
+    # a process that was frozen past its lease, and whose agents all rest, never learns that it lost the run
+    ("no-deadlock", r"nothing was recorded"),
     # stopped in BACKOFF: its tasks stay as they were
     ("ends-leave-no-flight", r"ended STOPPED"),
 )
