@@ -58,13 +58,12 @@ class Bills:
             return
         before = self._executions[seen.agent, seen.step]
         if before:
-            last = before[-1].reserved
-            told = [int(last[0]), int(last[1])] if last else None
-            lost = event.lost[:2] if event.lost else None
-            text = f"{seen.step} of {seen.agent}: reserved {last}, charged {event.lost}"
-            self._world.rules.check("lost-is-charged", lost == told and event.lost and event.lost[4] == 1, text)
-            before[-1].charged = before[-1].worst
-            before[-1].lost = True
+            last = before[-1]
+            told = Usage.from_json(event.lost) if event.lost else Usage()
+            owed = {last.worst} | ({_owed(last)} if last.life is life else set())  # a pause may end a call, too
+            text = f"{seen.step} of {seen.agent}: reserved {last.reserved}, charged {event.lost}, not one of {owed}"
+            self._world.rules.check("lost-is-charged", told in owed, text)
+            last.charged, last.lost = told, told == last.worst
         before.append(Execution(life, list(event.reserved or ())))
 
     def begun(self, act: Act) -> None:

@@ -15,6 +15,8 @@ from contextlib import AbstractAsyncContextManager
 from contextvars import Context, ContextVar
 from typing import Any, Protocol
 
+from toka.core.clock import Countdown, Timer
+
 WALL = 1_800_000_000.0
 """Wall-clock seconds at the virtual time 0."""
 
@@ -181,5 +183,5 @@ class VirtualClock:
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(max(0.0, seconds))
 
-    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[Any]:
-        return asyncio.timeout(seconds)
+    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[Timer]:
+        return Countdown(asyncio.timeout(seconds))

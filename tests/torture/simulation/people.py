@@ -78,7 +78,7 @@ def answer_all(world: World) -> None:
     for agent in state.agents.values():
         if agent.ended:
             continue
-        if agent.holds and world.hits_once(f"resume {agent.name} {world.state.last // 50}"):
+        if agent.holds and world.hits_once(f"resume {agent.name} {world.state.last // 50} {len(world.lives)}"):
             world.submit("resume", agent.name, "ann")
         for task in agent.tasks.values():
             if task.question and world.hits_once(f"resolve {agent.name} {task.id} {task.question} {len(world.lives)}"):
@@ -100,7 +100,7 @@ async def people(world: World) -> None:
         agents = list(world.state.agents.values())
         if not agents:
             continue
-        verb = rng.choice(("pause", "pause", "pause", "resume", "resume", "resume", "answer", "answer", "answer", "stop"))
+        verb = rng.choice(("pause", "pause", "pause", "resume", "resume", "resume", "answer", "answer", "answer", "retry", "stop"))
         if verb == "answer":
             if rng.random() < 0.5:
                 answer_all(world)

@@ -240,7 +240,8 @@ class Rules:
         self.check("no-stale-commit", record.epoch == known, f"record {record.id} in epoch {record.epoch}, not {known}")
         self.check("nothing-after-the-end", before.status not in RUN_ENDS, f"record {record.id}: {event}")
         agent = before.agents.get(stream)
-        late = agent is not None and agent.ended and not isinstance(event, HoldLifted)
+        again = isinstance(event, AgentStateChanged) and event.state == AgentStatus.READY
+        late = agent is not None and agent.ended and not isinstance(event, HoldLifted) and not again
         self.check("ends-are-final", not late, f"record {record.id} of {stream}, which has ended: {event}")
         match event:
             case AgentStateChanged():
@@ -286,6 +287,9 @@ class Rules:
                 self.check("dependencies-first", done, f"{name} starts before {other} is COMPLETED")
             for other in self.optional.get(whole, ()):
                 self.check("dependencies-first", other in states and states[other].ended, f"{name} before {other}")
+        if new is AgentStatus.READY:
+            self._closed.pop(name, None)
+            self._stops.pop(name, None)
         if new is AgentStatus.STOPPING:
             self._closed.setdefault(name, self._world.loop.time())
         if new in AGENT_ENDS:
@@ -388,7 +392,7 @@ class Rules:
             asked = agent.asking or any(t.question for t in agent.tasks.values())
             before = {*self.required.get(name, ()), *self.optional.get(name, ())} & waiting
             parts = {n for n in waiting if template_of(n) == name}
-            why = asked or before or parts or self._commands < len(self._world.store.memory._commands)
+            why = asked or before or agent.holds or parts or self._commands < len(self._world.store.memory._commands)
             self.check("waits-for-a-reason", why, f"{name} is {agent.status} and nobody is asked: {agent}")
 
     # --- ends --------------------------------------------------------------------------------------------------------
