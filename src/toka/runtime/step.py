@@ -332,7 +332,8 @@ class Steps:
                 return await self._taken(text, act.assumed)
             case "abandon":
                 self._left.pop(text, None)
-                await self._recorder.record(self._agent, StepFailed(text, "abandoned", ABANDONED, retryable=False))
+                event = StepFailed(text, "abandoned", ABANDONED, False, *_at_worst(intent))
+                await self._recorder.record(self._agent, event)
                 raise StepFailure("abandoned", ABANDONED, retryable=False)
             case _:
                 pass

@@ -11,6 +11,10 @@ from typing import Final
 KNOWN: Final = (
     # a pause outlasts the timeout of a task
     ("no-crash", r"AssertionError: agent \S+: PAUSED -> FAILED is no legal transition"),
+    # an agent in BACKOFF is tried again
+    ("no-crash", r"AssertionError: agent \S+: BACKOFF -> READY by person is no legal transition"),
+    # a request is applied between the verdict and its record
+    ("ends-with-its-verdict", r"the verdict is"),
     # an agent with instances is stopped, and one of them that was not started yet is started nevertheless
     ("no-crash", r"UsageError: agent \S+\[\d+\] has ended \(STOPPED\)"),
     # an agent with instances is STOPPED before they are, and a process that dies in between leaves them for ever

@@ -353,7 +353,10 @@ class Rules:
         return [n for n in names if not stream or n == stream or template_of(n) == stream] + [stream]
 
     def _hold(self, stream: str, hold: str, since: float, by: Life | None) -> None:
+        agents = self._world.state.agents
         for each in self._concerned(stream):
+            if each in agents and agents[each].ended:
+                continue
             known = self._holds[each].get(hold)
             if known is None or by is None:
                 self._holds[each][hold] = (since or self._world.loop.time(), by)
