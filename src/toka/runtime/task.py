@@ -169,7 +169,7 @@ class TaskExecutor:
                 return TaskOutcome(TaskStatus.RUNNING, None, str(report), "stuck")
             except AwaitsApproval as waits:
                 return TaskOutcome(TaskStatus.AWAITING_APPROVAL, None, waits.question, "approval")
-            if self._status(work.task) is TaskStatus.AWAITING_APPROVAL:  # it went on although nobody answered
+            if self._status(work.task) in (TaskStatus.AWAITING_APPROVAL, TaskStatus.NEEDS_ATTENTION):  # it went on all the same
                 await self._change(TaskStateChanged(work.task, TaskStatus.RUNNING.value, number, last))
             await self._change(TaskStateChanged(work.task, TaskStatus.RETRY_WAIT.value, number, last))
             await self._agent.run.runtime.clock.sleep(self._backoff(number))
