@@ -1,4 +1,4 @@
-"""Any sequence of requests, crashes, answers and restarts keeps to the transition tables, and can be brought to its end."""
+"""Any sequence of requests, crashes, answers and restarts is legal by the tables, and can be brought to its end."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Coroutine
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -215,7 +216,7 @@ class Lifecycle(RuleBasedStateMachine):
         states = [r for r in self.team.records if type(r.event).__name__ == "AgentStateChanged"]
         for name in ("one", "two"):
             said = ["CONFIGURED", *(r.event.state for r in states if r.stream == name)]  # type: ignore[union-attr]
-            self.seen.update(zip(said, said[1:], strict=False))
+            self.seen.update(pairwise(said))
 
     async def _close(self) -> None:
         await self.session.shutdown(0.0)
@@ -251,4 +252,3 @@ def test_ten_thousand_sequences_are_legal_and_can_be_brought_to_their_end() -> N
     check(10_000, 20)
     for old, new in sorted(Lifecycle.seen):
         print(f"  {old} -> {new}")
-

@@ -328,7 +328,9 @@ class Steps:
         match self._answers.get(text):
             case "not-happened":
                 return None
-            case "happened" if act.key.kind == "model":  # what it answered is lost: it is asked again, and charged twice
+            case "happened" if (
+                act.key.kind == "model"
+            ):  # what it answered is lost: it is asked again, and charged twice
                 return None
             case "happened":
                 return await self._taken(text, act.assumed)

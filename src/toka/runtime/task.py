@@ -169,7 +169,10 @@ class TaskExecutor:
                 return TaskOutcome(TaskStatus.RUNNING, None, str(report), "stuck")
             except AwaitsApproval as waits:
                 return TaskOutcome(TaskStatus.AWAITING_APPROVAL, None, waits.question, "approval")
-            if self._status(work.task) in (TaskStatus.AWAITING_APPROVAL, TaskStatus.NEEDS_ATTENTION):  # it went on all the same
+            if self._status(work.task) in (
+                TaskStatus.AWAITING_APPROVAL,
+                TaskStatus.NEEDS_ATTENTION,
+            ):  # it went on all the same
                 await self._change(TaskStateChanged(work.task, TaskStatus.RUNNING.value, number, last))
             await self._change(TaskStateChanged(work.task, TaskStatus.RETRY_WAIT.value, number, last))
             await self._agent.run.runtime.clock.sleep(self._backoff(number))

@@ -84,7 +84,9 @@ class Bills:
         if life is not execution.life:
             execution.lost, owed = True, execution.worst
         elif charged != owed and last in ("cancelled", "lost", "broke", ""):  # it was cut off, and charged as a whole
-            self._world.rules.check("billed-is-counted", _covers(charged, _bill(execution)), f"{who}, {_bill(execution)}")
+            self._world.rules.check(
+                "billed-is-counted", _covers(charged, _bill(execution)), f"{who}, {_bill(execution)}"
+            )
             return
         self._world.rules.check("billed-is-counted", charged == owed, f"{who}; owed is {owed}")
         cost = (owed.input_tokens * PRICE.input + owed.output_tokens * PRICE.output) / 1e6
@@ -101,7 +103,9 @@ class Bills:
                 total = total + (execution.charged or Usage())
         self._world.rules.check("billed-is-counted", agent.usage == total, f"{agent.name}: {agent.usage}, not {total}")
         count = self._tools[agent.name]
-        self._world.rules.check("calls-are-counted", agent.tool_calls == count, f"{agent.name}: {agent.tool_calls}, {count}")
+        self._world.rules.check(
+            "calls-are-counted", agent.tool_calls == count, f"{agent.name}: {agent.tool_calls}, {count}"
+        )
         self._within(agent)
 
     def _within(self, agent: AgentState) -> None:

@@ -28,6 +28,20 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import toka.orchestration.engine as engine_module
+from toka.app import Parts, open_runtime, read_settings
+from toka.config.agent import AgentConfig
+from toka.config.settings import ExecutionConfig, Settings
+from toka.config.settings_tables import ModelPrice
+from toka.core.ids import RunId
+from toka.core.limits import Limits
+from toka.core.operator import CallRule, OperatorPolicy
+from toka.errors import JournalError, RunBusy, TokaError
+from toka.journal.journal import Holder
+from toka.orchestration.dependency import DependencyResolver
+from toka.orchestration.engine import OrchestrationEngine
+from toka.orchestration.request import RunRequest
+from toka.runtime.effective import bounds
 from torture.simulation.bills import PRICE
 from torture.simulation.known import is_known
 from torture.simulation.loop import Stuck
@@ -35,23 +49,7 @@ from torture.simulation.mutations import MUTATIONS, mutate
 from torture.simulation.people import Operator, chaos, people
 from torture.simulation.ports import MODEL, SimModel, SimSandbox, start_sandbox, tools_of
 from torture.simulation.team import execution, team
-from torture.simulation.world import Broken, Faults, Life, World
-
-import toka.orchestration.engine as engine_module
-from toka.app import Parts, open_runtime, read_settings
-from toka.config.agent import AgentConfig
-from toka.config.settings import ExecutionConfig, Settings
-from toka.config.settings_tables import ModelPrice
-from toka.core.ids import AgentName, RunId
-from toka.core.limits import Limits
-from toka.core.operator import CallRule, OperatorPolicy
-from toka.errors import JournalError, RunBusy, TokaError
-from toka.events.lifecycle import RunStatus
-from toka.journal.journal import Holder
-from toka.orchestration.dependency import DependencyResolver
-from toka.orchestration.engine import OrchestrationEngine
-from toka.orchestration.request import RunRequest
-from toka.runtime.effective import bounds
+from torture.simulation.world import Faults, Life, World
 
 MAX_S = 30_000.0
 """Virtual seconds after which a run that has not ended never will."""
@@ -245,10 +243,13 @@ def waits(world: World) -> list[str]:
     out = [f"state: {world.state.status} {world.state.reason}"]
     for agent in world.state.agents.values():
         tasks = {t.id: t.status.value for t in agent.tasks.values()}
-        out.append(f"  {agent.name} {agent.status} holds {dict(agent.holds)} stop {agent.stop!r} {tasks} {agent.reason!r}")
+        out.append(
+            f"  {agent.name} {agent.status} holds {dict(agent.holds)} stop {agent.stop!r} {tasks} {agent.reason!r}"
+        )
     for life in world.lives:
         open_ = [t.get_name() + " " + str(t.get_coro()) for t in life.tasks if not t.done()]
-        out.append(f"  p{life.number} {life.over or 'lives'}{' frozen' if life.frozen else ''} {open_ if life.executes else ''}")
+        how = f"{life.over or 'lives'}{' frozen' if life.frozen else ''}"
+        out.append(f"  p{life.number} {how} {open_ if life.executes else ''}")
     return out
 
 
@@ -308,7 +309,8 @@ def told(outcome: Outcome, seed: str, mutation: str) -> str:
     more = f" --mutate {mutation}" if mutation else ""
     lines = "\n".join(f"  {line}" for line in outcome.lines)
     return (
-        f"BROKEN {outcome.rule}: {outcome.text}\n  seed {outcome.seed}, step {outcome.steps}, record {outcome.records}\n"
+        f"BROKEN {outcome.rule}: {outcome.text}\n"
+        f"  seed {outcome.seed}, step {outcome.steps}, record {outcome.records}\n"
         f"{lines}\n  replay: make simulate SEED={seed} ARGS='--world {world}{more} --verbose'"
     )
 
@@ -369,7 +371,8 @@ def simulate(args: argparse.Namespace) -> int:
     print(f"  {sum(o.lives for o in found):,} processes, {sum(o.kills for o in found):,} killed,", end=" ")
     print(f"{sum(o.takeovers for o in found):,} runs taken over from a frozen one")
     print(f"  ends: {', '.join(f'{n} {s}' for s, n in sorted(ends.items()))}")
-    print(f"  {spent:.1f} s, {steps / max(spent, 1e-9):,.0f} steps/s, {sum(o.virtual_s for o in found) / 3600:,.1f} virtual hours")
+    hours = sum(o.virtual_s for o in found) / 3600
+    print(f"  {spent:.1f} s, {steps / max(spent, 1e-9):,.0f} steps/s, {hours:,.1f} virtual hours")
     print(f"  broken: {dict(Counter(o.rule for o in broken)) or 'nothing'}{f'; known: {dict(known)}' if known else ''}")
     print(f"  trace {digest}")
     return 1 if broken else 0
@@ -394,6 +397,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.world is None:
         for outcome in _outcomes(args):
             print(json.dumps(asdict(outcome)))
+            if args.stop_at_first and outcome.rule and not is_known(outcome.rule, outcome.text):
+                break
         return 0
     if args.mutate:
         mutate(args.mutate)

@@ -1,4 +1,4 @@
-"""What is known to be broken and not mended yet. Each line has a failing test in `found_*.py`; mend, then delete it here.
+"""What is known to be broken and not mended yet; `found_*.py` has small failing tests. Mend, then delete the line here.
 
 The driver counts these apart, so that they hide nothing new and do not fail whoever broke nothing.
 """

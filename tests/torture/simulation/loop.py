@@ -73,7 +73,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     _scheduled: list[asyncio.TimerHandle]
 
     def __init__(self, rng: random.Random, *, shuffled: bool) -> None:
-        """With `shuffled`, the callbacks that are ready together run in an order of the seed's, not in that of arrival."""
+        """With `shuffled`, callbacks that are ready together run in an order of the seed's, not in that of arrival."""
         super().__init__()
         self._now = 0.0
         self._rng = rng

@@ -24,13 +24,15 @@ STEPS = "toka.runtime.step:Steps"
 MEMORY = "toka.journal.memory:MemoryJournal"
 
 MUTATIONS: Final[Mapping[str, Mutation | tuple[Mutation, ...]]] = {
-    "no-intent": Mutation(f"{STEPS}.run", "await self._recorder.record(self._agent, intent)", "pass"),
-    "no-lease-check": Mutation("toka.journal.recorder:Recorder.check_lease", "not self._journal.holds", "False and not"),
+    "no-intent": Mutation(f"{STEPS}._act", "await self._recorder.record(self._agent, intent)", "pass"),
+    "no-lease-check": Mutation(
+        "toka.journal.recorder:Recorder.check_lease", "not self._journal.holds", "False and not"
+    ),
     "no-fence": (
         Mutation(f"{MEMORY}._fence", "if self._tokens", "if False and self._tokens"),
         Mutation(f"{MEMORY}._append", "if known != epoch", "if False"),
     ),
-    "hold-ignored": Mutation("toka.runtime.control:AgentControl.gate", "while self.holds and", "while False and"),
+    "hold-ignored": Mutation("toka.runtime.control:AgentControl.held", "bool(self.holds)", "False"),
     "hold-forgotten-by-the-next-process": Mutation(
         "toka.runtime.process:AgentProcessManager.launch", "control.holds.update(", "dict().update("
     ),
@@ -42,9 +44,9 @@ MUTATIONS: Final[Mapping[str, Mutation | tuple[Mutation, ...]]] = {
         "return idempotency_key(self._run, self._agent, step)[::-1 if self._started.get(step.text) else 1]",
     ),
     "too-many-agents": Mutation(
-        "toka.orchestration.session:RunSession._execute",
-        "limit = self.context.execution.max_concurrent_agents",
-        "limit = self.context.execution.max_concurrent_agents + 1",
+        "toka.runtime.process:AgentProcessManager.__init__",
+        "run.execution.max_concurrent_agents",
+        "run.execution.max_concurrent_agents + 1",
     ),
     "too-many-tasks": Mutation(
         "toka.runtime.executor:AgentExecutor._run_tasks",
@@ -67,8 +69,12 @@ MUTATIONS: Final[Mapping[str, Mutation | tuple[Mutation, ...]]] = {
     "chain-broken": Mutation(
         f"{MEMORY}._append", "link = chain(link, body)", "link = chain(link, body) if seq % 50 else link"
     ),
-    "lost-call-is-free": Mutation("toka.runtime.conversation:Conversation._charge_lost", "if intent is None or", "if True or"),
-    "billed-twice": Mutation("toka.runtime.resource:CallMeter.settle", "self.usage + usage", "self.usage + usage + usage"),
+    "lost-call-is-free": Mutation(
+        "toka.runtime.conversation:Conversation._charge_lost", "if intent is None or", "if True or"
+    ),
+    "billed-twice": Mutation(
+        "toka.runtime.resource:CallMeter.settle", "self.usage + usage", "self.usage + usage + usage"
+    ),
     "failure-is-free": Mutation(
         "toka.llm.gateway:LlmGateway._settle_failure", "elif failure is None or failure.billed", "elif False"
     ),
@@ -83,7 +89,9 @@ MUTATIONS: Final[Mapping[str, Mutation | tuple[Mutation, ...]]] = {
         " else await self._recorder.record(self._agent, done)",
     ),
     "unapproved-is-allowed": Mutation(
-        "toka.runtime.approval:consent", "known = await answer_to(agent, ask)", 'return replace(rule, outcome="allowed")'
+        "toka.runtime.approval:consent",
+        "known = await answer_to(agent, ask)",
+        'return replace(rule, outcome="allowed")',
     ),
     "denied-is-allowed": Mutation("toka.runtime.approval:consent", 'known.answer == "denied"', "False"),
     "lost-wake-up": Mutation("toka.runtime.control:AgentControl.lift", "self._notify()", "pass"),
@@ -93,11 +101,9 @@ MUTATIONS: Final[Mapping[str, Mutation | tuple[Mutation, ...]]] = {
     "requests-are-never-applied": Mutation("toka.journal.memory:MemoryJournal.commands", "c.run == run", "False"),
     "stop-lets-go-on": Mutation("toka.runtime.control:AgentControl.close", "self.closing = True", "pass"),
     "end-is-not-final": Mutation(
-        "toka.runtime.process:AgentProcessManager._change", "if old is status or old in AGENT_ENDS", "if old is status"
+        "toka.runtime.status:Statuses.change_now", "(old in AGENT_ENDS and goal is not AgentStatus.READY)", "False"
     ),
-    "transition-unchecked": Mutation(
-        "toka.runtime.executor:AgentExecutor._give_up", "not in WAITS:", "not in ():"
-    ),
+    "transition-unchecked": Mutation("toka.runtime.executor:AgentExecutor._give_up", "not in WAITS:", "not in ():"),
     "steps-in-flight-forgotten": Mutation(f"{STEPS}.abandon", "in self._left if", "in () if"),
     "command-after-the-lease": Mutation("toka.runtime.meter:Meter.hands", "self._check()", "pass"),
     "attempt-after-the-lease": Mutation("toka.runtime.resource:CallMeter.reserve", "self.check()", "pass"),
@@ -108,12 +114,19 @@ MUTATIONS: Final[Mapping[str, Mutation | tuple[Mutation, ...]]] = {
         "torture.simulation.journal:SimJournal._take", "not row.life.dead and row.until > now", "False"
     ),
     "ended-agent-starts-again": Mutation(
-        "toka.orchestration.schedule:Schedule.forget", "self._known |= names", "pass"
+        "toka.orchestration.schedule:Schedule.forget", "self._known |= set(names)", "pass"
     ),
     "doubt-is-retried": Mutation(
         "toka.runtime.task:TaskExecutor._attempts", "TaskStatus.NEEDS_ATTENTION, None", "TaskStatus.SUCCEEDED, None"
     ),
 }
+
+
+def check() -> None:
+    """Raises AssertionError when a mutation fits the product no more."""
+    for found in MUTATIONS.values():
+        for mutation in found if isinstance(found, tuple) else (found,):
+            _source(mutation)
 
 
 def mutate(name: str) -> None:
@@ -123,22 +136,35 @@ def mutate(name: str) -> None:
         _change(mutation)
 
 
-def _change(mutation: Mutation) -> None:
+def _place(mutation: Mutation) -> tuple[Any, Any, str]:
+    """The module, whose the function is, and its name."""
     module_name, _, path = mutation.place.partition(":")
     module: Any = importlib.import_module(module_name)
     owner: Any = module
     *classes, function = path.split(".")
     for each in classes:
         owner = getattr(owner, each)
+    return module, owner, function
+
+
+def _source(mutation: Mutation) -> str:
+    """The changed source of the function."""
+    _, owner, function = _place(mutation)
     before = inspect.getattr_static(owner, function)
-    source = textwrap.dedent(inspect.getsource(before))
+    source = textwrap.dedent(inspect.getsource(before.fget if isinstance(before, property) else before))
     count = source.count(mutation.old)
     assert count == 1, f"{mutation.place} has {count} times {mutation.old!r}"
+    return source.replace(mutation.old, mutation.new)
+
+
+def _change(mutation: Mutation) -> None:
+    module, owner, function = _place(mutation)
+    before = inspect.getattr_static(owner, function)
     space: dict[str, Any] = {}
-    changed = compile(source.replace(mutation.old, mutation.new), f"<mutated {mutation.place}>", "exec")
-    exec(changed, module.__dict__, space)  # noqa: S102
+    changed = compile(_source(mutation), f"<mutated {mutation.place}>", "exec")
+    exec(changed, module.__dict__, space)
     setattr(owner, function, space[function])
-    if not classes:  # whoever imported it by its name
+    if owner is module:  # whoever imported it by its name
         for other in [m for n, m in sys.modules.items() if n.startswith("toka.")]:
             if getattr(other, function, None) is before:
                 setattr(other, function, space[function])

@@ -100,7 +100,9 @@ async def people(world: World) -> None:
         agents = list(world.state.agents.values())
         if not agents:
             continue
-        verb = rng.choice(("pause", "pause", "pause", "resume", "resume", "resume", "answer", "answer", "answer", "retry", "stop"))
+        verb = rng.choice(
+            ("pause", "pause", "pause", "resume", "resume", "resume", "answer", "answer", "answer", "retry", "stop")
+        )
         if verb == "answer":
             if rng.random() < 0.5:
                 answer_all(world)

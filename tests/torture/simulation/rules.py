@@ -9,8 +9,6 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from torture.simulation.bills import Bills
-
 from toka.core.ids import AgentName, RunId, StepKey, idempotency_key
 from toka.events.event import (
     AgentStateChanged,
@@ -28,7 +26,7 @@ from toka.events.event import (
     TaskStateChanged,
 )
 from toka.events.fold import fold_all
-from toka.events.lifecycle import AGENT_ENDS, RUN_ENDS, AgentStatus, RunStatus, TaskStatus, agent_may, task_may
+from toka.events.lifecycle import AGENT_ENDS, RUN_ENDS, AgentStatus, RunStatus, TaskStatus, Trigger, agent_may, task_may
 from toka.events.record import Record
 from toka.events.state import AgentState, RunState
 from toka.journal.audit import verify
@@ -36,6 +34,7 @@ from toka.journal.journal import Lease
 from toka.llm.model import ModelRequest
 from toka.orchestration.result import verdict
 from toka.runtime.values import template_of
+from torture.simulation.bills import Bills
 
 if TYPE_CHECKING:
     from torture.simulation.world import Life, World
@@ -76,6 +75,11 @@ RULES: Final = {
     "no-crash": "STYLE: a process ends with a result or a TokaError that says why",
     "no-deadlock": "Every run ends or waits for a stated reason",
 }
+
+
+def _by(event: AgentStateChanged | TaskStateChanged) -> Trigger | None:
+    """What brought a change about, where that is told."""
+    return Trigger(event.by) if event.by else None
 
 
 @dataclass
@@ -278,7 +282,7 @@ class Rules:
     def _agent_changed(self, name: str, event: AgentStateChanged, before: RunState, after: RunState) -> None:
         old = before.agents.get(name) or AgentState(name)
         new = AgentStatus(event.state)
-        self.check("legal-agent-transition", agent_may(old.status, new), f"{name}: {old.status} -> {new}")
+        self.check("legal-agent-transition", agent_may(old.status, new, _by(event)), f"{name}: {old.status} -> {new}")
         if new is AgentStatus.STARTING:
             whole = template_of(name) or name
             states = before.agents
@@ -305,7 +309,7 @@ class Rules:
         agent = before.agents.get(name) or AgentState(name)
         known = agent.tasks.get(event.task)
         old, new = known.status if known else TaskStatus.QUEUED, TaskStatus(event.state)
-        self.check("legal-task-transition", task_may(old, new), f"{name} {event.task}: {old} -> {new}")
+        self.check("legal-task-transition", task_may(old, new, _by(event)), f"{name} {event.task}: {old} -> {new}")
         if new is TaskStatus.SUCCEEDED and known is not None:
             for step in known.in_flight:
                 rule = "doubt-needs-attention" if self._by_step[name, step].doubt else "ends-leave-no-flight"

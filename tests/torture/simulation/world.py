@@ -12,9 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torture.simulation.journal import SimJournal, Store
-from torture.simulation.loop import PROCESS, VirtualClock, VirtualLoop
-
 from toka.core.clock import Clock
 from toka.events.event import RunCreated
 from toka.events.fold import fold
@@ -22,6 +19,8 @@ from toka.events.record import Record
 from toka.events.state import RunState
 from toka.orchestration.session import RunSession
 from toka.testing import MemoryJournal
+from torture.simulation.journal import SimJournal, Store
+from torture.simulation.loop import PROCESS, VirtualClock, VirtualLoop
 
 KEPT_LINES = 40
 FOLDED_EVERY = 400
