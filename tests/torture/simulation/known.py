@@ -14,7 +14,7 @@ KNOWN: Final = (
     # an agent in BACKOFF is tried again
     ("no-crash", r"AssertionError: agent \S+: BACKOFF -> READY by person is no legal transition"),
     # a request is applied between the verdict and its record
-    ("ends-with-its-verdict", r"the verdict is"),
+    ("ends-with-its-verdict", r"^WAITING, the verdict is \(<RunStatus.WAITING"),
     # an agent with instances is stopped, and one of them that was not started yet is started nevertheless
     ("no-crash", r"UsageError: agent \S+\[\d+\] has ended \(STOPPED\)"),
     # an agent with instances is STOPPED before they are, and a process that dies in between leaves them for ever
@@ -22,12 +22,12 @@ KNOWN: Final = (
     # an answer comes between the last look and the verdict
     ("waits-for-a-reason", r" is WAITING"),
     # requests are applied after the run's end, and a pause is recorded after the agent's
-    ("nothing-after-the-end", r"CommandApplied|ApprovalAnswered"),
+    ("nothing-after-the-end", r"CommandApplied|ApprovalAnswered|HoldLifted|HoldPlaced"),
     ("ends-are-final", r"HoldPlaced"),
     # a stop whose last record is slow is cut off at the end of its grace, and recorded twice
     ("ends-are-final", r"state='STOPPED', reason='[^']*', why=''"),
     # a process that was frozen past its lease, and whose agents all rest, never learns that it lost the run
-    ("no-deadlock", r"nothing was recorded"),
+    ("no-deadlock", r"lives on after the end"),
     # stopped in BACKOFF: its tasks stay as they were
     ("ends-leave-no-flight", r"ended STOPPED"),
 )

@@ -93,7 +93,7 @@ MUTATIONS: Final[Mapping[str, Mutation | tuple[Mutation, ...]]] = {
         "known = await answer_to(agent, ask)",
         'return replace(rule, outcome="allowed")',
     ),
-    "denied-is-allowed": Mutation("toka.runtime.approval:consent", 'known.answer == "denied"', "False"),
+    "denied-is-allowed": Mutation("toka.runtime.approval:consent", 'known.answer == "approved"', "known.answer"),
     "lost-wake-up": Mutation("toka.runtime.control:AgentControl.lift", "self._notify()", "pass"),
     "request-applied-twice": Mutation(
         "toka.orchestration.session:RunSession._apply", "self._applied = command.id", "pass"

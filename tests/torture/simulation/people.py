@@ -55,7 +55,8 @@ class Operator:
                 world.broken("no-deadlock", f"the run did not end within {now - calm_since:.0f} s of calm")
             quiet = now - max(world.changed_at, calm_since)
             if quiet > QUIET_S:
-                world.broken("no-deadlock", f"nothing was recorded for {quiet:.0f} s, and nothing fails any more")
+                over = ", and a process lives on after the end of the run" if world.state.ended else ""
+                world.broken("no-deadlock", f"nothing was recorded for {quiet:.0f} s, and nothing fails any more{over}")
         if not awake and begun and world.state.status is RunStatus.WAITING:
             self._patience += 1
             if rng.random() < 0.6:
