@@ -32,7 +32,7 @@ from toka.events.event import (
 from toka.events.lifecycle import AgentStatus
 from toka.events.record import Record
 from toka.journal.recorder import Recorder
-from toka.runtime.act import Act, InDoubt, Result, StepFailure
+from toka.runtime.act import Act, InDoubt, Result, StepFailure, at_worst
 from toka.runtime.control import Gate, Interrupted, OpenGate
 from toka.runtime.payload import cut, loaded, stored
 
@@ -307,10 +307,10 @@ class Steps:
         for text in [t for t in self._open if task is None or t.startswith(f"{task}/")]:
             flight = self._open.pop(text)
             wall = round(self._gate.time() - flight.began, 4)
-            event = StepFailed(text, error, message, True, *_at_worst(flight.intent), wall, met, flight.used())
+            event = StepFailed(text, error, message, True, *at_worst(flight.intent), wall, met, flight.used())
             await self._recorder.record(self._agent, event)
         for text in [t for t in self._left if task is None or t.startswith(f"{task}/")]:
-            event = StepFailed(text, error, f"{message}; {LEFT}", True, *_at_worst(self._left.pop(text)))
+            event = StepFailed(text, error, f"{message}; {LEFT}", True, *at_worst(self._left.pop(text)))
             await self._recorder.record(self._agent, event)
 
     async def leave(self) -> None:
@@ -336,7 +336,7 @@ class Steps:
                 return await self._taken(text, act.assumed)
             case "abandon":
                 self._left.pop(text, None)
-                event = StepFailed(text, "abandoned", ABANDONED, False, *_at_worst(intent))
+                event = StepFailed(text, "abandoned", ABANDONED, False, *at_worst(intent))
                 await self._recorder.record(self._agent, event)
                 raise StepFailure("abandoned", ABANDONED, retryable=False)
             case _:
@@ -389,14 +389,6 @@ class Steps:
         await self._recorder.record(self._agent, done)
         if StepKey.parse(text).kind == "run":  # the only ones that are asked for later: for what they printed
             self._ends[text] = done
-
-
-def _at_worst(intent: StepIntent) -> tuple[list[int] | None, float | None]:
-    """What a step is charged with whose act may have been paid for: usage and cost, as it was reserved."""
-    reserved = intent.reserved
-    if not reserved:
-        return None, None
-    return Usage(int(reserved[0]), int(reserved[1]), calls=1).to_json(), reserved[2] if len(reserved) > 2 else None
 
 
 def _short(arguments: Any) -> str:
