@@ -6,7 +6,7 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup test check bench mutate-sandbox torture demo pin clean
+.PHONY: help setup test check bench mutate-sandbox torture simulate demo pin clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +28,9 @@ mutate-sandbox: setup ## Break the sandbox in many ways; each must make a test f
 
 torture: setup ## Run the long forms of the reliability tests (minutes)
 	@scripts/torture $(ARGS)
+
+simulate: setup ## Simulate runs with faults from SEED, for STEPS or MINUTES; the same seed gives the same trace
+	@SEED=$(SEED) STEPS=$(STEPS) MINUTES=$(MINUTES) JOBS=$(JOBS) scripts/simulate $(ARGS)
 
 demo: setup ## Run a small team of agents, no key and no account needed
 	@.venv/bin/toka demo $(ARGS)

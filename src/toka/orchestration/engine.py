@@ -12,6 +12,7 @@ from toka.config.agent import AgentConfig
 from toka.config.settings import ExecutionConfig
 from toka.core.capability import Capability
 from toka.core.ids import AgentName, RunId, new_run_id
+from toka.core.limits import Limits
 from toka.errors import ConfigError, JournalError, TokaError, UsageError
 from toka.events.event import ExecutorAttached, RunCreated, RunStateChanged
 from toka.events.lifecycle import RunStatus
@@ -165,12 +166,16 @@ class OrchestrationEngine:
         gateway: LlmGateway | None,
     ) -> RunContext:
         workspace = Path(created.workspace)
+        resources = ResourceManager(self._runtime.run_limits)
+        for agent in recorder.state.agents.values():  # also of those that have ended: the run's limits are over all
+            used = {"used": agent.usage, "cost_usd": agent.cost_usd, "tool_calls": agent.tool_calls + agent.denied}
+            resources.agent(agent.name, Limits(), **used)
         return RunContext(
             id=run,
             workspace=workspace,
             runtime=self._runtime,
             recorder=recorder,
-            resources=ResourceManager(self._runtime.run_limits),
+            resources=resources,
             execution=execution,
             enabled=tuple(created.enabled),
             model=created.model,

@@ -77,7 +77,8 @@ class Schedule:
         return blocked
 
     def forget(self, names: Collection[AgentName]) -> None:
-        """Takes agents out of the ready ones: they have ended already, or somebody else takes care of them."""
+        """Takes agents out, now and later: they have ended already, or somebody else takes care of them."""
+        self._known |= set(names)
         self._ready = [entry for entry in self._ready if entry[2] not in names]
         heapq.heapify(self._ready)
 

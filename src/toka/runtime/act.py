@@ -11,7 +11,7 @@ from toka.core.effect import Effect
 from toka.core.ids import StepKey
 from toka.core.message import Usage
 from toka.errors import LimitExceeded
-from toka.events.steps import StepPutBack
+from toka.events.steps import StepIntent, StepPutBack
 
 
 class StepFailure(Exception):
@@ -126,3 +126,11 @@ class Result:
     cost_usd: float | None = None
     model: str = ""
     limit: LimitExceeded | None = None
+
+
+def at_worst(intent: StepIntent) -> tuple[list[int] | None, float | None]:
+    """What a step is charged with whose act may have been paid for: usage and cost, as it was reserved."""
+    reserved = intent.reserved
+    if not reserved:
+        return None, None
+    return Usage(int(reserved[0]), int(reserved[1]), calls=1).to_json(), reserved[2] if len(reserved) > 2 else None

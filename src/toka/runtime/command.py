@@ -10,7 +10,7 @@ from toka.core.effect import Effect
 from toka.core.ids import StepKey
 from toka.core.reference import references, value_of
 from toka.core.shellwords import ShellCommand, shell_command
-from toka.errors import LimitExceeded
+from toka.errors import LimitExceeded, SandboxError
 from toka.runtime.act import Act, Result, StepFailure
 from toka.runtime.context import AgentContext
 from toka.runtime.guard import guarded
@@ -40,25 +40,27 @@ async def run_line(
     `failed` unless the command ended by itself with 0.
 
     Raises:
-        StepFailure, InDoubt: see Steps.run.
-        SandboxUnavailable, SandboxError: the sandbox cannot be had.
+        StepFailure, InDoubt: see Steps.run; StepFailure also when the sandbox cannot be had.
     """
 
-    meter = Meter(agent.hands.sandbox)
+    meter = Meter(agent.hands.sandbox, agent.run.recorder.check_lease)
     command = _with_values(agent, line)
     shown = {each.key: value_of(each, agent.values.known) for each in references(line)} if agent.config.flow else None
     apart = key.kind == "run" and leaves(agent.config, "stdout")
 
     async def do() -> Result:
-        sandbox = await meter.hands()
         own = {"TOKA_IDEMPOTENCY_KEY": agent.steps.key(key), "TOKA_AGENT": agent.name, "TOKA_RUN": agent.run.id}
-        ended = await sandbox.run(
-            shell(command.line),
-            env={**command.environment, **own},
-            timeout_s=timeout_s or UNBOUNDED_S,
-            chosen_by="person",
-            apart=apart,
-        )
+        try:
+            sandbox = await meter.hands()
+            ended = await sandbox.run(
+                shell(command.line),
+                env={**command.environment, **own},
+                timeout_s=timeout_s or UNBOUNDED_S,
+                chosen_by="person",
+                apart=apart,
+            )
+        except SandboxError as e:
+            raise StepFailure("sandbox", e.message) from e
         value = agent.run.runtime.redact(described(ended, agent.run.runtime.mask))
         return Result(value, failed=ended.failed, limit=limit_met(value, agent.name))
 

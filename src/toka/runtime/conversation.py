@@ -127,7 +127,7 @@ class Conversation:
 
         result, lost = None, self._charge_lost(key)
         while result is None:
-            meter = CallMeter(self._scope)
+            meter = CallMeter(self._scope, agent.run.recorder.check_lease)
             act = Act(
                 key,
                 Effect.IDEMPOTENT,
@@ -151,14 +151,14 @@ class Conversation:
     async def _request(self, request: ModelRequest, meter: CallMeter) -> Result:
         try:
             reply = await self._agent.run.gateway.complete(request, meter)
-        except LimitExceeded as e:
-            raise used_up(e) from e
+        except LimitExceeded as e:  # attempts before the one that was refused are charged all the same
+            raise used_up(e, *meter.charged) from e
         except (ModelUnavailable, ModelError) as e:
             failure = failure_of(e)
             kind = failure.kind if failure else "model"
             retryable = e.retryable and not isinstance(e, ModelRefused)
-            charged = meter.usage if meter.usage.calls else None
-            raise StepFailure(kind, e.message, retryable=retryable, usage=charged, cost_usd=meter.cost_usd) from e
+            usage, cost = meter.charged
+            raise StepFailure(kind, e.message, retryable=retryable, usage=usage, cost_usd=cost) from e
         value = self._agent.run.runtime.redact(reply.message.to_json())
         if reply.finish not in ("stop", "tool_calls"):
             value["finish"] = reply.finish

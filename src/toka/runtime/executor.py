@@ -193,6 +193,7 @@ class AgentExecutor:
     async def _give_up(self, bad: TaskSpec) -> AgentOutcome:
         outcome = self._outcomes[bad.id]
         if outcome.status not in WAITS:
+            await self._agent.steps.abandon("cancelled", f"task {bad.id} did not succeed")
             for task in self._list:
                 if task.id not in self._outcomes or self._outcomes[task.id].status in WAITS:
                     await self._tasks.skip(task, f"task {bad.id} did not succeed")

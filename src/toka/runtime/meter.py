@@ -14,15 +14,22 @@ _SUMMED: Final = ("cpu_s", "throttled_s", "read_bytes", "written_bytes", "networ
 class Meter:
     """The hands of one step: a sandbox that notes how each command ended."""
 
-    def __init__(self, sandbox: Callable[[], Awaitable[Sandbox]]) -> None:
-        """`sandbox` gives the agent's, starting it at the first need."""
+    def __init__(self, sandbox: Callable[[], Awaitable[Sandbox]], check: Callable[[], None]) -> None:
+        """Hands that nobody has taken yet.
+
+        Args:
+            sandbox: gives the agent's, starting it at the first need.
+            check: called when they are taken, since a start takes time: what it raises keeps them from doing anything.
+        """
         self._start = sandbox
+        self._check = check
         self._sandbox: Sandbox | None = None
         self._ended: list[CommandResult] = []
 
     async def hands(self) -> Meter:
-        """Itself, with a sandbox that runs. Raises SandboxUnavailable, SandboxError."""
+        """Itself, with a sandbox that runs. Raises SandboxUnavailable, SandboxError, and what `check` raises."""
         self._sandbox = await self._start()
+        self._check()
         return self
 
     async def run(  # noqa: PLR0913 - as Sandbox.run

@@ -8,7 +8,6 @@ from typing import Any
 from toka.config.agent import Check
 from toka.core.effect import Effect
 from toka.core.ids import StepKey, TaskId
-from toka.errors import SandboxError
 from toka.events.event import ObjectiveChanged
 from toka.events.lifecycle import ObjectiveStatus, TaskStatus
 from toka.llm.prompts import repair_prompt
@@ -85,7 +84,7 @@ class ObjectiveVerifier:
         try:
             result = await run_line(self._agent, key, check.run, Effect.PURE, timeout)
             value: dict[str, Any] = result.value
-        except (SandboxError, StepFailure) as e:
+        except StepFailure as e:
             value = {"exit": None, "ended": "lost", "output": str(e), "dropped": 0}
         passed = value["ended"] == "exited" and value["exit"] == check.expect_exit
         shown = self._agent.values.command(check.run)

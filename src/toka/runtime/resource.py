@@ -121,22 +121,30 @@ class Scope:
         return out
 
 
+def _unchecked() -> None:
+    """Nothing keeps an attempt from being made."""
+
+
 @dataclass(slots=True)
 class CallMeter:
     """Meter of one model call: charges its attempts to a scope and adds them up for the record.
 
     Attributes:
+        scope: who pays.
+        check: called before each attempt, as before each act; what it raises keeps the attempt from being made.
         usage: all attempts together.
         cost_usd: None when an attempt of unknown price was made.
     """
 
     scope: Scope
+    check: Callable[[], None] = _unchecked
     usage: Usage = field(default_factory=Usage)
     cost_usd: float | None = 0.0
     _open: dict[int, Estimate] = field(default_factory=dict[int, Estimate])
 
     def reserve(self, attempt: int, estimate: Estimate, /) -> None:
         """See Meter."""
+        self.check()
         self.scope.reserve_call(estimate)
         self._open[attempt] = estimate
 
@@ -145,6 +153,11 @@ class CallMeter:
         self.scope.settle_call(self._open.pop(attempt), usage, cost_usd)
         self.usage = self.usage + usage
         self.cost_usd = None if cost_usd is None or self.cost_usd is None else self.cost_usd + cost_usd
+
+    @property
+    def charged(self) -> tuple[Usage | None, float | None]:
+        """Usage and cost for the record; the usage is None when no attempt was charged."""
+        return self.usage if self.usage.calls else None, self.cost_usd
 
 
 class ResourceManager:

@@ -32,11 +32,12 @@ from toka.events.event import (
 from toka.events.lifecycle import AgentStatus
 from toka.events.record import Record
 from toka.journal.recorder import Recorder
-from toka.runtime.act import Act, InDoubt, Result, StepFailure
+from toka.runtime.act import Act, InDoubt, Result, StepFailure, at_worst
 from toka.runtime.control import Gate, Interrupted, OpenGate
 from toka.runtime.payload import cut, loaded, stored
 
 ABANDONED: Final = "given up by a person, who could not tell whether it happened"
+LEFT: Final = "it was in flight when its execution was cut off, and may have happened"
 POISON: Final = 3
 """As often as a step was in flight when its process died, before a person is asked about it."""
 
@@ -81,6 +82,7 @@ class Steps:
         self._answers: dict[str, str] = {}
         self._deaths: dict[str, int] = {}
         self._put_back: dict[str, StepPutBack] = {}
+        self._left: dict[str, StepIntent] = {}
         self._patient = 0
         self._boundary = self._gate.time()
         for record in history:
@@ -95,6 +97,7 @@ class Steps:
             self._answers.pop(event.step, None)
         elif isinstance(event, StepDone | StepFailed | StepDenied):
             self._ends[event.step] = event
+            self._left.pop(event.step, None)
             self._deaths.pop(event.step, None)
         elif isinstance(event, StepLeft):
             self._survived(event.step)
@@ -111,7 +114,7 @@ class Steps:
             self._deaths.pop(event.step, None)
 
     def _begun(self, intent: StepIntent) -> None:
-        self._intents[intent.step] = intent
+        self._intents[intent.step] = self._left[intent.step] = intent
         self._count(StepKey.parse(intent.step))
         self._started[intent.step] = self._started.get(intent.step, 0) + 1
 
@@ -240,6 +243,7 @@ class Steps:
         # Before the wait: whoever is cancelled in it leaves an intent that is durable.
         began, due = self._gate.time(), None if act.within_s is None else self._gate.time() + act.within_s
         self._open[text] = _Flight(intent, began, due, act.used)
+        self._left.pop(text, None)
         await self._recorder.record(self._agent, intent)
         self._count(act.key)
         self._recorder.check_lease()
@@ -290,7 +294,8 @@ class Steps:
     ) -> None:
         """Records a failure for every step that was cancelled in flight; their acts have ended by now.
 
-        A model call that was cut off may have been paid for: it is charged at its reservation.
+        A model call that was cut off may have been paid for: it is charged at its reservation. Steps in which an
+        earlier execution was cut off, and which nobody took up again, are ended as well.
 
         Args:
             error: the cause as a word.
@@ -299,12 +304,13 @@ class Steps:
             limit: for what they were cancelled; None = for nothing that is a limit.
         """
         met = limit.to_json() if limit is not None else None
-        for text in [t for t, _ in self._open.items() if task is None or t.startswith(f"{task}/")]:
+        for text in [t for t in self._open if task is None or t.startswith(f"{task}/")]:
             flight = self._open.pop(text)
-            wall, reserved = round(self._gate.time() - flight.began, 4), flight.intent.reserved
-            usage = Usage(int(reserved[0]), int(reserved[1]), calls=1).to_json() if reserved else None
-            cost = (reserved[2] if len(reserved) > 2 else None) if reserved else None
-            event = StepFailed(text, error, message, True, usage, cost, wall, met, flight.used())
+            wall = round(self._gate.time() - flight.began, 4)
+            event = StepFailed(text, error, message, True, *at_worst(flight.intent), wall, met, flight.used())
+            await self._recorder.record(self._agent, event)
+        for text in [t for t in self._left if task is None or t.startswith(f"{task}/")]:
+            event = StepFailed(text, error, f"{message}; {LEFT}", True, *at_worst(self._left.pop(text)))
             await self._recorder.record(self._agent, event)
 
     async def leave(self) -> None:
@@ -322,10 +328,16 @@ class Steps:
         match self._answers.get(text):
             case "not-happened":
                 return None
+            case "happened" if (
+                act.key.kind == "model"
+            ):  # what it answered is lost: it is asked again, and charged twice
+                return None
             case "happened":
                 return await self._taken(text, act.assumed)
             case "abandon":
-                await self._recorder.record(self._agent, StepFailed(text, "abandoned", ABANDONED, retryable=False))
+                self._left.pop(text, None)
+                event = StepFailed(text, "abandoned", ABANDONED, False, *at_worst(intent))
+                await self._recorder.record(self._agent, event)
                 raise StepFailure("abandoned", ABANDONED, retryable=False)
             case _:
                 pass
@@ -372,6 +384,7 @@ class Steps:
         usage = result.usage.to_json() if result.usage else None
         value = await stored(self._recorder, result.value)
         limit = result.limit.to_json() if result.limit is not None else None
+        self._left.pop(text, None)
         done = StepDone(text, value, usage, result.cost_usd, result.model, wall, result.failed, limit, resources)
         await self._recorder.record(self._agent, done)
         if StepKey.parse(text).kind == "run":  # the only ones that are asked for later: for what they printed

@@ -9,7 +9,7 @@ from typing import Any
 from toka.config.agent import TaskSpec
 from toka.core.ids import StepKey, TaskId
 from toka.core.message import ToolSpec
-from toka.errors import LimitExceeded, SandboxError
+from toka.errors import LimitExceeded
 from toka.events.event import TaskStateChanged
 from toka.events.lifecycle import TASK_ENDS, TaskStatus, Trigger, task_may
 from toka.events.state import TaskState
@@ -169,7 +169,10 @@ class TaskExecutor:
                 return TaskOutcome(TaskStatus.RUNNING, None, str(report), "stuck")
             except AwaitsApproval as waits:
                 return TaskOutcome(TaskStatus.AWAITING_APPROVAL, None, waits.question, "approval")
-            if self._status(work.task) is TaskStatus.AWAITING_APPROVAL:  # it went on although nobody answered
+            if self._status(work.task) in (
+                TaskStatus.AWAITING_APPROVAL,
+                TaskStatus.NEEDS_ATTENTION,
+            ):  # it went on all the same
                 await self._change(TaskStateChanged(work.task, TaskStatus.RUNNING.value, number, last))
             await self._change(TaskStateChanged(work.task, TaskStatus.RETRY_WAIT.value, number, last))
             await self._agent.run.runtime.clock.sleep(self._backoff(number))
@@ -199,10 +202,7 @@ class TaskExecutor:
         return attempt
 
     async def _command(self, task: TaskSpec, line: str, number: int, timeout_s: float | None) -> dict[str, Any]:
-        try:
-            result = await run_line(self._agent, StepKey(task.id, number, 1, "run"), line, task.effect, timeout_s)
-        except SandboxError as e:
-            raise StepFailure("sandbox", e.message) from e
+        result = await run_line(self._agent, StepKey(task.id, number, 1, "run"), line, task.effect, timeout_s)
         end = verdict(result.value, self._agent.values.command(line), timeout_s)
         output = tail(result.value)
         if result.failed:

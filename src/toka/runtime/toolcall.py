@@ -11,7 +11,7 @@ from toka.core.capability import CapabilityError
 from toka.core.decision import Decision
 from toka.core.effect import Effect
 from toka.core.ids import StepKey
-from toka.core.message import Message, ToolCall
+from toka.core.message import Message, ToolCall, Usage
 from toka.errors import LimitExceeded, SandboxError
 from toka.llm.prompts import bad_arguments, tool_error, tool_result, unknown_tool
 from toka.runtime.act import Act, Result, StepFailure
@@ -92,7 +92,7 @@ async def _run(
     agent: AgentContext, key: StepKey, call: ToolCall, tool: Tool, arguments: dict[str, Any], rule: str
 ) -> Answer:
     execution = agent.run.execution
-    meter = Meter(agent.hands.sandbox)
+    meter = Meter(agent.hands.sandbox, agent.run.recorder.check_lease)
     context = ToolContext(
         hands=meter.hands,
         key=agent.steps.key(key),
@@ -175,6 +175,12 @@ def _answer(call: ToolCall, result: Result) -> Answer:
     return Answer(message, invalid=str(value.get("invalid") or ""))
 
 
-def used_up(error: LimitExceeded) -> StepFailure:
-    """A limit that ran out, as a failure that no retry mends: what was used, what the call needed, what to raise."""
-    return StepFailure("limit", "; ".join(filter(None, (error.message, error.hint))), retryable=False)
+def used_up(error: LimitExceeded, usage: Usage | None = None, cost_usd: float | None = 0.0) -> StepFailure:
+    """A limit that ran out, as a failure that no retry mends: what was used, what the call needed, what to raise.
+
+    Args:
+        error: the refusal.
+        usage, cost_usd: what was charged before it.
+    """
+    text = "; ".join(filter(None, (error.message, error.hint)))
+    return StepFailure("limit", text, retryable=False, usage=usage, cost_usd=cost_usd)
