@@ -55,7 +55,8 @@ spec: {name: Builder, domain: infrastructure}
 tasks:
   default:
     - {id: prepare, run: 'echo "$TOKA_IDEMPOTENCY_KEY" >> effects/prepare; seq 4000', effect: idempotent}
-    - {id: publish, run: 'echo "$TOKA_IDEMPOTENCY_KEY" >> effects/publish'}
+    - {id: extend, run: 'echo "$TOKA_IDEMPOTENCY_KEY" >> effects/extend'}
+    - {id: publish, run: 'echo "$TOKA_IDEMPOTENCY_KEY" >> effects/publish', effect: once}
 security:
   capabilities_required: [{filesystem-write: {paths: [effects]}}]
 """
@@ -320,7 +321,7 @@ def one_case(folder: Path, kills: list[tuple[int, bool]]) -> dict[str, Any]:
         "lives": lives,
         "refused": json.loads((folder / "refused").read_text()) if (folder / "refused").exists() else None,
         "files": {p.name: p.read_text() for p in sorted(work.iterdir()) if p.is_file() and p.name != "long.txt"},
-        "effects": {name: lines(work / "effects" / name) for name in ("prepare", "publish")},
+        "effects": {name: lines(work / "effects" / name) for name in ("prepare", "extend", "publish")},
     }
 
 

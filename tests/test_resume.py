@@ -113,6 +113,7 @@ def judge_end(outcome: Outcome, whole: Whole) -> bool:
     assert {k: last["after"][k] for k in expected} == expected
     assert outcome["files"] == {"answer.txt": "42\n", "note.txt": "was 40\n"}
     publish, prepare = outcome["effects"]["publish"], outcome["effects"]["prepare"]
+    assert len(outcome["effects"]["extend"]) == 1, "what was cut off was not put back before it ran again"
     assert len(publish) <= 1 if doubtful else len(publish) == 1, "what must happen once happened again"
     assert 1 <= len(prepare) <= len(lives) and len(set(prepare)) == 1, "a repeat must carry the same key"
     if last["ended"]:

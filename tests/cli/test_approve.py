@@ -291,7 +291,9 @@ def test_denied_the_exit_code_is_that_of_a_stop(place: Path) -> None:
 
 @pytest.mark.slow
 def test_a_living_process_takes_the_answer_up_at_once(place: Path) -> None:
-    busy = '  other: {run: "until [ -e shipped ]; do sleep 0.05; done", grants: {write: [.]}}\n'
+    busy = (
+        '  other: {tasks: [{run: "until [ -e shipped ]; do sleep 0.05; done", effect: pure}], grants: {write: [.]}}\n'
+    )
     (place / "team.yaml").write_text(TEAM + busy)
     start = [*COMMAND, "run", "team.yaml", "--workspace", "ws", "--json"]
     process = subprocess.Popen(start, cwd=place, env=environment(place), stdout=subprocess.PIPE, text=True)

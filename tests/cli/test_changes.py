@@ -82,7 +82,7 @@ def test_a_rollback_is_exact_recorded_and_can_be_undone(place: Place) -> None:
 def test_what_goes_on_or_can_go_on_is_not_rolled_back(place: Place) -> None:
     team(place, writer={"tasks": [{"run": "echo a >> log"}, {"run": "touch begun; sleep 60"}], **WRITES})
     process = place.toka("run", "team.yaml", "--workspace", str(place.work), "--quiet")
-    until(lambda: (place.work / "begun").exists())
+    until((place.work / "begun").exists)
     told = say(place, "rollback", "@last", "writer", "--to", "1", code=2)
     assert f"is being executed by process {process.pid}" in told
     os.kill(process.pid, signal.SIGKILL)
@@ -103,13 +103,13 @@ def test_a_command_that_a_kill_cut_off_is_undone_and_run_again(place: Place) -> 
     command = "echo a >> log; rm -r sub; touch begun; [ -e go ] || sleep 60; echo b >> log"
     team(place, writer={"run": command, **WRITES})
     process = place.toka("run", "team.yaml", "--workspace", str(place.work), "--quiet")
-    until(lambda: (place.work / "begun").exists())
+    until((place.work / "begun").exists)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     (place.work / "go").touch()
     again = place.toka("resume", "@last", "--quiet")
     until(lambda: not (place.work / "go").exists(), "the workspace to be put back")  # as it was before the command
-    until(lambda: (place.work / "begun").exists())
+    until((place.work / "begun").exists)
     assert (place.work / "log").read_text() == "keep\na\n"
     (place.work / "go").touch()
     os.kill(again.pid, signal.SIGKILL)
@@ -122,7 +122,7 @@ def test_a_command_that_a_kill_cut_off_is_undone_and_run_again(place: Place) -> 
 def test_what_another_run_wrote_meanwhile_is_not_undone(place: Place) -> None:
     team(place, writer={"run": "echo mine > log; touch begun; sleep 60", **WRITES})
     process = place.toka("run", "team.yaml", "--workspace", str(place.work), "--quiet")
-    until(lambda: (place.work / "begun").exists())
+    until((place.work / "begun").exists)
     first = json.loads(say(place, "show", "@last", "--json"))["run_id"]
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

@@ -138,7 +138,7 @@ def test_a_killed_run_goes_on_after_its_last_recorded_step(place: Path) -> None:
 
 @pytest.mark.slow
 def test_a_step_that_must_not_run_twice_waits_for_a_person(place: Path) -> None:
-    spec(place, SLOW.replace(",\n     effect: idempotent", ""))
+    spec(place, SLOW.replace(",\n     effect: idempotent", ",\n     effect: once"))
     process = start(place, "run", "agents", "--workspace", "ws")
     until((place / "ws" / "started").exists, "the second task")
     os.kill(process.pid, signal.SIGKILL)
@@ -164,7 +164,7 @@ def test_a_step_that_must_not_run_twice_waits_for_a_person(place: Path) -> None:
 def test_a_person_answers_and_the_run_goes_on(
     place: Path, answer: str, code: int, ledger: list[str], state: str
 ) -> None:
-    spec(place, SLOW.replace(",\n     effect: idempotent", ""))
+    spec(place, SLOW.replace(",\n     effect: idempotent", ",\n     effect: once"))
     process = start(place, "run", "agents", "--workspace", "ws")
     until((place / "ws" / "started").exists, "the second task")
     os.kill(process.pid, signal.SIGKILL)

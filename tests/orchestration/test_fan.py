@@ -23,9 +23,9 @@ def survey(line: str = "printf 'a\\nb b\\nc;$(id)\\n'", kind: str = "lines") -> 
     return agent("survey", tasks=[{"run": line}], grant=WRITE, flow={"outputs": outputs})
 
 
-def each(line: str = "printf '%s|' ${item} >> got", **more: Any) -> AgentConfig:
+def each(line: str = "printf '%s|' ${item} >> got", effect: str = "workspace", **more: Any) -> AgentConfig:
     flow = {"for_each": "${survey.names}", "max_parallel": 1, **more}
-    return agent("fix", tasks=[{"run": line}], grant=WRITE, dependencies=NEEDS_SURVEY, flow=flow)
+    return agent("fix", tasks=[{"run": line, "effect": effect}], grant=WRITE, dependencies=NEEDS_SURVEY, flow=flow)
 
 
 def after(line: str, **edges: Any) -> AgentConfig:
@@ -57,7 +57,7 @@ async def test_outputs_of_instances_are_a_list(team: Team) -> None:
 
 async def test_no_more_work_at_one_time_than_may(team: Team) -> None:
     line = "mkdir l${item}; ls -d l* | wc -l >> most; sleep 0.2; rmdir l${item}"
-    result = await team.run(survey("seq 6", "lines"), each(line, max_parallel=2))
+    result = await team.run(survey("seq 6", "lines"), each(line, max_parallel=2, effect="idempotent"))
     assert result.exit_code == 0, result.reason
     assert max(map(int, (team.work / "most").read_text().split())) == 2
 

@@ -224,7 +224,7 @@ async def test_an_answer_is_recorded_before_its_request_counts_as_applied(tmp_pa
     team = quiet(tmp_path)
     asked = hanging(team)
     (team.work / "out").mkdir(exist_ok=True)
-    once = {"description": "pay", "run": "touch out/started; sleep 30"}
+    once = {"description": "pay", "run": "touch out/started; sleep 30", "effect": "once"}
     async with team.open() as runtime:
         one = agent("one", tasks=[once], grant=[{"filesystem-write": {"paths": ["out"]}}])
         session = await team.start(runtime, one, agent("two"))

@@ -166,7 +166,7 @@ async def test_a_command_finds_the_key_of_its_step(team: Team) -> None:
     await team.run(agent(tasks=[{"run": 'echo "$TOKA_IDEMPOTENCY_KEY $TOKA_AGENT" > key'}], **WRITES))
     (intent,) = team.events(StepIntent)
     assert (team.work / "key").read_text() == f"{intent.key} one\n"
-    assert (intent.effect, intent.rule) == ("once", "written by a person")
+    assert (intent.effect, intent.rule) == ("workspace", "written by a person")
 
 
 async def test_a_denied_call_is_recorded_told_and_not_run(fast: Team) -> None:

@@ -8,8 +8,8 @@ from toka.tools.shell import RunCommand, shell_syntax, split
 from toka.tools.tool import ToolContext
 
 
-def test_a_command_is_never_repeated_by_itself() -> None:
-    assert RunCommand().effect is Effect.ONCE
+def test_a_command_is_repeated_only_where_what_it_changed_is_put_back() -> None:
+    assert RunCommand().effect is Effect.WORKSPACE
 
 
 async def test_a_command_line_is_interpreted(ctx: ToolContext) -> None:

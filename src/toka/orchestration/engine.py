@@ -168,8 +168,8 @@ class OrchestrationEngine:
         workspace = Path(created.workspace)
         resources = ResourceManager(self._runtime.run_limits)
         for agent in recorder.state.agents.values():  # also of those that have ended: the run's limits are over all
-            used = {"used": agent.usage, "cost_usd": agent.cost_usd, "tool_calls": agent.tool_calls + agent.denied}
-            resources.agent(agent.name, Limits(), **used)
+            calls = agent.tool_calls + agent.denied
+            resources.agent(agent.name, Limits(), used=agent.usage, cost_usd=agent.cost_usd, tool_calls=calls)
         return RunContext(
             id=run,
             workspace=workspace,

@@ -78,8 +78,6 @@ class RunSession:
         Raises:
             JournalError: the record could not be written any more; the run can be resumed.
         """
-        recorder = self.context.recorder
-        inbox: asyncio.Task[None] | None = None
         runtime = self.context.runtime
         sinks = self._sinks = ChannelSinks(self.context.id, runtime.channels, self.reporter, runtime.clock)
         try:
@@ -88,27 +86,42 @@ class RunSession:
                 await self.lift_holds(*self.lifting)
             await self._reopen()
             await put_back_all(self.context)
-            inbox = asyncio.create_task(self._watch())
-            await self.team.execute()
-            if self._lost is not None:
-                raise self._lost
-            if inbox.done():
-                inbox.result()
-            if self._closing:
-                reason = "the process was asked to end; nothing recorded is lost"
-                return RunResult(self.context.id, RunStatus.INTERRUPTED, recorder.state, reason)
-            status, reason = verdict(recorder.state)
-            await recorder.record("", RunStateChanged(status.value, reason))
-            await forget_old(self.context)
-            return RunResult(self.context.id, status, recorder.state, reason)
+            while (result := await self._round()) is None:
+                pass
+            if result.status is not RunStatus.INTERRUPTED:
+                await forget_old(self.context)
+            return result
         finally:
-            if inbox is not None:
-                inbox.cancel()
-                await asyncio.gather(inbox, return_exceptions=True)
             await self.manager.shutdown(0.0)
             self.reporter.close()
             await sinks.close()
             await asyncio.to_thread(tidy, self.context.workspace)
+
+    async def _round(self) -> RunResult | None:
+        """Executes the team until nothing goes on; None: something was asked meanwhile that lets it go on."""
+        recorder, run = self.context.recorder, self.context.id
+        inbox = asyncio.create_task(self._watch())
+        try:
+            await self.team.execute()
+        finally:  # from here nobody applies requests: none may come between the verdict and its record
+            inbox.cancel()
+            await asyncio.gather(inbox, return_exceptions=True)
+        if self._lost is not None:
+            raise self._lost
+        if not inbox.cancelled() and (error := inbox.exception()) is not None:
+            raise error
+        if self._closing:
+            reason = "the process was asked to end; nothing recorded is lost"
+            return RunResult(run, RunStatus.INTERRUPTED, recorder.state, reason)
+        if await self._catch_up():
+            return None
+        status, reason = verdict(recorder.state)
+        await recorder.record("", RunStateChanged(status.value, reason))
+        asked = self.context.runtime.journal.commands(run, self._applied) if status is RunStatus.WAITING else ()
+        if asked:  # it came while this was written, from somebody who saw a living process
+            await recorder.record("", RunStateChanged(RunStatus.RUNNING.value))
+            return None
+        return RunResult(run, status, recorder.state, reason)
 
     async def shutdown(self, grace_s: float = SHUTDOWN_S) -> None:
         """Starts nothing more and leaves every agent resumable; `run` returns INTERRUPTED. Idempotent."""
@@ -159,6 +172,7 @@ class RunSession:
         with Inbox(runtime.state, self.context.id) as inbox:
             while True:
                 try:
+                    self.context.recorder.check_lease()  # who only rests would never hear that it is lost
                     for command in runtime.journal.commands(self.context.id, self._applied):
                         await self._apply(command)
                     await self._expire()
@@ -191,11 +205,15 @@ class RunSession:
         names = [one for name in meant for one in (*self.team.instances(name), name)]
         await asyncio.gather(*(self._request(name, command) for name in names if name in self.team.configs))
 
-    async def _catch_up(self) -> None:
-        """Takes up what was asked while nobody executed the run, in its order, before anything starts or asks again."""
-        for command in self.context.runtime.journal.commands(self.context.id, self._applied):
+    async def _catch_up(self) -> bool:
+        """Takes up what was asked while nobody looked, in its order, before anything starts or asks again.
+
+        Returns whether there was anything.
+        """
+        commands = self.context.runtime.journal.commands(self.context.id, self._applied)
+        for command in commands:
             await self._apply(command)
-        await self._expire()
+        return await self._expire() or bool(commands)
 
     async def _answer(self, command: Command) -> None:
         """Records a person's answer to a question; an agent that waits for it goes on."""
@@ -204,9 +222,11 @@ class RunSession:
         elif command.verb in VERBS and await self._approvals.answer(command):
             self.team.goes_on(AgentName(command.agent))
 
-    async def _expire(self) -> None:
-        for name in await self._approvals.expire():
+    async def _expire(self) -> bool:
+        expired = await self._approvals.expire()
+        for name in expired:
             self.team.goes_on(name)
+        return bool(expired)
 
     async def _resolve(self, name: AgentName, command: Command) -> None:
         """Records a person's answer about a task in doubt; an agent that waits for it goes on."""

@@ -268,8 +268,11 @@ class TeamExecution:
             if made is not None and name not in self._fans:
                 self._add_fan(config, made)
             for one in self.instances(name):
-                if one in self._context.recorder.state.agents and one not in self._launched:
+                if one in self._context.recorder.state.agents and not self.executes(one):
                     await self._manager.end_stop(self.configs[one])
+            fan = self._fans.get(name)
+            if fan is not None and any(self.executes(one) for one in fan.instances):
+                return  # it ends with the last of them
             reason = self._manager.state(name).stop or "stopped by a person"
             await self._manager.settle(name, AgentOutcome(AgentStatus.STOPPED, reason, "stopped"))
         else:

@@ -9,15 +9,14 @@ from typing import Any, Final
 from toka.config.agent import AgentConfig
 from toka.config.settings import ExecutionConfig
 from toka.core.ids import AgentName
-from toka.errors import NotFound, UsageError
+from toka.errors import NotFound, SandboxError, UsageError
 from toka.events.event import AgentStateChanged, Event, HoldLifted, HoldPlaced
 from toka.events.flow import InstancesMade
 from toka.events.lifecycle import RETRIED, AgentStatus, TaskStatus, Trigger, agent_may
 from toka.events.state import AgentState
-from toka.runtime.agent import prepare
 from toka.runtime.context import RunContext
 from toka.runtime.control import AgentControl
-from toka.runtime.executor import AgentExecutor, AgentOutcome
+from toka.runtime.executor import AgentOutcome
 from toka.runtime.places import Places
 from toka.runtime.retry import reopened
 from toka.runtime.status import Statuses
@@ -161,7 +160,12 @@ class AgentProcessManager:
             return
         execution.frozen = True
         execution.control.stand_still()
-        await prepared.hands.freeze()
+        try:
+            await prepared.hands.freeze()
+        except SandboxError:  # then it ends by itself, as with a pause that is not for now
+            execution.frozen = False
+            execution.control.go_on()
+            return
         if not prepared.context.steps.flying("model"):
             await self._statuses.change(execution.name, Trigger.PERSON, AgentStatus.PAUSED, reason=reason)
             self.places.leave(execution.name)
@@ -217,9 +221,11 @@ class AgentProcessManager:
         execution, state = self._live(name), self.state(name)
         if state.status not in RETRIED:
             return False
-        if execution is not None:
-            if state.status is AgentStatus.BACKOFF:
+        if state.status is AgentStatus.BACKOFF:  # it is started again anyhow, and now at once
+            if execution is not None:
                 execution.wake()
+            return False
+        if execution is not None:
             return False
         told = f"{reason or 'tried again'} ({author})" if author else reason or "tried again"
         await self.reopen(name, Trigger.PERSON, told)
@@ -248,8 +254,7 @@ class AgentProcessManager:
                 text = f"{execution.stopping} ({author})" if author else execution.stopping
                 await self._statuses.change(name, Trigger.PERSON, AgentStatus.STOPPING, reason=text)
             self._close(execution)
-            await self._unfreeze(execution)
-        if self.state(name).status is not AgentStatus.BACKOFF:
+        if self.state(name).status is not AgentStatus.BACKOFF and not execution.frozen:
             await asyncio.wait({execution.task}, timeout=self._run.execution.grace_s)
         execution.task.cancel()
         await asyncio.wait({execution.task})
@@ -264,7 +269,7 @@ class AgentProcessManager:
         What was in flight then is settled as by that process: failed, or in doubt. Idempotent.
         """
         state = self.state(config.name)
-        await self._end_idle(
+        await self._supervisor.end_idle(
             config, TaskStatus.CANCELLED, AgentOutcome(AgentStatus.STOPPED, state.stop, "stopped"), Trigger.PERSON
         )
 
@@ -281,25 +286,7 @@ class AgentProcessManager:
             await self.skip(name, reason, "limit")
         else:
             outcome = AgentOutcome(AgentStatus.FAILED, reason, "limit")
-            await self._end_idle(config, TaskStatus.FAILED, outcome, Trigger.LIMIT)
-
-    async def _end_idle(self, config: AgentConfig, task: TaskStatus, outcome: AgentOutcome, by: Trigger) -> None:
-        """Ends an agent that nobody executes, and its tasks."""
-        name = config.name
-        state = self.state(name)
-        if state.ended:
-            return
-        if state.started_at is not None and state.made is None:
-            control = AgentControl(self._run.runtime.clock, _nothing, _never)
-            control.close()
-            prepared = await prepare(self._run, config, control, resumed=True, ending=True)
-            try:
-                async with self._statuses.turn(name):
-                    await self._run.recorder.bump(name)
-                await AgentExecutor(prepared.context, {}).cancelled(task, outcome.reason)
-            finally:
-                await prepared.close()
-        await self._statuses.end(name, outcome, by)
+            await self._supervisor.end_idle(config, TaskStatus.FAILED, outcome, Trigger.LIMIT)
 
     def watch(self) -> None:
         """Breaks off the work of agents that stalled: no step of theirs ended within twice the time it may take."""
@@ -367,11 +354,3 @@ class AgentProcessManager:
 def _between(execution: ExecutionConfig) -> float:
     """How long an agent may be between two acts, in seconds: nothing takes longer there than a wait for a retry."""
     return execution.model_timeout_s + execution.retry_cap_s
-
-
-async def _nothing() -> None:
-    """Nobody rests at a gate that is closed."""
-
-
-async def _never() -> bool:
-    return False

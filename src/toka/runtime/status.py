@@ -78,7 +78,18 @@ class Statuses:
             last = status is path[-1]
             events.append(AgentStateChanged(status.value, reason, why if last else "", by.value))
             old = status
-        await self._recorder.record(name, *events, *also)
+        await self._whole(name, [*events, *also])
+
+    async def _whole(self, name: AgentName, events: Sequence[Event]) -> None:
+        """Records, and returns when that is folded, also when cancelled: nobody may see a status half made."""
+        writing = asyncio.ensure_future(self._recorder.record(name, *events))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait({writing})
+            if not writing.cancelled():
+                writing.exception()  # whoever takes the agent's next step meets the same error
+            raise
 
     async def end(self, name: AgentName, outcome: AgentOutcome, by: Trigger = Trigger.WORK) -> AgentOutcome:
         """Records how an agent ended, or what it waits for. Returns it as recorded: a stop that came first wins."""

@@ -113,21 +113,50 @@ class Supervisor:
             while outcome is None:
                 outcome = await self._once(execution, results)
         except (asyncio.CancelledError, Closing):
-            if execution.expired and not self.closing:
-                over = AgentOutcome(AgentStatus.FAILED, execution.expired, "limit")
-                execution.outcome.set_result(await self._statuses.end(execution.name, over, Trigger.LIMIT))
-                return
-            if execution.stopping is None or self.closing:
-                _fail(execution, Closing())
-                return
-            stopped = AgentOutcome(AgentStatus.STOPPED, execution.stopping, "stopped")
-            execution.outcome.set_result(await self._statuses.end(execution.name, stopped))
+            await self._broken_off(execution)
         except Exception as e:  # noqa: BLE001 - a defect here must not leave anybody waiting for this agent
             _fail(execution, e)
         else:
             execution.outcome.set_result(outcome)
         finally:
             self._places.leave(execution.name)
+
+    async def _broken_off(self, execution: AgentExecution) -> None:
+        """Ends an agent that was not at work when it was to end; or leaves it resumable, when only the process is."""
+        if self.closing or (execution.stopping is None and not execution.expired):
+            _fail(execution, Closing())
+            return
+        status, outcome = TaskStatus.CANCELLED, AgentOutcome(AgentStatus.STOPPED, execution.stopping or "", "stopped")
+        by = Trigger.PERSON
+        if execution.expired:
+            status, outcome = TaskStatus.FAILED, AgentOutcome(AgentStatus.FAILED, execution.expired, "limit")
+            by = Trigger.LIMIT
+        try:
+            execution.outcome.set_result(await self.end_idle(execution.config, status, outcome, by))
+        except Exception as e:  # noqa: BLE001 - as above
+            _fail(execution, e)
+
+    async def end_idle(self, config: AgentConfig, task: TaskStatus, outcome: AgentOutcome, by: Trigger) -> AgentOutcome:
+        """Ends an agent that is not at work, and its tasks.
+
+        Args:
+            config: its spec.
+            task: how the tasks end that had begun.
+            outcome: how it ends.
+            by: what brings that about.
+        """
+        name, state = config.name, self._statuses.state(config.name)
+        if not state.ended and state.started_at is not None and state.made is None:
+            control = AgentControl(self._run.runtime.clock, _nothing, _never)
+            control.close()
+            prepared = await prepare(self._run, config, control, resumed=True, ending=True)
+            try:
+                async with self._statuses.turn(name):
+                    await self._run.recorder.bump(name)
+                await AgentExecutor(prepared.context, {}).cancelled(task, outcome.reason)
+            finally:
+                await prepared.close()
+        return await self._statuses.end(name, outcome, by)
 
     async def to_the_end(self, act: Coroutine[Any, Any, None]) -> None:
         """Finishes an act although the caller is cancelled; `settled` waits for it."""
@@ -144,7 +173,7 @@ class Supervisor:
     async def _waited(self, execution: AgentExecution) -> AgentOutcome | None:
         """Waits until an agent that an earlier process left in BACKOFF may start."""
         state = self._statuses.state(execution.name)
-        if state.status is AgentStatus.BACKOFF and state.until is not None:
+        if state.status is AgentStatus.BACKOFF and state.until is not None and state.retry is None:
             left = min(state.until - self._run.runtime.clock.now(), delay(max(1, state.crashes), 1.0))
             if left > 0:
                 await self._pause(execution, left)
@@ -174,6 +203,8 @@ class Supervisor:
         try:
             executor = AgentExecutor(prepared.context, results)
             async with self._statuses.turn(name):
+                if (state := self._statuses.state(name)).ended:  # a stop was quicker
+                    return AgentOutcome(state.status, state.reason, state.why)
                 by = self._starter(name)
                 starting = AgentStateChanged(AgentStatus.STARTING.value, by=by.value)
                 running = AgentStateChanged(AgentStatus.RUNNING.value, by=Trigger.WORK.value)
@@ -338,3 +369,11 @@ def _fail(execution: AgentExecution, error: BaseException) -> None:
     if not execution.outcome.done():
         execution.outcome.set_exception(error)
         execution.outcome.exception()  # nobody has to be waiting
+
+
+async def _nothing() -> None:
+    """Nobody rests at a gate that is closed."""
+
+
+async def _never() -> bool:
+    return False
