@@ -25,6 +25,7 @@ from toka.orchestration.decisions import (
     is_halt,
     is_life,
     is_step,
+    is_wait,
 )
 from toka.orchestration.idle import RecordedClock
 
@@ -236,8 +237,16 @@ class RecordCursor:
             _wake(attempt)
 
     def _is_halted_next(self, stream: str) -> bool:
-        own = (r.event for r in self.life if r.stream == stream and not isinstance(r.event, OUTSIDE))
-        return is_halt(next((event for event in own if not is_asked(event)), AgentStateChanged("")))
+        """Whether the next that an agent does itself, it does only because of a request that is recorded before."""
+        answered = False
+        for record in self.life:
+            event = record.event
+            if record.stream != stream or isinstance(event, OUTSIDE):
+                continue
+            if not is_asked(event):
+                return is_halt(event) or (answered and not is_wait(event))
+            answered = answered or isinstance(event, ApprovalAnswered | StepResolved)
+        return False
 
     # --- Journal ----------------------------------------------------------------------------------------------------
 

@@ -98,6 +98,13 @@ def is_halt(event: Event) -> bool:
     return isinstance(event, AgentStateChanged) and event.state in _HALTED
 
 
+def is_wait(event: Event) -> bool:
+    """Whether an event tells that an agent or a task waits for a person."""
+    if isinstance(event, TaskStateChanged):
+        return event.state in ("AWAITING_APPROVAL", "NEEDS_ATTENTION")
+    return isinstance(event, AgentStateChanged) and event.state == "WAITING"
+
+
 def is_life(event: Event) -> bool:
     """Whether a process begins to execute the run here."""
     return isinstance(event, ExecutorAttached)
