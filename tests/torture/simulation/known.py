@@ -19,6 +19,10 @@ KNOWN: Final = (
     ("no-crash", r"UsageError: agent \S+\[\d+\] has ended \(STOPPED\)"),
     # an agent with instances is STOPPED before they are, and a process that dies in between leaves them for ever
     ("waits-for-a-reason", r"\[\d+\] is "),
+    # a run is left as WAITING while one of its agents is between two starts
+    ("waits-for-a-reason", r" is BACKOFF"),
+    # an agent with instances is tried again, and they have ended
+    ("no-crash", r"READY -> COMPLETED by work is no legal transition"),
     # an answer comes between the last look and the verdict
     ("waits-for-a-reason", r" is WAITING"),
     # requests are applied after the run's end, and a pause is recorded after the agent's
