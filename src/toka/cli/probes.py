@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,8 @@ from toka.journal.database import FILE
 from toka.journal.sqlite import SqliteReader
 from toka.orchestration.toolchains import toolchain_findings
 from toka.sandbox.doctor import Check, deeper, needed, probe, trials
+from toka.sandbox.profile import find_program
+from toka.workspace.cell import GIT_HINT
 
 LISTED: Final = 5
 """Models of a server that are named."""
@@ -99,10 +100,10 @@ def _state(state: Path) -> Check:
 
 
 def _git() -> Check:
-    wanted, why = "git", "lets agents with git-access work on repositories"
-    path = shutil.which("git")
+    wanted, why = "git", "keeps the workspace before commands, to run them again after a crash; for git-access"
+    path = find_program("git")
     if path is None:
-        return Check("git", wanted, "not installed", ok=False, why=why, fix="apt-get install git")
+        return Check("git", wanted, "not installed", ok=False, why=why, fix=GIT_HINT)
     said = ""
     with suppress(OSError, subprocess.TimeoutExpired):
         said = subprocess.run(
