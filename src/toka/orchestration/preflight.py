@@ -152,7 +152,9 @@ def _unkept(runtime: Runtime, request: RunRequest) -> list[str]:
     """A warning when git is missing and the workspace would be kept before something that an agent does."""
     if not runtime.execution.checkpoints or find_program("git") is not None:
         return []
-    return [WITHOUT_GIT] if any(_keeps(runtime, config, request.enabled) for config in request.configs) else []
+    users = [c.name for c in request.configs if c.grant(runtime.capabilities).named("git-access")]
+    lost = [f"git is not installed: {name} has git-access and cannot use it" for name in sorted(users)]
+    return [WITHOUT_GIT, *lost] if any(_keeps(runtime, c, request.enabled) for c in request.configs) else lost
 
 
 def _keeps(runtime: Runtime, config: AgentConfig, enabled: Sequence[str]) -> bool:
