@@ -567,7 +567,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 def _width(scene: Scene) -> Missed:
     before = (sys.executable, "-c", ON_A_TERMINAL)
     done = scene.run(scene.spec(LOOK), before=before, CI="", TERM="xterm")
-    view, _, rest = done.out.partition("\x1b[?25l")[2].partition("\x1b[?25h")
+    view, _, rest = done.out.partition("\x1b[?25l")[2].rpartition("\x1b[?25h")
     drawn = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", line) for line in view.split("\n")]
     assert "run completed" in "".join(drawn)
     assert max(map(len, drawn)) <= 30

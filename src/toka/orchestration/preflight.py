@@ -22,7 +22,7 @@ from toka.orchestration.request import RunRequest
 from toka.orchestration.rights import Terms
 from toka.orchestration.unmet import ELSEWHERE, inside, named_secret, place_findings, spec_findings, spec_places
 from toka.runtime.context import Runtime
-from toka.runtime.effective import compile_agent
+from toka.runtime.effective import Effective, compile_agent
 from toka.runtime.guard import writable
 from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.profile import find_program
@@ -67,8 +67,11 @@ async def preflight(runtime: Runtime, request: RunRequest, started: Collection[s
             )
     warnings = [*_inputs(runtime, request, started), *_secrets(runtime, request)]
     working = [config for config in request.configs if _has_hands(runtime, config, request.enabled)]
+    toolchains = tuple(toolchain.path for toolchain in _toolchains(runtime, request))
+    policies = [_compiled(runtime, config).policy for config in working]
+    seen = (".",) if any(policy.reads or policy.writes for policy in policies) else ()
     for asks in {config.security.sandbox for config in working}:
-        policy = SandboxPolicy(toolchains=tuple(toolchain.path for toolchain in _toolchains(runtime, request)))
+        policy = SandboxPolicy(reads=seen, toolchains=toolchains)  # where the workspace cannot be mounted, that shows
         order = Order(request.workspace, policy, test=False, unsandboxed=not asks)
         trial, _ = await runtime.start_sandbox(order)
         await trial.close()
@@ -148,6 +151,11 @@ async def _strict(runtime: Runtime, request: RunRequest) -> None:
             raise strict_refusal(config, gaps)
 
 
+def _compiled(runtime: Runtime, config: AgentConfig) -> Effective:
+    """What an agent gets, but for what the place of its run adds."""
+    return compile_agent(config, runtime.capabilities, runtime.policy, runtime.execution)
+
+
 def _unkept(runtime: Runtime, request: RunRequest) -> list[str]:
     """A warning when git is missing and the workspace would be kept before something that an agent does."""
     if not runtime.execution.checkpoints or find_program("git") is not None:
@@ -159,7 +167,7 @@ def _unkept(runtime: Runtime, request: RunRequest) -> list[str]:
 
 def _keeps(runtime: Runtime, config: AgentConfig, enabled: Sequence[str]) -> bool:
     """Whether the workspace is to be kept before a command or a tool of an agent: see `guarded`."""
-    made = compile_agent(config, runtime.capabilities, runtime.policy, runtime.execution)
+    made = _compiled(runtime, config)
     if not writable(made.policy):
         return False
     tasks, alone = config.task_list(enabled), not made.policy.network
