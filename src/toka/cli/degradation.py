@@ -214,6 +214,11 @@ ROWS: Final = (
         "toka: journal <journal> was written by a newer Toka (form <form>, this one knows <known>)", 4,
     ),
     Row(
+        "network-disk", _STATE, "a disk of this machine for the record, as its directory is on a network file system",
+        "runs, with a warning, as long as no other machine uses the directory", "toka doctor",
+        "got: <state> is on <kind>, a network file system", 4,
+    ),
+    Row(
         "socket", _STATE, "the socket that tells a running process of a request, as a long path leaves no room for it",
         "everything; a pause takes effect within a second, when the process looks at the record", "toka pause",
         "paused: <agent>", 0,

@@ -15,6 +15,7 @@ from toka.config.settings import Settings
 from toka.core.clock import SystemClock
 from toka.errors import MissingError, ModelUnavailable, TokaError, UsageError
 from toka.journal.database import FILE
+from toka.journal.place import network_filesystem
 from toka.journal.sqlite import SqliteReader
 from toka.orchestration.toolchains import toolchain_findings
 from toka.sandbox.doctor import Check, deeper, needed, probe, trials
@@ -86,6 +87,9 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> list[Layer]:
 def _state(state: Path) -> Check:
     wanted, why = "a directory that can be written", "where every step is recorded"
     fix = "choose another with --state DIR or TOKA_STATE, or mend its permissions"
+    if kind := network_filesystem(state):
+        got, fix = f"{state} is on {kind}, a network file system", "choose one on a disk of this machine: --state DIR"
+        return Check("state", wanted, got, ok=False, why=why, fix=fix)
     try:
         if (state / FILE).exists():
             SqliteReader(state, SystemClock()).close()
