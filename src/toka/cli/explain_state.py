@@ -10,6 +10,7 @@ from toka.cli.view import Planned, RunView
 from toka.events.health import Health, Rung
 from toka.events.lifecycle import AGENT_ENDS, AgentStatus, RunStatus, TaskStatus
 from toka.events.state import AgentState
+from toka.events.steps import UNKEPT
 
 _LIFTED = {
     "person": "toka resume {run}",
@@ -29,6 +30,8 @@ def run_explanation(view: RunView) -> list[str]:
         out.append(f"waits for a person: {view.state.reason}" if view.state.reason else "waits for a person")
     elif view.state.reason:
         out.append(view.state.reason)
+    if view.unkept:
+        out.append(UNKEPT.format(why=view.unkept))
     return out
 
 

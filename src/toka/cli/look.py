@@ -30,7 +30,7 @@ from toka.cli.resources import resource_lines, resources_json, uses_of
 from toka.cli.run_json import run_json
 from toka.cli.tally import is_scripted, tally
 from toka.cli.text import json_line, painter, some
-from toka.cli.view import RunView, denials_of, is_meant, items_of, models_of, planned_of, values_of
+from toka.cli.view import RunView, denials_of, is_meant, items_of, models_of, planned_of, unkept_of, values_of
 from toka.config.parts import Reporting
 from toka.core.clock import SystemClock
 from toka.core.ids import RunId
@@ -145,6 +145,7 @@ def _read(reader: SqliteReader, run: RunId, options: str) -> tuple[RunView, list
         options=options,
         values=values_of(state, reader.blob),
         items=items_of(state, reader.blob),
+        unkept=unkept_of(records),
     )
     return view, records
 

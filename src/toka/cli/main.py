@@ -51,7 +51,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "models": ("toka.cli.machine:models", "Show which model would answer, and what was tried."),
     "config": ("toka.cli.machine:config", "Show settings and where each comes from."),
     "schema": ("toka.cli.reference:schema", "Print the JSON Schema of a spec."),
-    "explain": ("toka.cli.reference:explain", "Explain a finding's code, or what an agent is granted."),
+    "explain": ("toka.cli.reference:explain", "Explain a finding's code, what happens without something, or a grant."),
     "completion": ("toka.cli.reference:completion", "Print the completion script of a shell."),
     "version": ("toka.cli.reference:version", "Print the version."),
 }

@@ -12,15 +12,15 @@ from toka.errors import ConfigError, ModelUnavailable, TokaError
 
 
 class ReaderGone(Exception):
-    """Whoever read stdout went away: nobody wants the rest of the result."""
+    """Whoever read stdout went away, or where it goes takes no more: the rest of the result is not to be had."""
 
 
 def say(text: str) -> None:
-    """A message for the person at the terminal, on stderr. Without a reader it is lost, and that is all."""
+    """A message for the person at the terminal, on stderr. Where nobody takes it, it is lost, and that is all."""
     try:
         # In one write: what others write to the terminal does not get in between.
         print(f"{text}\n", end="", file=sys.stderr, flush=True)  # noqa: T201 - the one place that prints messages
-    except BrokenPipeError:
+    except OSError:
         sys.stderr = None
 
 
@@ -32,12 +32,15 @@ def emit(text: str) -> None:
     """A part of the result, on stdout.
 
     Raises:
-        ReaderGone: the reader went away. (click would take a BrokenPipeError for its own business.)
+        ReaderGone: the reader went away, or the disk is full, which is said. (click would take a BrokenPipeError for
+            its own business.)
     """
     try:
         print(text, flush=True)  # noqa: T201 - this is the one place that prints results
-    except BrokenPipeError as e:
+    except OSError as e:
         sys.stdout = None  # or the interpreter tries to flush it at its end
+        if not isinstance(e, BrokenPipeError):
+            say(f"toka: stdout cannot be written: {e.strerror or e}; nothing recorded is lost")
         raise ReaderGone from e
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,9 +15,12 @@ from toka.config.settings import Settings
 from toka.core.clock import SystemClock
 from toka.errors import MissingError, ModelUnavailable, TokaError, UsageError
 from toka.journal.database import FILE
+from toka.journal.place import network_filesystem
 from toka.journal.sqlite import SqliteReader
 from toka.orchestration.toolchains import toolchain_findings
 from toka.sandbox.doctor import Check, deeper, needed, probe, trials
+from toka.sandbox.profile import find_program
+from toka.workspace.cell import GIT_HINT
 
 LISTED: Final = 5
 """Models of a server that are named."""
@@ -85,6 +87,9 @@ def examine(settings: Settings, environment: Mapping[str, str]) -> list[Layer]:
 def _state(state: Path) -> Check:
     wanted, why = "a directory that can be written", "where every step is recorded"
     fix = "choose another with --state DIR or TOKA_STATE, or mend its permissions"
+    if kind := network_filesystem(state):
+        got, fix = f"{state} is on {kind}, a network file system", "choose one on a disk of this machine: --state DIR"
+        return Check("state", wanted, got, ok=False, why=why, fix=fix)
     try:
         if (state / FILE).exists():
             SqliteReader(state, SystemClock()).close()
@@ -99,10 +104,10 @@ def _state(state: Path) -> Check:
 
 
 def _git() -> Check:
-    wanted, why = "git", "lets agents with git-access work on repositories"
-    path = shutil.which("git")
+    wanted, why = "git", "keeps the workspace before commands, to run them again after a crash; for git-access"
+    path = find_program("git")
     if path is None:
-        return Check("git", wanted, "not installed", ok=False, why=why, fix="apt-get install git")
+        return Check("git", wanted, "not installed", ok=False, why=why, fix=GIT_HINT)
     said = ""
     with suppress(OSError, subprocess.TimeoutExpired):
         said = subprocess.run(

@@ -1,8 +1,9 @@
-"""`toka schema`, `toka explain` (of codes), `toka completion` and `toka version`."""
+"""`toka schema`, `toka explain` (of codes and of what is missing), `toka completion` and `toka version`."""
 
 from __future__ import annotations
 
 import textwrap
+from dataclasses import asdict
 
 import click
 
@@ -16,6 +17,7 @@ from toka.version import __version__
 WIDTH = 100
 GRANT = "grant"
 CODE = "code"
+DEGRADATION = "degradation"
 LOOK_ALIKE = str.maketrans("OIL", "011")
 
 
@@ -49,7 +51,7 @@ class _Explain(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click, with a code, an option of codes, or nothing meaning the command for codes."""
-        if not args or args[0] not in (GRANT, *ctx.help_option_names):
+        if not args or args[0] not in (GRANT, DEGRADATION, *ctx.help_option_names):
             args = [CODE, *args]
         return super().parse_args(ctx, args)
 
@@ -66,9 +68,9 @@ class _Explain(click.Group):
         return super().get_command(ctx, cmd_name)
 
 
-@click.group(cls=_Explain, subcommand_metavar="[CODE] | grant AGENT SPEC...")
+@click.group(cls=_Explain, subcommand_metavar="[CODE] | degradation | grant AGENT SPEC...")
 def explain() -> None:
-    """Explain a finding's code, such as TK2004, or what an agent is granted.
+    """Explain a finding's code, such as TK2004, what happens when something is missing, or what an agent is granted.
 
     A family (TK2) or nothing lists codes. `toka explain grant` shows what an agent's spec comes to: see its --help.
     """
@@ -92,6 +94,20 @@ def explain_code(code: str | None, as_json: bool) -> int:  # noqa: FBT001 - clic
     else:
         rows: list[list[Cell]] = [[c, entry.severity, entry.title] for c, entry in found.items()]
         emit("\n".join(columns(rows)))
+    return 0
+
+
+@explain.command(DEGRADATION)
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print docs/degradation.md.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+def explain_degradation(as_markdown: bool, as_json: bool) -> int:  # noqa: FBT001 - click's way
+    """Show what happens when git, a model, a cgroup, the disk and the like are missing."""
+    from toka.cli.degradation import ROWS, markdown, text
+
+    if as_json:
+        emit("\n".join(json_line(asdict(row)) for row in ROWS))
+    else:
+        emit((markdown() if as_markdown else text()).removesuffix("\n"))
     return 0
 
 

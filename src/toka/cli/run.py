@@ -36,6 +36,7 @@ from toka.core.ids import RunId
 from toka.errors import ConfigError, JournalError, RunBusy, TokaError, UsageError
 from toka.events.lifecycle import RETRIED, RunStatus
 from toka.events.state import RunState
+from toka.journal.place import network_filesystem
 from toka.orchestration.engine import OrchestrationEngine
 from toka.orchestration.preflight import preflight
 from toka.orchestration.request import RunRequest
@@ -198,6 +199,8 @@ async def execute(settings: Settings, request: RunRequest, shown: Display, *, no
             say(f"toka: {warning}")
         if settings.state.resolve().is_relative_to(request.workspace.resolve()):
             say("toka: the state directory lies inside the workspace: who may write there can change the record")
+        if kind := network_filesystem(settings.state):
+            say(f"toka: the state directory lies on {kind}, a network file system: no other machine may use it now")
         leave_libraries_alone()
         session = await engine.start(request)
         return await _executed(settings, session, shown, after=0)

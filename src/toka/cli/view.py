@@ -69,6 +69,7 @@ class RunView:
         options: what commands shown for copying need at their end: ` --state DIR`, or nothing.
         values: what agents left for others, by agent and name.
         items: the element that each instance is for, by its name.
+        unkept: why the workspace could not be kept before a command; empty when it could.
     """
 
     state: RunState
@@ -81,6 +82,7 @@ class RunView:
     options: str = ""
     values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     items: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    unkept: str = ""
 
     @property
     def going(self) -> bool:
@@ -157,3 +159,8 @@ def denials_of(records: Iterable[Record]) -> dict[str, tuple[Denial, ...]]:
             arguments = old.arguments if old else event.arguments
             same[key] = Denial(task, *key, arguments, old.count + 1 if old else 1, event.place, event.patch)
     return {agent: tuple(denials.values()) for agent, denials in found.items()}
+
+
+def unkept_of(records: Iterable[Record]) -> str:
+    """Why the workspace could first not be kept before a step that may change it; empty when it always could."""
+    return next((why for r in records if isinstance(r.event, StepIntent) and (why := r.event.unkept)), "")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 JSON = dict[str, Any]
+UNKEPT: Final = "the workspace is not kept before commands: {why}; after a crash in the middle of one a person is asked"
+"""What follows from a workspace of which no checkpoint can be taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,12 @@ class StepIntent:
     reserved: list[float] | None = None
     again: int = 0
     lost: list[Any] | None = None
+
+    @property
+    def unkept(self) -> str:
+        """Why the workspace could not be kept before this act, which may change it; empty when nothing went wrong."""
+        noted = self.evidence
+        return str(noted.get("why") or "") if noted is not None and noted.get("checkpoint", "") is None else ""
 
 
 @dataclass(frozen=True, slots=True)

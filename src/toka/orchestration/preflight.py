@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Final
 
 from toka.config.agent import AgentConfig
 from toka.config.diagnostics import Finding, Position
 from toka.config.flow_rules import references_of
 from toka.config.rules import Problem
 from toka.config.settings_tools import Toolchain, misplaced
+from toka.core.effect import Effect
 from toka.errors import ConfigError, MissingError, ModelUnavailable, UsageError
 from toka.llm.names import AUTO, SCRIPTED, check_name, split_name
 from toka.llm.redact import MIN_LENGTH
@@ -20,8 +22,16 @@ from toka.orchestration.request import RunRequest
 from toka.orchestration.rights import Terms
 from toka.orchestration.unmet import ELSEWHERE, inside, named_secret, place_findings, spec_findings, spec_places
 from toka.runtime.context import Runtime
+from toka.runtime.effective import Effective, compile_agent
+from toka.runtime.guard import writable
 from toka.sandbox.policy import SandboxPolicy
+from toka.sandbox.profile import find_program
 from toka.sandbox.shield import Order
+
+WITHOUT_GIT: Final = (
+    "git is not installed: the workspace is not kept before commands; after a crash in the middle of one a person is "
+    "asked"
+)
 
 
 async def preflight(runtime: Runtime, request: RunRequest, started: Collection[str] = ()) -> list[str]:
@@ -33,7 +43,8 @@ async def preflight(runtime: Runtime, request: RunRequest, started: Collection[s
         started: those of them that have worked already: without a model they are not skipped, the run waits.
 
     Returns:
-        Warnings: granted paths that are links, and agents that will be skipped because no model answers.
+        Warnings: granted paths that are links, agents that will be skipped because no model answers, and commands
+        before which the workspace cannot be kept.
 
     Raises:
         MissingError: this is no Linux, or an agent asks for strict limits that can only be best effort here.
@@ -56,13 +67,16 @@ async def preflight(runtime: Runtime, request: RunRequest, started: Collection[s
             )
     warnings = [*_inputs(runtime, request, started), *_secrets(runtime, request)]
     working = [config for config in request.configs if _has_hands(runtime, config, request.enabled)]
+    toolchains = tuple(toolchain.path for toolchain in _toolchains(runtime, request))
+    policies = [_compiled(runtime, config).policy for config in working]
+    seen = (".",) if any(policy.reads or policy.writes for policy in policies) else ()
     for asks in {config.security.sandbox for config in working}:
-        policy = SandboxPolicy(toolchains=tuple(toolchain.path for toolchain in _toolchains(runtime, request)))
+        policy = SandboxPolicy(reads=seen, toolchains=toolchains)  # where the workspace cannot be mounted, that shows
         order = Order(request.workspace, policy, test=False, unsandboxed=not asks)
         trial, _ = await runtime.start_sandbox(order)
         await trial.close()
     await _strict(runtime, request)
-    return [*warnings, *await _models(runtime, request, started)]
+    return [*warnings, *_unkept(runtime, request), *await _models(runtime, request, started)]
 
 
 def _inputs(runtime: Runtime, request: RunRequest, started: Collection[str]) -> list[str]:
@@ -135,6 +149,32 @@ async def _strict(runtime: Runtime, request: RunRequest) -> None:
             said = (next((n for n in notes if n.startswith(f"no cgroup for {e.limit}")), "") for e in loose)
             gaps = [best_effort(policy, e, why or why_not(e, machine())) for e, why in zip(loose, said, strict=True)]
             raise strict_refusal(config, gaps)
+
+
+def _compiled(runtime: Runtime, config: AgentConfig) -> Effective:
+    """What an agent gets, but for what the place of its run adds."""
+    return compile_agent(config, runtime.capabilities, runtime.policy, runtime.execution)
+
+
+def _unkept(runtime: Runtime, request: RunRequest) -> list[str]:
+    """A warning when git is missing and the workspace would be kept before something that an agent does."""
+    if not runtime.execution.checkpoints or find_program("git") is not None:
+        return []
+    users = [c.name for c in request.configs if c.grant(runtime.capabilities).named("git-access")]
+    lost = [f"git is not installed: {name} has git-access and cannot use it" for name in sorted(users)]
+    return [WITHOUT_GIT, *lost] if any(_keeps(runtime, c, request.enabled) for c in request.configs) else lost
+
+
+def _keeps(runtime: Runtime, config: AgentConfig, enabled: Sequence[str]) -> bool:
+    """Whether the workspace is to be kept before a command or a tool of an agent: see `guarded`."""
+    made = _compiled(runtime, config)
+    if not writable(made.policy):
+        return False
+    tasks, alone = config.task_list(enabled), not made.policy.network
+    if any(t.effect is Effect.WORKSPACE or (alone and t.effect is None) for t in tasks if t.run is not None):
+        return True
+    tools = runtime.tools.offered(made.grant) if alone and any(t.run is None for t in tasks) else ()
+    return any(tool.effect is Effect.WORKSPACE for tool in tools)
 
 
 def _has_hands(runtime: Runtime, config: AgentConfig, enabled: Sequence[str]) -> bool:

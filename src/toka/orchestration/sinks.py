@@ -85,7 +85,8 @@ class _Worker:
     @property
     def problem(self) -> str:
         """What was lost and why; empty when nothing was."""
-        return f"{self._name}: {self._lost} reports were not delivered: {self._why}" if self._lost else ""
+        what = "1 report was" if self._lost == 1 else f"{self._lost} reports were"
+        return f"{self._name}: {what} not delivered: {self._why}" if self._lost else ""
 
     def take(self, digest: Digest) -> None:
         """Queues one digest."""

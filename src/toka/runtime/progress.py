@@ -26,6 +26,7 @@ from toka.events.event import (
     StepDone,
     StepFailed,
     StepInDoubt,
+    StepIntent,
     StepResolved,
     TaskStateChanged,
 )
@@ -34,8 +35,10 @@ from toka.events.health import HealthChanged
 from toka.events.lifecycle import AGENT_ENDS, TASK_ENDS, AgentStatus
 from toka.events.record import Record
 from toka.events.state import AgentState
+from toka.events.steps import UNKEPT
 from toka.journal.recorder import Recorder
 from toka.sandbox.usage import Usage
+from toka.workspace.cell import NO_GIT
 
 PERIODS: Final[Mapping[str, float]] = {"hourly": 3_600.0, "daily": 86_400.0, "weekly": 604_800.0}
 """Seconds between digests of the frequencies that are periods."""
@@ -120,6 +123,7 @@ class ProgressReporter:
         self._channels: dict[str, list[ChannelListener]] = {}
         self._pending: dict[str, _Pending] = {}
         self._used: dict[str, float] = {}
+        self._unkept = NO_GIT  # of that the start of a run warns
         self._unsubscribe = recorder.subscribe(self._on_record)
 
     def add(self, config: AgentConfig) -> None:
@@ -176,13 +180,21 @@ class ProgressReporter:
         self._unsubscribe()
 
     def _on_record(self, record: Record) -> None:
-        event = progress_event(record)
+        event = self._kept(record) or progress_event(record)
         if event is None:
             return
         for listener in tuple(self._listeners):
             listener(event)
         if event.agent and self._channels:
             self._note(record, event)
+
+    def _kept(self, record: Record) -> ProgressEvent | None:
+        """That the workspace is no longer kept, once for each reason."""
+        why = record.event.unkept if isinstance(record.event, StepIntent) else ""
+        if not why or why == self._unkept:
+            return None
+        self._unkept = why
+        return ProgressEvent("workspace_unkept", "", "", UNKEPT.format(why=why), record.at)
 
     def _note(self, record: Record, event: ProgressEvent) -> None:
         config = self._configs.get(event.agent)

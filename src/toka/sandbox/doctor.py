@@ -21,10 +21,9 @@ from toka.sandbox import landlock
 from toka.sandbox.cgroup import Cgroup, CgroupLimits
 from toka.sandbox.cgroup_find import HINT, Hierarchies, owned_name
 from toka.sandbox.host import Sandbox
-from toka.sandbox.idmap import PYTHON, UNMAPPABLE_HINT, agent_uid, mapping, mount_mapped
+from toka.sandbox.idmap import PYTHON, UNMAPPABLE_HINT, USERNS_HINT, agent_uid, mapping, mount_mapped
 from toka.sandbox.kernel import umount
 from toka.sandbox.landlock import OLDEST
-from toka.sandbox.launch import USERNS_HINT
 from toka.sandbox.level import NETWORK_FROM, NO_LANDLOCK_HINT, Level
 from toka.sandbox.policy import MIB, SandboxPolicy
 from toka.sandbox.seccomp import AUDIT

@@ -34,6 +34,11 @@ UNMAPPABLE_HINT: Final = (
     "run toka as an ordinary user, or keep the workspace on a file system with id-mapped mounts (ext4, xfs, btrfs, "
     "tmpfs); an overlay, as in the root of a container, has none: mount a volume for the workspace"
 )
+USERNS_HINT: Final = (
+    "allow user namespaces: `sysctl kernel.unprivileged_userns_clone=1` (Debian), "
+    "`sysctl user.max_user_namespaces=10000`, or an AppArmor profile for /usr/bin/bwrap "
+    "(Ubuntu; see `sysctl kernel.apparmor_restrict_unprivileged_userns`)"
+)
 
 SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442
 AT_EMPTY_PATH, AT_RECURSIVE, OPEN_TREE_CLONE, O_CLOEXEC, F_EMPTY_PATH = 0x1000, 0x8000, 1, 0o2000000, 4
@@ -88,7 +93,7 @@ def mapping(owner: tuple[int, int], shown: tuple[int, int]) -> int:
         assert child.stdout is not None
         try:
             if child.stdout.read(1) != b"+":
-                raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+                raise SandboxUnavailable("user namespaces are refused", hint=USERNS_HINT)
             for kind, (inside, outside) in {"uid": (owner[0], shown[0]), "gid": (owner[1], shown[1])}.items():
                 Path(f"/proc/{child.pid}/{kind}_map").write_text(id_map(inside, outside), encoding="ascii")
             return os.open(f"/proc/{child.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from toka.errors import SandboxError, SandboxUnavailable
+from toka.sandbox.idmap import USERNS_HINT
 from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.profile import PROXY_PORT, profiles, programs_of
 from toka.sandbox.spawn import Spawned, spawn, starter, unstage
@@ -25,11 +26,6 @@ LEAVE_S: Final = 2.0
 """Seconds a zygote gets to leave by itself before it is killed."""
 MAX_MESSAGE: Final = 150 * 1024
 """Bytes of one request; the kernel's default socket buffer carries it."""
-USERNS_HINT: Final = (
-    "allow user namespaces: `sysctl kernel.unprivileged_userns_clone=1` (Debian), "
-    "`sysctl user.max_user_namespaces=10000`, or an AppArmor profile for /usr/bin/bwrap "
-    "(Ubuntu; see `sysctl kernel.apparmor_restrict_unprivileged_userns`)"
-)
 _MOVED: Final = re.compile(r"source|race condition", re.IGNORECASE)
 """In bwrap's complaints: what it was to mount is not there any more. We had it open, so it was moved."""
 T = TypeVar("T")

@@ -46,6 +46,7 @@ from toka.sandbox.spawn import (
 )
 
 STORE: Final = "/store"
+NO_GIT: Final = "git is not installed; checkpoints of the workspace need it"
 GIT_HINT: Final = "install it: `apt install git`, `dnf install git` or `pacman -S git`"
 INSIDE: Final = {
     "sandbox": ("groundwork.py", "kernel.py"),
@@ -95,7 +96,7 @@ def find_git() -> str:
     """
     path = find_program("git")
     if path is None:
-        raise CheckpointUnavailable("git is not installed; checkpoints of the workspace need it", hint=GIT_HINT)
+        raise CheckpointUnavailable(NO_GIT, hint=GIT_HINT)
     return path
 
 
