@@ -9,6 +9,8 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+from toka.core.clock import Countdown, Timer
+
 
 class _Selector(selectors.DefaultSelector):
     """Looks at what is ready and never waits for it: `idle` is told how long the loop would have waited."""
@@ -98,20 +100,31 @@ class RecordedClock:
         heapq.heappush(self._sleepers, (self.at + seconds, self._count, future))
         await future
 
-    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[Any]:
+    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[Timer]:
         """See Clock."""
-        return asyncio.timeout(None) if seconds is None else self._timeout(seconds)
+        return Countdown(asyncio.timeout(None)) if seconds is None else self._timeout(seconds)
 
     @asynccontextmanager
-    async def _timeout(self, seconds: float) -> AsyncGenerator[None]:
+    async def _timeout(self, seconds: float) -> AsyncGenerator[Timer]:
         async with asyncio.timeout(None) as real:
-            self._count += 1
-            entry = (self.at + seconds, self._count, real)
-            self._timeouts.append(entry)
+            timer = _RecordedTimer(self, real, seconds)
+            timer.go_on()
             try:
-                yield
+                yield timer
             finally:
-                self._timeouts.remove(entry)
+                timer.hold()
+
+    def begin(self, seconds: float, real: asyncio.Timeout) -> tuple[float, int, asyncio.Timeout]:
+        """Notes that a timeout is over in `seconds`; returns its entry."""
+        self._count += 1
+        entry = (self.at + seconds, self._count, real)
+        self._timeouts.append(entry)
+        return entry
+
+    def end(self, entry: tuple[float, int, asyncio.Timeout]) -> float:
+        """Takes an entry back; returns how many seconds were left."""
+        self._timeouts.remove(entry)
+        return max(0.0, entry[0] - self.at)
 
     def wake(self) -> bool:
         """Wakes who would wake first; False when nobody sleeps."""
@@ -129,3 +142,22 @@ class RecordedClock:
             return False
         min(open_)[2].reschedule(asyncio.get_running_loop().time() - 1)
         return True
+
+
+class _RecordedTimer:
+    """See Timer."""
+
+    def __init__(self, clock: RecordedClock, real: asyncio.Timeout, seconds: float) -> None:
+        self._clock = clock
+        self._real = real
+        self._left = seconds
+        self._entry: tuple[float, int, asyncio.Timeout] | None = None
+
+    def hold(self) -> None:
+        if self._entry is not None:
+            self._left = self._clock.end(self._entry)
+            self._entry = None
+
+    def go_on(self) -> None:
+        if self._entry is None:
+            self._entry = self._clock.begin(self._left, self._real)

@@ -194,7 +194,7 @@ class Interruptible:
 
     def end(self) -> None:
         """Ends it."""
-        if not self._hit and self._task is not None:
+        if not self._hit and self._task is not None and self in self._calls:
             self._hit = True
             self._task.cancel()
 

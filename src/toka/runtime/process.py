@@ -108,8 +108,11 @@ class AgentProcessManager:
     async def settle(self, name: AgentName, outcome: AgentOutcome) -> None:
         """Ends an agent that takes no step itself: one with instances, or one that cannot start."""
         status = self.state(name).status
-        if outcome.status is AgentStatus.FAILED and not agent_may(status, AgentStatus.FAILED, Trigger.WORK):
+        worked = outcome.status in (AgentStatus.COMPLETED, AgentStatus.FAILED)
+        if worked and not agent_may(status, outcome.status, Trigger.WORK):
             await self._begin(name)
+            if outcome.status is AgentStatus.COMPLETED:
+                await self._statuses.change(name, Trigger.WORK, AgentStatus.RUNNING)
         by = Trigger.SCHEDULE if outcome.status is AgentStatus.SKIPPED else Trigger.WORK
         if not agent_may(self.state(name).status, outcome.status, by):
             by = Trigger.WORK
@@ -131,8 +134,9 @@ class AgentProcessManager:
         """
         execution = self._live(name)
         if execution is None:
-            if not self.state(name).ended and "person" not in self.state(name).holds:
-                await self._run.recorder.record(name, HoldPlaced("person", reason, author))
+            async with self._statuses.turn(name):
+                if not self.state(name).ended and "person" not in self.state(name).holds:
+                    await self._run.recorder.record(name, HoldPlaced("person", reason, author))
             return
         if execution.stopping is not None:
             return
@@ -140,6 +144,8 @@ class AgentProcessManager:
             execution.control.hold("person", reason)
             self.places.give_up(name)
             async with self._statuses.turn(name):
+                if self.state(name).ended:
+                    return
                 await self._run.recorder.record(name, HoldPlaced("person", reason, author))
                 if not execution.control.resting and agent_may(self.state(name).status, AgentStatus.PAUSING):
                     pausing = AgentStateChanged(AgentStatus.PAUSING.value, reason, by=Trigger.PERSON.value)

@@ -233,8 +233,11 @@ class Supervisor:
         execution.call = Interruptible(set())
         try:
             async with execution.control.timeout(left):
-                with execution.call:
-                    outcome = await executor.run()
+                try:
+                    with execution.call:
+                        outcome = await executor.run()
+                finally:
+                    execution.call = None  # whatever follows is not its work
         except TimeoutError:
             return await self._timed_out(execution, prepared, executor, f"timed out after {wall or 0:g} s", wall)
         except (asyncio.CancelledError, Closing):
@@ -259,8 +262,6 @@ class Supervisor:
             if isinstance(e, Interrupted):
                 by, reason = Trigger.HEALTH, unwell
             return await self._crashed(execution, reason, by, executor)
-        finally:
-            execution.call = None
         return await self._came_to(execution, prepared, executor, outcome)
 
     async def _came_to(
@@ -361,8 +362,9 @@ class Supervisor:
             for each in (sleep, wake):
                 each.cancel()
             await asyncio.gather(sleep, wake, return_exceptions=True)
-        if not await self._places.come_back(execution.name, int(execution.config.priority)):
-            raise Closing
+        while not await self._places.come_back(execution.name, int(execution.config.priority)):
+            if execution.control.closing:
+                raise Closing
 
 
 def _fail(execution: AgentExecution, error: BaseException) -> None:

@@ -1,7 +1,4 @@
-"""Defects that the simulation found, small: each fails until it is mended. Not collected by default.
-
-pytest tests/torture/found_lifecycle.py
-"""
+"""How runs and agents end when requests, losses and crashes come at an odd moment, as the simulation found them."""
 
 from __future__ import annotations
 
