@@ -25,6 +25,7 @@ from cli.records import COMMAND, Ran
 from cli.records import Toka as InProcess
 from llm.model_server import openai_body
 from toka.cli.degradation import ROWS, Row, markdown
+from toka.journal import place
 
 DOCS = Path(__file__).parents[2] / "docs"
 ROOT = os.getuid() == 0
@@ -328,7 +329,10 @@ def _git(scene: Scene) -> Missed:
     table = scene.toka("doctor", "--state", "state", before=before).out
     scene.ran.pop()
     assert re.search(r"^without  git +git +not installed +keeps the workspace before commands", table, re.MULTILINE)
-    for quiet in (LOOK.replace('x > out/x"', 'x > out/x", effect: idempotent'), LOOK.replace("write: {", "read: {")):
+    again = LOOK.replace('x > out/x"', 'x > out/x", effect: idempotent')
+    reads = LOOK.replace("write: {", "read: {")
+    asks = LOOK.replace("required: [", "required: [network-access: {hosts: [example.org]}, ")
+    for quiet in (again, reads, asks):
         assert "git" not in scene.run(scene.spec(quiet.replace("echo x > out/x", "true")), before=before).err
     return Missed(done)
 
@@ -668,6 +672,18 @@ def test_where_nothing_is_missing_no_such_line_shows(scene: Scene) -> None:
     said = scene.run(spec).err + scene.again("show", "@last").out + scene.toka("plan", spec, "--workspace", "ws").out
     ordinary = {"terminal", "width", "socket"}
     assert [r.name for r in ROWS if r.seen and r.name not in ordinary and r.line({}).search(said)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("bwrap"), reason="no bwrap: agents cannot run here")
+def test_a_run_that_is_recorded_on_a_network_file_system_is_warned_and_runs(
+    toka: InProcess, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (scene.folder / "mounts").write_text(f"1 1 0:1 / {scene.folder} rw - nfs4 server:/x rw\n")
+    monkeypatch.setattr(place, "_MOUNTS", scene.folder / "mounts")
+    done = toka("run", scene.spec(LOOK), "--workspace", "ws", "--state", "state", "--quiet")
+    assert done.code == 0
+    assert "toka: the state directory lies on nfs4, a network file system: no other machine" in done.err
 
 
 def test_the_page_is_made_of_the_table() -> None:

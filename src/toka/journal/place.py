@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Final
 
@@ -13,25 +15,26 @@ NETWORK: Final = frozenset(
 )  # fmt: skip
 """File systems whose locks and shared memory do not hold between machines, or not at all."""
 _MOUNTS: Final = Path("/proc/self/mountinfo")
+_OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 
 
 def network_filesystem(state: Path) -> str:
     """The kind of network file system that a directory is on, such as `nfs4`; empty when it is on none.
 
     SQLite's log needs memory that all writers share, which a network file system does not give: sqlite.org/wal.html.
-    Nothing of the directory itself is looked at, since a server that is gone lets who looks wait.
 
     Args:
-        state: absolute, without links; it need not exist.
+        state: the directory; it need not exist.
     """
     try:
-        lines = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = _MOUNTS.read_bytes().splitlines()
     except OSError:
         return ""
     best, kind = "", ""
+    place = Path(os.path.realpath(state))
     for line in lines:
-        fields = line.split(" ")
-        target = fields[4].encode("utf-8", "surrogateescape").decode("unicode_escape")
-        if state.is_relative_to(target) and len(target) >= len(best):  # of two at one place the later covers the first
-            best, kind = target, fields[fields.index("-") + 1]
+        fields = line.split(b" ")
+        target = os.fsdecode(_OCTAL.sub(lambda found: bytes([int(found[1], 8)]), fields[4]))
+        if place.is_relative_to(target) and len(target) >= len(best):  # of two at one place the later covers the first
+            best, kind = target, os.fsdecode(fields[fields.index(b"-") + 1])
     return kind if kind in NETWORK else ""
