@@ -16,6 +16,7 @@ from toka.config.settings import Settings
 from toka.core.clock import SystemClock
 from toka.errors import MissingError, ModelUnavailable, TokaError, UsageError
 from toka.journal.database import FILE
+from toka.journal.place import refuse_network
 from toka.journal.sqlite import SqliteReader
 from toka.orchestration.toolchains import toolchain_findings
 from toka.sandbox.doctor import Check, deeper, needed, probe, trials
@@ -86,6 +87,7 @@ def _state(state: Path) -> Check:
     wanted, why = "a directory that can be written", "where every step is recorded"
     fix = "choose another with --state DIR or TOKA_STATE, or mend its permissions"
     try:
+        refuse_network(state)
         if (state / FILE).exists():
             SqliteReader(state, SystemClock()).close()
         place = next(p for p in (state, *state.parents) if p.exists())
