@@ -25,7 +25,7 @@ from cli.records import COMMAND, Ran
 from cli.records import Toka as InProcess
 from llm.model_server import openai_body
 from toka.cli.degradation import ROWS, Row, markdown
-from toka.journal import place
+from toka.journal import mounted
 
 DOCS = Path(__file__).parents[2] / "docs"
 ROOT = os.getuid() == 0
@@ -680,7 +680,7 @@ def test_a_run_that_is_recorded_on_a_network_file_system_is_warned_and_runs(
     toka: InProcess, scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (scene.folder / "mounts").write_text(f"1 1 0:1 / {scene.folder} rw - nfs4 server:/x rw\n")
-    monkeypatch.setattr(place, "_MOUNTS", scene.folder / "mounts")
+    monkeypatch.setattr(mounted, "_MOUNTS", scene.folder / "mounts")
     done = toka("run", scene.spec(LOOK), "--workspace", "ws", "--state", "state", "--quiet")
     assert done.code == 0
     assert "toka: the state directory lies on nfs4, a network file system: no other machine" in done.err

@@ -194,6 +194,21 @@ def test_doctor_exits_4_and_says_how_to_mend(toka: Toka, monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("no_local_servers")
+def test_doctor_refuses_a_state_directory_on_another_machine(
+    toka: Toka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toka.journal.place.file_system", lambda _: 0x6969)
+    done = toka("doctor", "--json", "--state", tmp_path / "state")
+    (layer,) = [f for f in done.json["layers"] if f["layer"] == "state"]
+    assert done.code == 4 and layer["ok"] is False and layer["needed"] is True
+    assert "lies on NFS, a file system of another machine" in layer["got"]
+    assert layer["fix"] == "choose a directory on a disk of this machine: --state DIR or TOKA_STATE"
+    (tmp_path / "one.yaml").write_text("metadata: {name: one}\nspec: {name: One}\ntasks: [{run: 'true'}]\n")
+    refused = toka("run", tmp_path / "one.yaml", "--state", tmp_path / "state")
+    assert refused.code == 4 and "lies on NFS" in refused.err
+    assert not (tmp_path / "state").exists()
+
+
 def test_doctor_finds_a_state_directory_that_cannot_be_used(
     toka: Toka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

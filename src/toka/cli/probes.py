@@ -15,7 +15,8 @@ from toka.config.settings import Settings
 from toka.core.clock import SystemClock
 from toka.errors import MissingError, ModelUnavailable, TokaError, UsageError
 from toka.journal.database import FILE
-from toka.journal.place import network_filesystem
+from toka.journal.mounted import network_filesystem
+from toka.journal.place import refuse_network
 from toka.journal.sqlite import SqliteReader
 from toka.orchestration.toolchains import toolchain_findings
 from toka.sandbox.doctor import Check, deeper, needed, probe, trials
@@ -91,6 +92,7 @@ def _state(state: Path) -> Check:
         got, fix = f"{state} is on {kind}, a network file system", "choose one on a disk of this machine: --state DIR"
         return Check("state", wanted, got, ok=False, why=why, fix=fix)
     try:
+        refuse_network(state)
         if (state / FILE).exists():
             SqliteReader(state, SystemClock()).close()
         place = next(p for p in (state, *state.parents) if p.exists())

@@ -1,40 +1,86 @@
-"""Where a journal lies: on a disk of this machine, or on one that other machines write to as well."""
+"""Where a journal may lie: a directory of ours, where locks and shared memory hold for all processes that use it."""
 
 from __future__ import annotations
 
+import ctypes
 import os
-import re
 from pathlib import Path
 from typing import Final
 
-NETWORK: Final = frozenset(
-    {
-        "nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "coda", "glusterfs", "lustre", "ncpfs", "gpfs",
-        "fuse.sshfs", "fuse.s3fs", "fuse.rclone", "fuse.glusterfs", "fuse.ceph", "fuse.gcsfuse", "fuse.davfs",
-    }
-)  # fmt: skip
-"""File systems whose locks and shared memory do not hold between machines, or not at all."""
-_MOUNTS: Final = Path("/proc/self/mountinfo")
-_OCTAL: Final = re.compile(rb"\\([0-7]{3})")
+from toka.errors import JournalUnavailable
+
+NETWORK: Final = {
+    0x6969: "NFS",
+    0xFF534D42: "CIFS",
+    0xFE534D42: "SMB",
+    0x517B: "SMB",
+    0x01021997: "9p",
+    0x5346414F: "AFS",
+    0x00C36400: "Ceph",
+    0x0BD00BD0: "Lustre",
+}
+"""File systems of other machines, by the number that statfs(2) gives. What lies behind FUSE, nobody can tell."""
+_ELSEWHERE: Final = "choose a directory on a disk of this machine: --state DIR or TOKA_STATE"
 
 
-def network_filesystem(state: Path) -> str:
-    """The kind of network file system that a directory is on, such as `nfs4`; empty when it is on none.
-
-    SQLite's log needs memory that all writers share, which a network file system does not give: sqlite.org/wal.html.
-
-    Args:
-        state: the directory; it need not exist.
-    """
+def file_system(path: Path) -> int:
+    """The number of the file system that holds `path`, as statfs(2) gives it; 0 where that cannot be told."""
     try:
-        lines = _MOUNTS.read_bytes().splitlines()
+        statfs = ctypes.CDLL(None, use_errno=True).statfs
+    except (AttributeError, OSError):
+        return 0
+    found = (ctypes.c_long * 64)()  # f_type is the first word of the structure on every Linux
+    return found[0] & 0xFFFFFFFF if statfs(os.fsencode(path), found) == 0 else 0
+
+
+def refuse_network(state: Path) -> None:
+    """Refuses a state directory, there or yet to be made, on a file system of another machine.
+
+    Raises:
+        JournalUnavailable: processes there could destroy the journal: locks and the shared memory of its write-ahead
+            log are not kept between machines.
+    """
+    place = next(path for path in (state.absolute(), *state.absolute().parents) if path.exists())
+    name = NETWORK.get(file_system(place))
+    if name is not None:
+        raise JournalUnavailable(
+            f"the state directory {state} lies on {name}, a file system of another machine: a journal there can be "
+            "destroyed, because locks and shared memory do not reach from one machine to the other",
+            hint=_ELSEWHERE,
+        )
+
+
+def make(state: Path, file: str) -> Path:
+    """Makes the state directory (0700) and an empty file in it (0600) when they are missing; returns the file.
+
+    What was made is there after a power loss, too.
+
+    Raises:
+        OSError: they cannot be made or written.
+    """
+    path = state / file
+    missing = [place for place in (state, *state.parents) if not place.exists()]
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for place in missing:
+        _sync(place.parent)
+    if not path.exists():
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        _sync(state)
+    os.close(os.open(path, os.O_RDWR))  # says why, where access(2) only says no
+    if not os.access(path, os.R_OK | os.W_OK) or not os.access(state, os.W_OK | os.X_OK):
+        raise PermissionError(13, "Permission denied", str(path))
+    return path
+
+
+def _sync(directory: Path) -> None:
+    """Makes the names in a directory durable; does nothing where the system cannot."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
-        return ""
-    best, kind = "", ""
-    place = Path(os.path.realpath(state))
-    for line in lines:
-        fields = line.split(b" ")
-        target = os.fsdecode(_OCTAL.sub(lambda found: bytes([int(found[1], 8)]), fields[4]))
-        if place.is_relative_to(target) and len(target) >= len(best):  # of two at one place the later covers the first
-            best, kind = target, os.fsdecode(fields[fields.index(b"-") + 1])
-    return kind if kind in NETWORK else ""
+        return  # it may be entered and not be read: whoever made it has synced it
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from toka.errors import StaleEpoch
-from toka.events.event import Event
+from toka.events.event import Event, ExecutorAttached
 from toka.events.fold import fold, fold_all
 from toka.events.record import Record
 from toka.events.state import RunState
@@ -48,11 +48,22 @@ class Recorder:
 
     def check_lease(self) -> None:
         """Raises StaleEpoch when the lease has run out by this process's own clock. Called before each act."""
-        if not self._journal.holds(self._lease):
-            raise StaleEpoch(
-                f"this process lost run {self._lease.run}: it could not renew its lease in time",
-                hint=f"see who executes it: toka ps; go on with: toka resume {self._lease.run}",
-            )
+        if self._journal.holds(self._lease):
+            return
+        self.check_taken()
+        hint = f"see who executes it: toka ps; go on with: toka resume {self._lease.run}"
+        raise StaleEpoch(f"this process lost run {self._lease.run}: it could not renew its lease in time", hint=hint)
+
+    def check_taken(self) -> None:
+        """Raises StaleEpoch when another process has taken the run over: who only rests would never hear of it."""
+        if self._journal.holds(self._lease):
+            return
+        run = self._lease.run
+        last = self._journal.last_of(run, "", ExecutorAttached.KIND)
+        if last is not None and isinstance(last.event, ExecutorAttached) and last.event.epoch > self._lease.token:
+            lost = f"this process lost run {run}: it could not renew its lease in time"
+            other = f"process {last.event.pid} on {last.event.host}"
+            raise StaleEpoch(f"{lost}, and {other} took it over", hint=f"follow it: toka events {run} --follow")
 
     async def bump(self, stream: str) -> int:
         """Raises a stream's epoch, for this recorder too."""

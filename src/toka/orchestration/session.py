@@ -172,7 +172,7 @@ class RunSession:
         with Inbox(runtime.state, self.context.id) as inbox:
             while True:
                 try:
-                    self.context.recorder.check_lease()  # who only rests would never hear that it is lost
+                    self.context.recorder.check_taken()
                     for command in runtime.journal.commands(self.context.id, self._applied):
                         await self._apply(command)
                     await self._expire()
