@@ -12,6 +12,7 @@ from harness import Team, agent, eventually, memory, pass_time
 from runtime.test_process import ONE, Door, with_door
 from toka.core.ids import AgentName
 from toka.errors import StaleEpoch
+from toka.events.event import ExecutorAttached
 from toka.events.lifecycle import AgentStatus, TaskStatus
 from toka.orchestration.session import RunSession
 from toka.runtime.context import Runtime
@@ -58,7 +59,9 @@ async def test_a_process_that_lost_its_run_while_all_its_agents_rest_ends(
         await eventually(lambda: session.manager.state(ONE).status is AgentStatus.PAUSED)
         journal = runtime.journal
         assert isinstance(journal, MemoryJournal)
-        journal._tokens[session.context.id] += 1  # another process took it over
+        journal._held.pop(session.context.id)
+        theirs = await journal.acquire(session.context.id)  # as another process does that takes it over
+        await journal.append(theirs, "", theirs.epochs[""], [ExecutorAttached("elsewhere", 7, theirs.token)])
         try:
             async with asyncio.timeout(5):
                 with pytest.raises(StaleEpoch):
