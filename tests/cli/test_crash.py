@@ -24,7 +24,7 @@ agents:
   builder:
     tasks:
       - {id: prepare, run: 'seq 10 > out.txt', effect: idempotent}
-      - {id: publish, run: 'echo hi >> published.txt'}
+      - {id: publish, run: 'echo hi >> published.txt', effect: once}
     grants: {write: [.]}
   fixer:
     needs: [builder]

@@ -101,6 +101,11 @@ class RecordCursor:
         return self._head
 
     @property
+    def last(self) -> int:
+        """Id of the record that came last; 0 before the first."""
+        return self._there[-1].id if self._there else 0
+
+    @property
     def head(self) -> Record | None:
         """The record whose place has come; None when the life is over."""
         return self._records[self._head] if self._head < self._end else None

@@ -22,6 +22,7 @@ from toka.events.event import (
     StepFailed,
     StepIntent,
     StepLeft,
+    StepPutBack,
     StepResolved,
     TaskStateChanged,
     Unknown,
@@ -33,12 +34,13 @@ from toka.events.record import Record, payload
 OUTSIDE: Final = (SandboxReady, NetworkAttempted, StepLeft, Unknown)
 """Events that tell what was found outside: nobody decided them."""
 
-_FOUND: Final = frozenset({"wall_s", "usage", "cost_usd", "resources", "limit", "evidence", "expires_at"})
+_FOUND: Final = frozenset({"wall_s", "usage", "cost_usd", "resources", "limit", "evidence", "expires_at", "until"})
 """Fields that were measured, or hang on the clock or a price."""
 _OWN: Final[Mapping[type[Any], frozenset[str]]] = {
     ExecutorAttached: frozenset({"host", "pid", "epoch", "sandbox", "rules"}),
     StepDenied: frozenset({"place", "patch"}),  # where a file says it: the record has the specs, not their files
     StepDone: _FOUND | {"model"},
+    StepPutBack: frozenset({"kept", "changed", "problem"}),
 }
 _EVIDENT: Final = frozenset({"evidence"})
 """Of these kinds' evidence is part of what was decided."""

@@ -7,9 +7,10 @@ import heapq
 import selectors
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from toka.core.clock import Countdown, Timer
+from toka.core.clock import Timer
 
 
 class _Selector(selectors.DefaultSelector):
@@ -76,7 +77,7 @@ class RecordedClock:
         self.at = 0.0
         self._count = 0
         self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
-        self._timeouts: list[tuple[float, int, asyncio.Timeout]] = []
+        self._timeouts: list[RecordedTimer] = []
 
     def now(self) -> float:
         """See Clock."""
@@ -102,29 +103,17 @@ class RecordedClock:
 
     def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[Timer]:
         """See Clock."""
-        return Countdown(asyncio.timeout(None)) if seconds is None else self._timeout(seconds)
+        return self._timeout(float("inf") if seconds is None else seconds)
 
     @asynccontextmanager
     async def _timeout(self, seconds: float) -> AsyncGenerator[Timer]:
         async with asyncio.timeout(None) as real:
-            timer = _RecordedTimer(self, real, seconds)
-            timer.go_on()
+            timer = RecordedTimer(self, real, self.at + seconds)
+            self._timeouts.append(timer)
             try:
                 yield timer
             finally:
-                timer.hold()
-
-    def begin(self, seconds: float, real: asyncio.Timeout) -> tuple[float, int, asyncio.Timeout]:
-        """Notes that a timeout is over in `seconds`; returns its entry."""
-        self._count += 1
-        entry = (self.at + seconds, self._count, real)
-        self._timeouts.append(entry)
-        return entry
-
-    def end(self, entry: tuple[float, int, asyncio.Timeout]) -> float:
-        """Takes an entry back; returns how many seconds were left."""
-        self._timeouts.remove(entry)
-        return max(0.0, entry[0] - self.at)
+                self._timeouts.remove(timer)
 
     def wake(self) -> bool:
         """Wakes who would wake first; False when nobody sleeps."""
@@ -137,27 +126,36 @@ class RecordedClock:
 
     def run_out(self, until: float) -> bool:
         """Ends the timeout that would be over first, if that is not after `until`; False when there is none."""
-        open_ = [entry for entry in self._timeouts if entry[2].when() is None and entry[0] <= until]
+        open_ = [t for t in self._timeouts if t.left is None and t.real.when() is None and t.due <= until]
         if not open_:
             return False
-        min(open_)[2].reschedule(asyncio.get_running_loop().time() - 1)
+        first = min(open_, key=lambda timer: timer.due)
+        first.real.reschedule(asyncio.get_running_loop().time() - 1)
         return True
 
 
-class _RecordedTimer:
-    """See Timer."""
+@dataclass(slots=True, eq=False)
+class RecordedTimer:
+    """A timeout of a RecordedClock. See Timer.
 
-    def __init__(self, clock: RecordedClock, real: asyncio.Timeout, seconds: float) -> None:
-        self._clock = clock
-        self._real = real
-        self._left = seconds
-        self._entry: tuple[float, int, asyncio.Timeout] | None = None
+    Attributes:
+        clock: whose it is.
+        real: the loop's, which is never over by itself.
+        due: when it is over, in wall-clock seconds.
+        left: seconds that are left while it is held; None while it is not.
+    """
+
+    clock: RecordedClock
+    real: asyncio.Timeout
+    due: float
+    left: float | None = None
 
     def hold(self) -> None:
-        if self._entry is not None:
-            self._left = self._clock.end(self._entry)
-            self._entry = None
+        """See Timer."""
+        if self.left is None:
+            self.left = self.due - self.clock.at
 
     def go_on(self) -> None:
-        if self._entry is None:
-            self._entry = self._clock.begin(self._left, self._real)
+        """See Timer."""
+        if self.left is not None:
+            self.due, self.left = self.clock.at + self.left, None

@@ -17,6 +17,8 @@ from toka.events.event import (
     StepFailed,
     StepInDoubt,
     StepIntent,
+    StepLeft,
+    StepPutBack,
     TaskStateChanged,
 )
 from toka.events.flow import OutputsMade
@@ -49,9 +51,14 @@ class Recorded:
     """Looks things up in the records of one life of a run; see `RecordCursor`."""
 
     def __init__(
-        self, records: Sequence[Record], blob: Callable[[str], bytes], configs: Mapping[AgentName, AgentConfig]
+        self,
+        records: Sequence[Record],
+        blob: Callable[[str], bytes],
+        configs: Mapping[AgentName, AgentConfig],
+        there: Callable[[], int],
     ) -> None:
-        """`records` are all of the run; `life` says which of them count from here on."""
+        """`records` are all of the run; `life` says which count from here on, `there` the id of the last that came."""
+        self._there = there
         self._records = records
         self._blob = blob
         self._configs = configs
@@ -74,23 +81,52 @@ class Recorded:
         return self._keys.get(key)
 
     def ended(self, key: str) -> Ended:
-        """How a step ended in this life."""
+        """How a step ended that is under way now."""
         known = self._keys.get(key)
         if known is None:
             return Ended("cut_off")
-        stream, intent = known
-        after = self._after(stream, intent)
-        end = next((e for e in after if isinstance(e, StepDone | StepFailed) and e.step == intent.step), None)
-        if isinstance(end, StepDone):
-            return Ended("done", end)
-        if isinstance(end, StepFailed):
-            cut = "/model/" not in end.step or end.error in _CUT_OFF or end.limit is not None
-            return Ended("cut_off") if cut else Ended("failed", end)
-        return self._broken(intent.step, after)
+        stream, step = known[0], known[1].step
+        after = self._after(stream, step)
+        for event in after:
+            if isinstance(event, StepIntent | StepLeft) and event.step == step:  # a pause ended it, and it began again
+                return Ended("cut_off")
+            if isinstance(event, StepDone) and event.step == step:
+                return Ended("done", event)
+            if isinstance(event, StepFailed) and event.step == step:
+                return self._failed(event)
+        return self._broken(step, after)
 
-    def _after(self, stream: str, intent: StepIntent) -> list[Any]:
-        events = [r.event for r in self._streams.get(stream, ())]
-        return events[events.index(intent) + 1 :]
+    def _failed(self, end: StepFailed) -> Ended:
+        if "/model/" not in end.step:
+            return Ended("sandbox", message=end.message) if end.error == "sandbox" else Ended("cut_off")
+        return Ended("cut_off") if end.error in _CUT_OFF or end.limit is not None else Ended("failed", end)
+
+    def _after(self, stream: str, step: str) -> list[Any]:
+        """What an agent's stream holds after the latest start of a step that has come to its place."""
+        records, there = self._streams.get(stream, []), self._there()
+        starts = (
+            n
+            for n, r in enumerate(records)
+            if isinstance(r.event, StepIntent) and r.event.step == step and r.id <= there
+        )
+        return [r.event for r in records[max(starts, default=-1) + 1 :]]
+
+    def checkpoint(self, agent: str, step: str) -> tuple[str, str, Sequence[str]]:
+        """What was kept before a step: the checkpoint, or why there is none, and what it does not hold."""
+        for record in self._streams.get(agent, ()):
+            event = record.event
+            if isinstance(event, StepIntent) and event.step == step and record.id > self._there():
+                noted: dict[str, Any] = event.evidence or {}
+                return noted.get("checkpoint") or "", str(noted.get("why", "")), noted.get("uncovered") or ()
+        return "", "", ()
+
+    def put_back(self, agent: str, step: str) -> StepPutBack:
+        """What came of putting back what a step left when its process died."""
+        for record in self._streams.get(agent, ()):
+            event = record.event
+            if isinstance(event, StepPutBack) and event.step == step and record.id > self._there():
+                return event
+        return StepPutBack(step)
 
     def _broken(self, step: str, after: Sequence[Any]) -> Ended:
         """Why a step has no end: its sandbox broke, its agent crashed, or its process was gone."""

@@ -45,6 +45,7 @@ from toka.orchestration.served import (
     RecordedSecrets,
     RecordedTools,
     Served,
+    keep_recorded,
     refuse,
     start_recorded,
 )
@@ -156,7 +157,7 @@ class _World:
         self._clock = RecordedClock()
         self._cursor = RecordCursor(records, blob, self._clock)
         configs = _configs(created, blob)
-        self._recorded = Recorded(records, blob, configs)
+        self._recorded = Recorded(records, blob, configs, lambda: self._cursor.last)
         runtime = _runtime(created, terms, configs, self._recorded, self._cursor, self._clock)
         self._runtime = replace(runtime, state=_state(created, terms, folder))
         self._grace = GRACE_TICKS + int(2 * self._runtime.execution.grace_s)
@@ -333,6 +334,7 @@ def _runtime(
         spawn=refuse,
         secrets=RecordedSecrets(recorded),
         redact=served.redact,
+        keep=keep_recorded(created, recorded),
     )
 
 
