@@ -58,24 +58,28 @@ from toka.core.clock import SystemClock
 from toka.core.ids import RunId
 from toka.errors import *
 from toka.events.event import HoldPlaced
+from toka.journal.journal import Timing
 from toka.journal.sqlite import SqliteJournal, SqliteReader
 state, run = Path(sys.argv[1]), RunId(sys.argv[2])
 def say(*words): print(*words, flush=True)
 def listen(): return sys.stdin.readline().strip()
 async def main():
-    journal = SqliteJournal(state, SystemClock())
+    journal = SqliteJournal(state, SystemClock(), Timing(stall_s=float(sys.argv[3])))
 """
 Python = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
 def python(state: Path) -> AsyncIterator[Python]:
-    """Starts a process of its own that runs a body with a journal of the same directory; `say` and `listen` talk."""
+    """Starts a process of its own that runs a body with a journal of the same directory; `say` and `listen` talk.
+
+    `stall_s`: how long that journal waits for a disk that takes nothing, in seconds.
+    """
     started: list[subprocess.Popen[str]] = []
 
-    def start(body: str, run: RunId = RUN) -> subprocess.Popen[str]:
+    def start(body: str, run: RunId = RUN, stall_s: float = 30.0) -> subprocess.Popen[str]:
         code = PRELUDE + "".join(f"    {line}\n" for line in body.strip().splitlines()) + "asyncio.run(main())\n"
-        command = [sys.executable, "-c", code, str(state), run]
+        command = [sys.executable, "-c", code, str(state), run, str(stall_s)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         started.append(process)
         return process

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from harness import eventually
 from journal.conftest import OTHER, RUN, Python, event, hear, tell, texts
 from toka.core.clock import SystemClock
 from toka.core.ids import RunId
 from toka.errors import JournalCorrupt, JournalError, RunBusy, StaleEpoch
 from toka.events.event import RunStateChanged
-from toka.journal import writer
 from toka.journal.audit import verify
 from toka.journal.database import FILE, SCHEMA
-from toka.journal.journal import LEASE_S, QUEUE_EVENTS, RENEW_S
+from toka.journal.journal import LEASE_S, QUEUE_EVENTS, RENEW_S, Timing
 from toka.journal.sqlite import SqliteJournal, SqliteReader
 
 
@@ -139,12 +139,9 @@ async def test_a_process_knows_when_its_lease_has_run_out(state: Path) -> None:
 
 
 @pytest.mark.parametrize("idle", [False, True])
-async def test_a_lease_is_renewed_with_appends_and_without(
-    state: Path, monkeypatch: pytest.MonkeyPatch, *, idle: bool
-) -> None:
-    monkeypatch.setattr(writer, "RENEW_S", 0.01)
+async def test_a_lease_is_renewed_with_appends_and_without(state: Path, *, idle: bool) -> None:
     clock = LaterClock()
-    journal = SqliteJournal(state, clock)
+    journal = SqliteJournal(state, clock, Timing(renew_s=0.01))
     lease = await journal.acquire(RUN)
     first = journal.lease(RUN)
     clock.ahead = RENEW_S + 0.1
@@ -199,7 +196,8 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM
 await journal.append(lease, "a", 1, [HoldPlaced("person", "after")])
 say("recovered")
 await journal.aclose()
-"""
+""",
+        stall_s=0.0,
     )
     message = await hear(process)
     assert message.startswith(f"JournalError: journal {state / FILE}: ") and "free some space" in message
@@ -214,12 +212,11 @@ await journal.aclose()
         assert verify(reader, RUN).problems == ()
 
 
-async def test_a_database_that_may_grow_no_more_is_the_same(sqlite: SqliteJournal) -> None:
+async def test_a_database_that_may_grow_no_more_is_the_same(state: Path) -> None:
+    sqlite = SqliteJournal(state, SystemClock(), Timing(stall_s=0.0))
     lease = await sqlite.acquire(RUN)
     await sqlite.append(lease, "a", 1, [event("kept")])
-    connection = sqlite._writer._connection
-    (pages,) = connection.execute("PRAGMA page_count").fetchone()
-    connection.execute(f"PRAGMA max_page_count={pages + 2}")
+    connection = bounded(sqlite)
     with pytest.raises(JournalError, match="full") as error:
         await sqlite.append(lease, "a", 1, [event("x" * 100_000)])
     assert error.value.hint and "free some space" in error.value.hint
@@ -227,6 +224,56 @@ async def test_a_database_that_may_grow_no_more_is_the_same(sqlite: SqliteJourna
     await sqlite.append(lease, "a", 1, [event("next")])
     assert [r.seq for r in sqlite.read(RUN)] == [1, 2]
     assert verify(sqlite, RUN).problems == ()
+    await sqlite.aclose()
+
+
+def bounded(journal: SqliteJournal) -> sqlite3.Connection:
+    """The writer's connection, of a database that may hardly grow any more."""
+    connection = journal._writer._connection
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    connection.execute(f"PRAGMA max_page_count={pages + 2}")
+    return connection
+
+
+@pytest.mark.slow
+async def test_a_full_disk_is_waited_for_and_nothing_is_told_before_there_is_room(sqlite: SqliteJournal) -> None:
+    lease = await sqlite.acquire(RUN)
+    connection = bounded(sqlite)
+    large = asyncio.create_task(sqlite.append(lease, "a", 1, [event("x" * 100_000)]))
+    blob = asyncio.create_task(sqlite.put_blob(b"y" * 100_000))
+    small = asyncio.create_task(sqlite.append(lease, "a", 1, [event("behind it")]))
+    await eventually(lambda: sqlite._writer._stalled is not None, "the first refusal")
+    await asyncio.sleep(0.25)
+    assert not (large.done() or blob.done() or small.done()) and sqlite.read(RUN) == []
+    connection.execute("PRAGMA max_page_count=1000000")
+    assert [r.seq for r in await large] == [1] and [r.seq for r in await small] == [2]
+    assert sqlite.blob(await blob) == b"y" * 100_000
+    assert sqlite._writer._stalled is None and verify(sqlite, RUN).problems == ()
+
+
+@pytest.mark.slow
+async def test_a_disk_that_stays_full_is_waited_for_once_and_not_by_each(state: Path) -> None:
+    sqlite = SqliteJournal(state, SystemClock(), Timing(stall_s=0.3))
+    lease = await sqlite.acquire(RUN)
+    bounded(sqlite)
+    began = time.monotonic()
+    for _ in range(5):
+        with pytest.raises(JournalError, match="full"):
+            await sqlite.append(lease, "a", 1, [event("x" * 100_000)])
+    assert 0.3 <= time.monotonic() - began < 1.2
+    await sqlite.aclose()
+
+
+async def test_who_gives_a_run_back_waits_for_no_disk(sqlite: SqliteJournal) -> None:
+    lease = await sqlite.acquire(RUN)
+    bounded(sqlite)
+    stuck = asyncio.create_task(sqlite.append(lease, "a", 1, [event("x" * 100_000)]))
+    await eventually(lambda: sqlite._writer._stalled is not None, "the first refusal")
+    async with asyncio.timeout(5):
+        await sqlite.release(lease)
+        with pytest.raises(JournalError, match="full"):
+            await stuck
+    assert (seen := sqlite.lease(RUN)) is None, seen
 
 
 @pytest.mark.slow
@@ -241,10 +288,8 @@ async def test_a_locked_database_is_waited_for(sqlite: SqliteJournal, state: Pat
     assert [r.seq for r in await waiting] == [1]
 
 
-async def test_a_database_locked_for_too_long_says_so_and_loses_nothing(
-    sqlite: SqliteJournal, state: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer, "_BUSY_S", 0.0)
+async def test_a_database_locked_for_too_long_says_so_and_loses_nothing(state: Path) -> None:
+    sqlite = SqliteJournal(state, SystemClock(), Timing(stall_s=0.0))
     sqlite._writer._connection.execute("PRAGMA busy_timeout=1")
     lease = await sqlite.acquire(RUN)
     with closing(sqlite3.connect(state / FILE, isolation_level=None)) as other:
@@ -254,6 +299,7 @@ async def test_a_database_locked_for_too_long_says_so_and_loses_nothing(
         assert error.value.hint == "another process holds the database; try again"
     await sqlite.append(lease, "a", 1, [event("written")])
     assert texts(state) == ["written"]
+    await sqlite.aclose()
 
 
 # --- the directory and the file

@@ -16,13 +16,12 @@ from journal.conftest import RUN, Python, event, hear
 from toka.core.clock import SystemClock
 from toka.errors import JournalError, RunBusy, StaleEpoch
 from toka.events.event import RunStateChanged
-from toka.journal import writer
 from toka.journal.database import FILE
-from toka.journal.journal import LEASE_S, RENEW_S, Lease
+from toka.journal.journal import LEASE_S, RENEW_S, Lease, Timing
 from toka.journal.sqlite import SqliteJournal
 from toka.testing import ManualClock
 
-Open = Callable[[], SqliteJournal]
+Open = Callable[..., SqliteJournal]
 
 
 @pytest.fixture
@@ -31,13 +30,12 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-async def opened(state: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Open]:
+async def opened(state: Path, clock: ManualClock) -> AsyncIterator[Open]:
     """Opens journals as processes of their own do, that share the machine's clock and give up on a lock at once."""
-    monkeypatch.setattr(writer, "_BUSY_S", 0.0)
     async with AsyncExitStack() as stack:
 
-        def opens() -> SqliteJournal:
-            journal = SqliteJournal(state, clock)
+        def opens(renew_s: float = RENEW_S) -> SqliteJournal:
+            journal = SqliteJournal(state, clock, Timing(renew_s=renew_s, stall_s=0.0))
             journal._writer._connection.execute("PRAGMA busy_timeout=1")
             stack.push_async_callback(journal.aclose)
             return journal
@@ -143,11 +141,8 @@ async def test_who_came_after_it_takes_it_at_once(clock: ManualClock, opened: Op
     assert (await asyncio.wait_for(opened().acquire(RUN), 10)).token == 2
 
 
-async def test_an_idle_process_reaches_for_the_database_too(
-    clock: ManualClock, opened: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer, "RENEW_S", 0.001)
-    executor, idle = opened(), opened()
+async def test_an_idle_process_reaches_for_the_database_too(clock: ManualClock, opened: Open) -> None:
+    executor, idle = opened(0.001), opened(0.001)
     await executor.acquire(RUN)
     executor._writer.drop(RUN)  # it is frozen: it renews no more
     for _ in range(4):

@@ -1,12 +1,14 @@
-"""Who is this process, and does that other one still live?"""
+"""Who is this process, does that other one still live, and which one has a run now?"""
 
 from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 from pathlib import Path
 
-from toka.journal.journal import Holder
+from toka.errors import StaleEpoch
+from toka.journal.journal import Holder, Lease
 
 
 def this_holder() -> Holder:
@@ -34,6 +36,24 @@ def start_ticks(pid: int) -> int | None:
         return None if Path("/proc/self/stat").exists() else _without_proc(pid)
     fields = stat.rsplit(")", 1)[1].split()
     return None if fields[0] in "ZX" else int(fields[19])
+
+
+def taken_over(db: sqlite3.Connection, lost: Lease) -> StaleEpoch:
+    """What to say to whoever may append under a lease no more: which process has the run now, or had it since."""
+    run = lost.run
+    row = db.execute("SELECT token, pid, host, until FROM leases WHERE run=?", (run,)).fetchone()
+    if row is None or row[0] == lost.token:
+        return StaleEpoch(f"this process gave run {run} back", hint=f"go on with it: toka resume {run}")
+    _, pid, host, until = row
+    if until > 0:
+        return StaleEpoch(
+            f"run {run} is executed by process {pid} on {host} now; this process records nothing more of it",
+            hint=f"follow it: toka events {run} --follow",
+        )
+    return StaleEpoch(
+        f"run {run} was taken over by process {pid} on {host}; this process records nothing more of it",
+        hint=f"see how it stands: toka show {run}",
+    )
 
 
 def _without_proc(pid: int) -> int | None:

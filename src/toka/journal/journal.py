@@ -15,6 +15,8 @@ LEASE_S: Final = 15.0
 """How long a lease lasts without renewal, in seconds of boot time."""
 RENEW_S: Final = 5.0
 """How often it is renewed."""
+STALL_S: Final = 30.0
+"""How long a write waits for a database that takes nothing just now: locked by another process, or its disk is full."""
 QUEUE_EVENTS: Final = 10_000
 """Events that may wait for their commit; appenders beyond that wait for room."""
 
@@ -25,6 +27,15 @@ GENESIS: Final = bytes(32)
 def chain(previous: bytes, body: str) -> bytes:
     """The next link of a stream's hash chain: SHA-256 over the previous link and the stored bytes."""
     return hashlib.sha256(previous + body.encode("utf-8", "surrogatepass")).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long things last, in seconds; see LEASE_S, RENEW_S and STALL_S. All processes of a directory use the same."""
+
+    lease_s: float = LEASE_S
+    renew_s: float = RENEW_S
+    stall_s: float = STALL_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +189,8 @@ class Journal(Reader, Protocol):
 
         Raises:
             StaleEpoch: the lease or the epoch is no longer the latest; nothing was written.
-            JournalError: the write failed; nothing was written.
+            JournalError: the write failed; nothing was written. A full disk and a locked database are waited for, up
+                to STALL_S since the last write that succeeded.
         """
         ...
 

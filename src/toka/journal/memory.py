@@ -139,7 +139,7 @@ class MemoryJournal:
 
     def _fence(self, lease: Lease) -> None:
         if self._tokens.get(lease.run) != lease.token or lease.run not in self._held:
-            raise StaleEpoch(f"run {lease.run} is executed by another process now")
+            raise StaleEpoch(f"run {lease.run} was taken over; this process records nothing more of it")
 
     async def put_blob(self, data: bytes) -> str:
         """See Journal."""

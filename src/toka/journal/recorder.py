@@ -48,11 +48,14 @@ class Recorder:
 
     def check_lease(self) -> None:
         """Raises StaleEpoch when the lease has run out by this process's own clock. Called before each act."""
-        if not self._journal.holds(self._lease):
-            raise StaleEpoch(
-                f"this process lost run {self._lease.run}: it could not renew its lease in time",
-                hint=f"see who executes it: toka ps; go on with: toka resume {self._lease.run}",
-            )
+        if self._journal.holds(self._lease):
+            return
+        run, now = self._lease.run, self._journal.lease(self._lease.run)
+        other = f"; process {now.holder.pid} on {now.holder.host} executes it now" if now and now.alive else ""
+        raise StaleEpoch(
+            f"this process lost run {run}: it could not renew its lease in time{other}",
+            hint=f"see who executes it: toka ps; go on with: toka resume {run}",
+        )
 
     async def bump(self, stream: str) -> int:
         """Raises a stream's epoch, for this recorder too."""

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 
 from toka.core.clock import Clock
 from toka.core.ids import RunId
-from toka.errors import JournalCorrupt, JournalError, NotFound, RunBusy, StaleEpoch, TokaError
+from toka.errors import JournalCorrupt, JournalError, NotFound, RunBusy, TokaError
 from toka.events.event import Event
 from toka.events.record import Record, decode
 from toka.journal.database import OpenFile, connect, failure, prepare
-from toka.journal.holder import holder_lives, this_holder
-from toka.journal.journal import LEASE_S, QUEUE_EVENTS, RENEW_S, Command, Holder, Lease, LeaseView, OnCommit
+from toka.journal.holder import holder_lives, taken_over, this_holder
+from toka.journal.journal import QUEUE_EVENTS, Command, Holder, Lease, LeaseView, OnCommit, Timing
 from toka.journal.poke import sweep
 from toka.journal.writer import Append, Call, Writer
 
@@ -133,20 +133,21 @@ def _left(db: sqlite3.Connection, run: RunId) -> bool:
 class SqliteJournal(SqliteReader):
     """The journal of a process that executes runs. Belongs to the event loop it was made in."""
 
-    def __init__(self, state: Path, clock: Clock) -> None:
-        """Opens the journal and starts its writer thread. Raises JournalError."""
+    def __init__(self, state: Path, clock: Clock, timing: Timing | None = None) -> None:
+        """Opens the journal and starts its writer thread. `timing` None: as it is for everybody. Raises JournalError."""
         super().__init__(state, clock)
+        self._timing = timing or Timing()
         self._loop = asyncio.get_running_loop()
         self._publish: dict[str, OnCommit] = {}
         self._pending = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._writer = Writer(self._file, clock, self._batch_written)
+        self._writer = Writer(self._file, clock, self._batch_written, self._timing)
         self._closed = False
 
     async def acquire(self, run: RunId) -> Lease:
         """See Journal."""
         while not isinstance(taken := await self._call(lambda db: self._take(db, run)), Lease):
-            await self._clock.sleep(min(taken, RENEW_S))  # whoever renews meanwhile need not be waited for any longer
+            await self._clock.sleep(min(taken, self._timing.renew_s))  # whoever renews meanwhile need not be waited for any longer
         return taken
 
     def _take(self, db: sqlite3.Connection, run: RunId) -> Lease | float:
@@ -165,15 +166,15 @@ class SqliteJournal(SqliteReader):
                 )
             if (wait := self._writer.patience(now)) and holder_lives(old.holder) is not False:
                 return wait
-        token = row[7] + 1 if row else 1
+        token, until = row[7] + 1 if row else 1, now + self._timing.lease_s
         db.execute(
             "INSERT OR REPLACE INTO leases VALUES (?,?,?,?,?,?,?,?,?)",
-            (run, token, me.host, me.boot, me.pidns, me.pid, me.started, now, now + LEASE_S),
+            (run, token, me.host, me.boot, me.pidns, me.pid, me.started, now, until),
         )
         db.execute("UPDATE streams SET epoch=epoch+1 WHERE run=?", (run,))
         lease = Lease(run, token, dict(db.execute("SELECT name, epoch FROM streams WHERE run=?", (run,))))
         sweep(self.path.parent, lambda other: _left(db, other))
-        self._writer.adopt(lease, now + LEASE_S)
+        self._writer.adopt(lease, until)
         return lease
 
     async def release(self, lease: Lease) -> None:
@@ -183,6 +184,7 @@ class SqliteJournal(SqliteReader):
             db.execute("UPDATE leases SET until=0 WHERE run=? AND token=?", (lease.run, lease.token))
             self._writer.drop(lease.run)
 
+        self._writer.hurry(lease.run)
         await self._call(body)
 
     def holds(self, lease: Lease) -> bool:
@@ -197,7 +199,7 @@ class SqliteJournal(SqliteReader):
                 "SELECT 1 FROM leases WHERE run=? AND token=? AND until>0", (lease.run, lease.token)
             ).fetchone()
             if held is None:
-                raise StaleEpoch(f"run {lease.run} is executed by another process now")
+                raise taken_over(db, lease)
             db.execute("UPDATE streams SET epoch=epoch+1 WHERE run=? AND name=?", (lease.run, stream))
             row = db.execute("SELECT epoch FROM streams WHERE run=? AND name=?", (lease.run, stream)).fetchone()
             if row is None:

@@ -12,14 +12,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from toka.core.clock import Clock
 from toka.errors import JournalError, JournalGone, StaleEpoch, TokaError
 from toka.events.event import Event
 from toka.events.record import Record, encode
 from toka.journal.database import OpenFile, connect, failure
-from toka.journal.journal import GENESIS, LEASE_S, RENEW_S, Lease, chain
+from toka.journal.holder import taken_over
+from toka.journal.journal import GENESIS, Lease, Timing, chain
 
 BATCH_EVENTS: Final = 2_000
 """A transaction takes no more than about this many events."""
@@ -27,8 +28,11 @@ _ROWS: Final = (256, 64, 16, 4, 1)
 """Rows of one INSERT: few sizes, so that their compiled statements stay cached."""
 UNSTORABLE: Final = (RecursionError, TypeError, ValueError)
 """What encoding or binding a value raises that has no stored form. It is refused; the thread goes on."""
-_BUSY_S: Final = 30.0
-"""How long a batch waits for a database that another process keeps locked."""
+_PASSING: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+"""What a disk answers that may take the same write later. A lock is waited for where a transaction begins."""
+_AGAIN_S: Final = 0.1
+"""Between two attempts to write to it."""
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -65,14 +69,17 @@ OnBatch = Callable[[Sequence[Append]], None]
 class Writer:
     """Owns the one writing connection. `put` may be called from any thread.
 
-    It reaches for the database at least every RENEW_S, whether it has anything to write or not. So when more than
-    LEASE_S lie between two commits, the database could not be reached, or this process was frozen; others may have
+    It reaches for the database at least every `renew_s`, whether it has anything to write or not. So when more than
+    `lease_s` lie between two commits, the database could not be reached, or this process was frozen; others may have
     fared alike, and a lease that ran out meanwhile says nothing about its holder: see `patience`.
     """
 
-    def __init__(self, file: OpenFile, clock: Clock, on_batch: OnBatch) -> None:
+    def __init__(self, file: OpenFile, clock: Clock, on_batch: OnBatch, timing: Timing) -> None:
         """Starts the thread. `on_batch` is called in it after each commit, with what was committed, in order."""
         self._file = file
+        self._timing = timing
+        self._stalled: float | None = None
+        self._hurried: set[str] = set()
         self._gone = False
         self._clock = clock
         self._on_batch = on_batch
@@ -96,8 +103,13 @@ class Writer:
         latest = self._leases.get(lease.run)
         return latest is not None and latest.token == lease.token and now < self._until.get(lease.run, 0.0)
 
+    def hurry(self, run: str) -> None:
+        """This run waits no longer for a disk that takes nothing. What cannot be written is refused once none does."""
+        self._hurried.add(run)
+
     def close(self) -> None:
         """Writes what is queued and ends the thread."""
+        self._hurried.update(list(self._leases))
         self._queue.put(None)
         self._thread.join()
         self._connection.close()
@@ -115,6 +127,7 @@ class Writer:
     def adopt(self, lease: Lease, until: float) -> None:
         """Appends under this lease are accepted from here, and it is renewed; it lasts `until`, in boot time."""
         self._leases[lease.run] = lease
+        self._hurried.discard(lease.run)
         self._until[lease.run] = until
         self._forget(lease.run)
 
@@ -136,7 +149,7 @@ class Writer:
     def _loop(self) -> None:
         while True:
             try:
-                item = self._queue.get(timeout=RENEW_S)
+                item = self._queue.get(timeout=self._timing.renew_s)
             except queue.Empty:
                 self._renew_alone()
                 continue
@@ -160,23 +173,27 @@ class Writer:
 
     def _call(self, call: Call) -> None:
         try:
-            self._begin()
-            try:
-                result = call.body(self._connection)
-                self._commit()
-            except BaseException:
-                self._rollback()
-                self._heads.clear()
-                raise
+            result = self._patiently(lambda: self._called(call))
         except (sqlite3.Error, TokaError, *UNSTORABLE) as e:
             result = self._refusal(e, "a value")
         call.done(result)
+
+    def _called(self, call: Call) -> Any:
+        self._begin()
+        try:
+            result = call.body(self._connection)
+            self._commit()
+        except BaseException:
+            self._rollback()
+            self._heads.clear()
+            raise
+        return result
 
     def _write(self, batch: list[Append]) -> None:
         if not batch:
             return
         try:
-            self._transaction(batch)
+            self._patiently(lambda: self._transaction(batch))
         except (sqlite3.Error, TokaError, *UNSTORABLE) as e:
             if len(batch) > 1:
                 for append in batch:
@@ -185,6 +202,27 @@ class Writer:
             batch[0].done(self._refusal(e, "an event"))
             return
         self._on_batch(batch)
+
+    def _patiently(self, attempt: Callable[[], T]) -> T:
+        """What a transaction returns, attempted again while the disk takes nothing."""
+        while True:
+            try:
+                return attempt()
+            except sqlite3.Error as e:
+                if not self._waits(e):
+                    raise
+
+    def _waits(self, error: sqlite3.Error) -> bool:
+        """Waits a moment when the same write may succeed later; False: it is time to refuse it."""
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _PASSING:
+            return False
+        self._file.check()  # one that is gone will take nothing any more
+        now = time.monotonic()
+        self._stalled = now if self._stalled is None else self._stalled
+        if now - self._stalled >= self._timing.stall_s or self._hurried.issuperset(self._leases):
+            return False
+        time.sleep(min(_AGAIN_S, self._timing.stall_s))
+        return True
 
     def _refusal(self, error: Exception, what: str) -> TokaError:
         if isinstance(error, TokaError):
@@ -232,7 +270,7 @@ class Writer:
         for append in batch:
             run, token = append.lease.run, append.lease.token
             if tokens.get(run) != str(token):
-                raise StaleEpoch(f"run {run} is executed by another process now", hint=f"follow it: toka events {run}")
+                raise taken_over(self._connection, append.lease)
 
     def _place(
         self, append: Append, heads: dict[tuple[str, str], _Head], rows: list[Any]
@@ -290,9 +328,9 @@ class Writer:
 
     def _renew(self, now: float) -> dict[str, float]:
         """Renews all leases that are still ours, in the open transaction; returns until when each then lasts."""
-        if now - self._renewed < RENEW_S or not self._leases:
+        if now - self._renewed < self._timing.renew_s or not self._leases:
             return {}
-        until = now + LEASE_S
+        until = now + self._timing.lease_s
         update = "UPDATE leases SET until=? WHERE run=? AND token=?"
         return {
             lease.run: until
@@ -302,7 +340,7 @@ class Writer:
 
     def _note_renewal(self, renewed: dict[str, float]) -> None:
         if renewed:
-            self._renewed = max(renewed.values()) - LEASE_S
+            self._renewed = max(renewed.values()) - self._timing.lease_s
             self._until.update(renewed)
 
     def _renew_alone(self) -> None:
@@ -318,7 +356,7 @@ class Writer:
         """Begins a transaction. Raises JournalGone: there is no journal any more to write to."""
         if self._gone:
             raise self._file.gone()
-        end = time.monotonic() + _BUSY_S
+        end = time.monotonic() + self._timing.stall_s
         while True:
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
@@ -328,13 +366,14 @@ class Writer:
                 if code != sqlite3.SQLITE_BUSY or time.monotonic() > end:
                     raise
         now = self._clock.boottime()
-        if now - self._reached > LEASE_S:
-            self._patient_until = now + LEASE_S
+        if now - self._reached > self._timing.lease_s:
+            self._patient_until = now + self._timing.lease_s
 
     def _commit(self) -> None:
         """Commits the transaction. Raises JournalGone: nobody will find what was committed."""
         self._connection.execute("COMMIT")
         self._reached = self._clock.boottime()
+        self._stalled = None
         try:
             self._file.check()
         except JournalGone:
