@@ -116,6 +116,27 @@ def test_each_stream_has_its_own_first_bad_record(written: Path, db: sqlite3.Con
     assert verdict.records == 10
 
 
+@pytest.mark.parametrize("spoilt", [b"\0" * 4096, b"\xa5" * 4096, b"\x0d\xff" * 2048])
+async def test_what_cannot_be_read_is_named_and_nothing_is_overwritten(state: Path, spoilt: bytes) -> None:
+    journal = SqliteJournal(state, SystemClock())
+    for run in (RUN, OTHER):
+        lease = await journal.acquire(run)
+        for n in range(5):
+            for stream in ("", "a", "b"):
+                await journal.append(lease, stream, 1, [event(f"{stream}{n} " + "x" * 3000)])
+    await journal.aclose()
+    file = state / FILE
+    pages = [i for i in range(0, file.stat().st_size, 4096) if b'"reason":"a3 ' in file.read_bytes()[i : i + 4096]]
+    data = bytearray(file.read_bytes())
+    data[pages[0] : pages[0] + 4096] = spoilt
+    file.write_bytes(data)
+    verdict = audit(state)
+    (problem,) = [p for p in verdict.problems if p.stream == "a"]
+    assert problem.seq == 4, "the one on the page that was spoilt"
+    assert not [p for p in verdict.problems if p.stream == ""], "it was read before, and is whole"
+    assert file.read_bytes() == data
+
+
 def test_who_rewrites_chain_and_head_is_caught_only_by_a_head_noted_before(
     written: Path, db: sqlite3.Connection
 ) -> None:

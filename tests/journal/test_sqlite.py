@@ -5,6 +5,8 @@ import os
 import signal
 import sqlite3
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -348,14 +350,37 @@ def test_nobody_else_may_read_the_journal(state: Path) -> None:
     assert stat.S_IMODE((state / FILE).stat().st_mode) == 0o600
 
 
-def test_a_journal_of_a_newer_version_is_refused_and_left_alone(state: Path) -> None:
+NEWER = f"import os, sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('PRAGMA user_version={SCHEMA + 1}')"
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        pytest.param("; db.close()", id="closed"),
+        pytest.param("; os._exit(0)", id="killed"),
+        pytest.param("; db.execute('PRAGMA journal_mode=DELETE'); db.close()", id="without a log"),
+    ],
+)
+def test_a_journal_of_a_newer_version_is_refused_and_left_alone(state: Path, left: str) -> None:
+    """The killed one leaves its version in the log: the file itself still bears ours."""
     SqliteReader(state, SystemClock()).close()
-    with closing(sqlite3.connect(state / FILE)) as db:
-        db.execute(f"PRAGMA user_version={SCHEMA + 1}")
-    with pytest.raises(JournalError, match=rf"newer Toka \(form {SCHEMA + 1}, this one knows {SCHEMA}\)"):
-        SqliteReader(state, SystemClock())
-    with closing(sqlite3.connect(state / FILE)) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA + 1,)
+    subprocess.run([sys.executable, "-c", NEWER + left, str(state / FILE)], check=True)
+    before = contents(state)
+    assert (f"{FILE}-wal" in before) == (left == "; os._exit(0)")
+    for opens in (SqliteReader, lambda *place: asyncio.run(opened(*place))):
+        with pytest.raises(JournalError, match=rf"newer Toka \(form {SCHEMA + 1}, this one knows {SCHEMA}\)") as error:
+            opens(state, SystemClock())
+        assert error.value.exit_code == 4 and error.value.hint == "use that version, or choose another --state DIR"
+        assert contents(state) == before
+
+
+async def opened(state: Path, clock: SystemClock) -> SqliteJournal:
+    return SqliteJournal(state, clock)
+
+
+def contents(state: Path) -> dict[str, bytes]:
+    """All bytes of a state directory, but those of the shared memory, which belongs to whoever has it open."""
+    return {path.name: path.read_bytes() for path in state.iterdir() if not path.name.endswith("-shm")}
 
 
 def test_a_file_that_is_no_database_is_refused_and_left_alone(state: Path) -> None:

@@ -9,10 +9,12 @@ trace in this file: only a head noted elsewhere at an earlier time shows that.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from toka.core.ids import RunId
+from toka.errors import JournalError
 from toka.journal.journal import GENESIS, Reader, chain
 
 
@@ -50,7 +52,8 @@ def verify(reader: Reader, run: RunId) -> Verdict:
     passed: dict[str, bytes] = {}
     bad: dict[str, Problem] = {}
     count = 0
-    for id_, stream, body, stored in reader.stored(run):
+    rows = _Rows(reader, run)
+    for id_, stream, body, stored in rows:
         count += 1
         if stream in bad:
             continue
@@ -65,13 +68,41 @@ def verify(reader: Reader, run: RunId) -> Verdict:
             seen[stream] = (seq + 1, expected)
             if stream in before and before[stream][0] == seq + 1:
                 passed[stream] = expected
-    for stream, head in reader.heads(run).items():
+    after = reader.heads(run)
+    if rows.error is not None and before:
+        bad.setdefault(*rows.unread(before))
+    for stream, head in after.items() if rows.error is None else ():
         end = seen.setdefault(stream, (0, GENESIS))
         what = _ends_badly(end, head, before.get(stream), passed.get(stream, GENESIS))
         if what and stream not in bad:
             bad[stream] = Problem(stream, end[0] + 1, None, what)
     problems = tuple(bad[s] for s in sorted(bad))
     return Verdict(run, count, problems, {s: link.hex() for s, (_, link) in sorted(seen.items())})
+
+
+class _Rows:
+    """The stored records of a run, stream by stream, up to the first that cannot be read; `error` says why."""
+
+    def __init__(self, reader: Reader, run: RunId) -> None:
+        self._reader = reader
+        self._run = run
+        self._read: Counter[str] = Counter()
+        self.error: JournalError | None = None
+
+    def __iter__(self) -> Iterator[tuple[int, str, str, bytes]]:
+        try:
+            for row in self._reader.stored(self._run):
+                self._read[row[1]] += 1
+                yield row
+        except JournalError as e:
+            self.error = e
+
+    def unread(self, heads: Mapping[str, tuple[int, bytes]]) -> tuple[str, Problem]:
+        """The record that could not be read, with its stream: the first that is missing of what the heads promise."""
+        stream = next((s for s, (last, _) in heads.items() if self._read[s] < last), next(reversed(heads)))
+        why = self.error.message if self.error else ""
+        what = f"it cannot be read ({why}); what comes after it was not verified"
+        return stream, Problem(stream, self._read[stream] + 1, None, what)
 
 
 def _ends_badly(

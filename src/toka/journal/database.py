@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
-import os
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 from toka.errors import JournalError, JournalGone, JournalUnavailable
+from toka.journal.place import make
 
 FILE: Final = "journal.db"
 SCHEMA: Final = 1
@@ -79,20 +80,17 @@ def prepare(state: Path) -> Path:
     """Makes the state directory (0700) and the database file (0600) when they are missing; returns the file.
 
     Raises:
-        JournalError: the directory or the file cannot be made or written.
+        JournalError: the directory or the file cannot be made or written, or was written by a newer version; what is
+            there is left as it is.
     """
-    path = state / FILE
     try:
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not path.exists():
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        if not os.access(path, os.R_OK | os.W_OK) or not os.access(state, os.W_OK | os.X_OK):
-            raise PermissionError(13, "Permission denied", str(path))
+        path = make(state, FILE)
     except OSError as e:
         raise JournalUnavailable(
             f"cannot use the state directory {state}: {e.strerror or e}",
             hint="choose another with --state DIR or TOKA_STATE, or mend its permissions",
         ) from e
+    _refuse_newer(path)
     connection = connect(path)
     try:
         _migrate(connection, path)
@@ -155,16 +153,41 @@ def failure(error: sqlite3.Error, path: Path) -> JournalError:
     return JournalError(f"journal {path}: {text}", hint=hint)
 
 
+def _refuse_newer(path: Path) -> None:
+    """Refuses a journal of a newer version before it is opened for writing, which alone may change its files.
+
+    The version stands in the file's header (https://www.sqlite.org/fileformat.html), or still in the log beside it.
+    """
+    with path.open("rb") as file:
+        head = file.read(100)
+    if len(head) < 100:
+        return
+    log = path.with_name(f"{path.name}-wal")
+    version = int.from_bytes(head[60:64], "big") if head.startswith(b"SQLite format 3\0") else 0
+    if version <= SCHEMA and log.exists() and log.stat().st_size:
+        try:
+            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)) as reader:
+                (version,) = reader.execute("PRAGMA user_version").fetchone()
+        except sqlite3.Error:
+            return  # whoever opens it for writing says what is wrong
+    if version > SCHEMA:
+        raise _newer(path, version)
+
+
+def _newer(path: Path, version: int) -> JournalUnavailable:
+    return JournalUnavailable(
+        f"journal {path} was written by a newer Toka (form {version}, this one knows {SCHEMA})",
+        hint="use that version, or choose another --state DIR",
+    )
+
+
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     try:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version == SCHEMA:
             return
         if version > SCHEMA:
-            raise JournalUnavailable(
-                f"journal {path} was written by a newer Toka (form {version}, this one knows {SCHEMA})",
-                hint="use that version, or choose another --state DIR",
-            )
+            raise _newer(path, version)
         connection.execute("BEGIN IMMEDIATE")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version == 0:

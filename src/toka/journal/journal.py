@@ -140,7 +140,7 @@ class Reader(Protocol):
         ...
 
     def heads(self, run: RunId) -> Mapping[str, tuple[int, bytes]]:
-        """Per stream the sequence number and hash of its last record, as the streams table has them."""
+        """Per stream the sequence number and hash of its last record, as the streams table has them, in its order."""
         ...
 
     def close(self) -> None:

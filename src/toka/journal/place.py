@@ -1,4 +1,4 @@
-"""Where a journal lies: on a disk of this machine, or on one that other machines write to as well."""
+"""Where a journal lies: on a disk of this machine, or on one that other machines write to as well; and making it."""
 
 from __future__ import annotations
 
@@ -38,3 +38,39 @@ def network_filesystem(state: Path) -> str:
         if place.is_relative_to(target) and len(target) >= len(best):  # of two at one place the later covers the first
             best, kind = target, os.fsdecode(fields[fields.index(b"-") + 1])
     return kind if kind in NETWORK else ""
+
+
+def make(state: Path, file: str) -> Path:
+    """Makes the state directory (0700) and an empty file in it (0600) when they are missing; returns the file.
+
+    What was made is there after a power loss, too.
+
+    Raises:
+        OSError: they cannot be made or written.
+    """
+    path = state / file
+    missing = [place for place in (state, *state.parents) if not place.exists()]
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for place in missing:
+        _sync(place.parent)
+    if not path.exists():
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        _sync(state)
+    os.close(os.open(path, os.O_RDWR))  # says why, where access(2) only says no
+    if not os.access(path, os.R_OK | os.W_OK) or not os.access(state, os.W_OK | os.X_OK):
+        raise PermissionError(13, "Permission denied", str(path))
+    return path
+
+
+def _sync(directory: Path) -> None:
+    """Makes the names in a directory durable; does nothing where the system cannot."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return  # it may be entered and not be read: whoever made it has synced it
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)

@@ -83,23 +83,31 @@ class SqliteReader:
 
     def stored(self, run: RunId) -> Iterator[tuple[int, str, str, bytes]]:
         """See Reader."""
-        try:
-            yield from self._db.execute(
-                "SELECT e.id, s.name, e.body, e.hash FROM streams s JOIN events e ON e.stream=s.id "
-                "WHERE s.run=? ORDER BY e.stream, e.seq",
-                (run,),
-            )
-        except sqlite3.Error as e:
-            raise failure(e, self.path) from e
+        for stream, name in self._all("SELECT id, name FROM streams WHERE run=? ORDER BY id", (run,)):
+            for id_, body, link in self._stream(stream):
+                yield id_, name, body, link
 
     def heads(self, run: RunId) -> Mapping[str, tuple[int, bytes]]:
         """See Reader."""
-        rows = self._all("SELECT name, head_seq, head FROM streams WHERE run=?", (run,))
+        rows = self._all("SELECT name, head_seq, head FROM streams WHERE run=? ORDER BY id", (run,))
         return {name: (seq, bytes(head)) for name, seq, head in rows}
 
     def close(self) -> None:
         """See Reader."""
         self._db.close()
+
+    def _stream(self, stream: int) -> Iterator[tuple[Any, ...]]:
+        """(id, body, hash) of a stream's records, along the index, up to one that cannot be read, which raises."""
+        last = 0
+        rows = "SELECT seq, id, body, hash FROM events WHERE stream=? AND seq>? ORDER BY seq"
+        try:
+            for row in self._db.execute(rows, (stream, last)):
+                last = row[0]
+                yield row[1:]
+        except sqlite3.Error:  # the cursor steps ahead: the row before the bad one is lost with it
+            while found := self._all(f"{rows} LIMIT 1", (stream, last)):
+                last = found[0][0]
+                yield found[0][1:]
 
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         try:
@@ -134,7 +142,7 @@ class SqliteJournal(SqliteReader):
     """The journal of a process that executes runs. Belongs to the event loop it was made in."""
 
     def __init__(self, state: Path, clock: Clock, timing: Timing | None = None) -> None:
-        """Opens the journal and starts its writer thread. `timing` None: as it is for everybody. Raises JournalError."""
+        """Opens the journal and starts its writer thread. `timing` None: everybody's. Raises JournalError."""
         super().__init__(state, clock)
         self._timing = timing or Timing()
         self._loop = asyncio.get_running_loop()
@@ -147,7 +155,8 @@ class SqliteJournal(SqliteReader):
     async def acquire(self, run: RunId) -> Lease:
         """See Journal."""
         while not isinstance(taken := await self._call(lambda db: self._take(db, run)), Lease):
-            await self._clock.sleep(min(taken, self._timing.renew_s))  # whoever renews meanwhile need not be waited for any longer
+            # Not all of it at once: whoever renews meanwhile need not be waited for any longer.
+            await self._clock.sleep(min(taken, self._timing.renew_s))
         return taken
 
     def _take(self, db: sqlite3.Connection, run: RunId) -> Lease | float:
