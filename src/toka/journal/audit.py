@@ -99,7 +99,8 @@ class _Rows:
 
     def unread(self, heads: Mapping[str, tuple[int, bytes]]) -> tuple[str, Problem]:
         """The record that could not be read, with its stream: the first that is missing of what the heads promise."""
-        stream = next((s for s, (last, _) in heads.items() if self._read[s] < last), next(reversed(heads)))
+        short = [stream for stream, (last, _) in heads.items() if self._read[stream] < last]
+        stream = short[0] if short else list(heads)[-1]
         why = self.error.message if self.error else ""
         what = f"it cannot be read ({why}); what comes after it was not verified"
         return stream, Problem(stream, self._read[stream] + 1, None, what)
