@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +10,12 @@ import pytest
 from journal.conftest import RUN, event
 from toka.core.clock import SystemClock
 from toka.errors import StaleEpoch
-from toka.events.event import AgentStateChanged, RunCreated, RunStateChanged
+from toka.events.event import AgentStateChanged, ExecutorAttached, RunCreated, RunStateChanged
 from toka.events.fold import fold_all
 from toka.events.record import Record
-from toka.journal.journal import Journal
+from toka.journal.journal import LEASE_S, Journal
 from toka.journal.recorder import Recorder
+from toka.journal.sqlite import SqliteJournal
 from toka.testing import MemoryJournal
 
 
@@ -113,3 +115,32 @@ async def test_nothing_is_published_that_is_not_durable() -> None:
     recorder = Recorder(journal, await journal.acquire(RUN))
     await asyncio.gather(*(recorder.record("a", event(str(n))) for n in range(10)))
     assert recorder.state.last == 10
+
+
+class Lapsed(SystemClock):
+    """The machine's clock, with boot time ahead by `ahead` seconds."""
+
+    ahead = 0.0
+
+    def boottime(self) -> float:
+        return super().boottime() + self.ahead
+
+
+@pytest.mark.parametrize("taken", [False, True])
+async def test_who_could_not_renew_in_time_may_not_act_and_is_told_who_has_the_run(state: Path, taken: bool) -> None:
+    clock = Lapsed()
+    frozen = SqliteJournal(state, clock)
+    recorder = Recorder(frozen, await frozen.acquire(RUN))
+    await recorder.record("", ExecutorAttached("here", 11, recorder.lease.token))
+    recorder.check_lease()
+    clock.ahead = LEASE_S + 1.0
+    other = SqliteJournal(state, clock)
+    if taken:
+        late = Recorder(other, await other.acquire(RUN))
+        await late.record("", ExecutorAttached("there", 22, late.lease.token))
+        late.check_lease()
+    with pytest.raises(StaleEpoch, match=f"lost run {RUN}: it could not renew its lease in time") as error:
+        recorder.check_lease()
+    assert error.value.message.endswith(", and process 22 on there took it over") == taken
+    await frozen.aclose()
+    await other.aclose()

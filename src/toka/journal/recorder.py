@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from toka.errors import StaleEpoch
-from toka.events.event import Event
+from toka.events.event import Event, ExecutorAttached
 from toka.events.fold import fold, fold_all
 from toka.events.record import Record
 from toka.events.state import RunState
@@ -50,12 +50,13 @@ class Recorder:
         """Raises StaleEpoch when the lease has run out by this process's own clock. Called before each act."""
         if self._journal.holds(self._lease):
             return
-        run, now = self._lease.run, self._journal.lease(self._lease.run)
-        other = f"; process {now.holder.pid} on {now.holder.host} executes it now" if now and now.alive else ""
-        raise StaleEpoch(
-            f"this process lost run {run}: it could not renew its lease in time{other}",
-            hint=f"see who executes it: toka ps; go on with: toka resume {run}",
-        )
+        run = self._lease.run
+        lost = f"this process lost run {run}: it could not renew its lease in time"
+        last = self._journal.last_of(run, "", ExecutorAttached.KIND)
+        if last is not None and isinstance(last.event, ExecutorAttached) and last.event.epoch > self._lease.token:
+            other = f"process {last.event.pid} on {last.event.host}"
+            raise StaleEpoch(f"{lost}, and {other} took it over", hint=f"follow it: toka events {run} --follow")
+        raise StaleEpoch(lost, hint=f"see who executes it: toka ps; go on with: toka resume {run}")
 
     async def bump(self, stream: str) -> int:
         """Raises a stream's epoch, for this recorder too."""
