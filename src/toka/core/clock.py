@@ -25,7 +25,7 @@ class Clock(Protocol):
     """Time as the runtime sees it. All figures are in seconds."""
 
     def now(self) -> float:
-        """Wall-clock time since the epoch; may jump."""
+        """Wall-clock time since the epoch. Another process, or this one after a restart, may see an earlier one."""
         ...
 
     def monotonic(self) -> float:
@@ -46,11 +46,21 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's own clocks and the event loop's timers."""
+    """The machine's own clocks and the event loop's timers.
+
+    The wall clock is read once, at the first question; from there its time passes with boot time. So nothing that is
+    timed by it comes early, late or twice when somebody sets the machine's clock.
+    """
+
+    _booted: float | None = None
 
     def now(self) -> float:
-        """See Clock."""
-        return time.time()
+        """See Clock. Systems without CLOCK_BOOTTIME show the wall clock as it is."""
+        if not hasattr(time, "CLOCK_BOOTTIME"):
+            return time.time()
+        if self._booted is None:
+            self._booted = time.time() - self.boottime()
+        return self._booted + self.boottime()
 
     def monotonic(self) -> float:
         """See Clock."""
