@@ -41,15 +41,23 @@ Found = Literal["there", "absent", "link"]
 def spec_places(files: Iterable[Path]) -> tuple[Path, ...]:
     """The files of specs, and each folder that holds nothing but specs: a new one in there would be read next time."""
     places: dict[Path, None] = {}
+    only_specs: dict[Path, bool] = {}
     for file in files:
         places[file] = None
-        try:
-            beside = [entry for entry in file.absolute().parent.iterdir() if not entry.is_dir()]
-        except OSError:
-            continue
-        if all(entry.suffix in (".yaml", ".yml") for entry in beside):
-            places[file.absolute().parent] = None
+        folder = file.absolute().parent
+        if folder not in only_specs:
+            only_specs[folder] = _only_specs(folder)
+        if only_specs[folder]:
+            places[folder] = None
     return tuple(places)
+
+
+def _only_specs(folder: Path) -> bool:
+    """Whether all files in a folder are specs, by their names; not when it cannot be listed."""
+    try:
+        return all(entry.suffix in (".yaml", ".yml") or entry.is_dir() for entry in folder.iterdir())
+    except OSError:
+        return False
 
 
 def inside(workspace: Path, paths: Iterable[Path]) -> tuple[str, ...]:
