@@ -41,7 +41,10 @@ def live(count: int) -> dict[str, dict[str, Any]]:
 def idle(count: int) -> dict[str, dict[str, Any]]:
     """All wait for a gate that never opens."""
     gate = {"tasks": [{"run": "sleep 1000", "effect": "idempotent"}]}
-    return {"gate": gate, **{f"a{n}": {"tasks": ["Say it."], "dependencies": {"required": {"gate": {}}}} for n in range(count)}}
+    return {
+        "gate": gate,
+        **{f"a{n}": {"tasks": ["Say it."], "dependencies": {"required": {"gate": {}}}} for n in range(count)},
+    }
 
 
 @contextmanager
