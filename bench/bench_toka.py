@@ -150,6 +150,11 @@ def start_up(processes: Processes, size: Size) -> list[Row]:
 
 
 def journal(processes: Processes, size: Size) -> list[Row]:
+    """The journal alone, as fast as it can and in an open loop; many agents that rest, and that go on after a kill."""
+    return [*_journal_alone(processes, size), *_recovery(processes, size)]
+
+
+def _journal_alone(processes: Processes, size: Size) -> list[Row]:
     """Events a second through the journal and the fold, each append on disk before the next of its stream."""
     results = [r for _ in range(min(size.rounds, 2)) if (r := processes.load("journal", size.appends, WRITERS))]
     title = f"Journal alone, {WRITERS} streams"
@@ -159,6 +164,18 @@ def journal(processes: Processes, size: Size) -> list[Row]:
     cost = median(1000 * r["cpu_ms"] / 2 for r in results)
     row = absolute("journal", title, "events/s", rate, None)
     return [replace(row, note=f"{cost:.0f} us CPU per event, with fold")]
+
+
+def _recovery(processes: Processes, size: Size) -> list[Row]:
+    """What recovery.py measures; the bars are those of a thousand agents."""
+    found, agents = processes.recovery(size.many), f"{size.many:,} agents"
+    p95 = absolute("append_p95", f"Append, open loop of {agents}, p95", "ms", found.get("p95"), None)
+    rate = f"p50 {found['p50']:.1f} ms, {found['rate']:,.0f} appends/s" if found else p95.note
+    return [
+        replace(p95, note=rate),
+        absolute("resume", f"Resume of {agents} in flight", "s", found.get("resume"), 3.0),
+        absolute("parked", f"Memory per paused agent, {size.many:,} of them", "KiB", found.get("parked"), 100.0),
+    ]
 
 
 def sandbox(processes: Processes, size: Size) -> list[Row]:

@@ -60,6 +60,17 @@ class Processes:
         found: dict[str, float] = {} if text is None else json.loads(text.splitlines()[-1])
         return found
 
+    def recovery(self, agents: int) -> dict[str, float]:
+        """What recovery.py prints; empty when it failed."""
+        place = Path(tempfile.mkdtemp(prefix="recovery-", dir=self.directory))
+        command = [sys.executable, str(HERE / "recovery.py"), "--directory", str(place), "--agents", str(agents)]
+        try:
+            text = self._output(command)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+        found: dict[str, float] = {} if text is None else json.loads(text.splitlines()[-1])
+        return found
+
     def checkpoints(self, files: int, times: int) -> dict[str, float]:
         """What checkpoints.py prints; empty when it failed."""
         command = [sys.executable, str(HERE / "checkpoints.py"), "--directory", str(self.directory)]

@@ -65,7 +65,7 @@ def test_a_kill_anywhere_leads_to_the_same_end(tmp_path: Path, at: int, before: 
     judge(tmp_path / "run", 4, died)
 
 
-@pytest.mark.torture
+@pytest.mark.torture("R2", "many instances, killed twice at every write: each works for its element")
 def test_two_kills_at_every_write(tmp_path: Path) -> None:
     chance = random.Random(7)
     for at in range(3, 60):

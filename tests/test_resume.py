@@ -148,8 +148,8 @@ def test_killed_at_any_write_a_run_ends_as_if_it_had_not_been(tmp_path: Path) ->
     assert ends.total() == len(cases)
 
 
-@pytest.mark.torture
-def test_killed_twice_at_any_writes_a_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+@pytest.mark.torture("R2", "killed at every write, and at every other after that: the same end, or a person is asked")
+def test_killed_twice_at_any_writes_a_run_ends_as_if_it_had_not_been(tmp_path: Path, counted: dict[str, Any]) -> None:
     whole = whole_run(tmp_path / "whole")
     cases: list[Case] = [
         [(at, before), (again, after)]
@@ -158,7 +158,13 @@ def test_killed_twice_at_any_writes_a_run_ends_as_if_it_had_not_been(tmp_path: P
         for before in (True, False)
         for after in (True, False)
     ]
-    ends = Counter(judge(outcome, whole) for outcome in survived(DRIVER, tmp_path / "killed", cases))
+    outcomes = survived(DRIVER, tmp_path / "killed", cases)
+    ends = Counter(judge(outcome, whole) for outcome in outcomes)
+    repeats = [effects["prepare"] for effects in (outcome["effects"] for outcome in outcomes)]
+    counted["kills"] = sum(life["signal"] == 9 for outcome in outcomes for life in outcome["lives"])
+    counted["lost"] = counted["repeated"] = 0  # `judge` lets none of them pass
+    counted["same key"] = sum(len(lines) - 1 for lines in repeats if lines)
+    counted.update(ends)
     assert ends["resumed"] and ends["doubtful"] and ends["ended"] and not ends["nothing"]
 
 

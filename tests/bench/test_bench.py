@@ -23,7 +23,8 @@ def test_a_tiny_run_measures_everything_and_leaves_nothing_behind(tmp_path: Path
     found = json.loads(figures.read_text())
     assert found["problems"] == []
     rows = {row["id"]: row for row in found["rows"]}
-    assert set(rows) == {"cpu50", "cpu500", "journal"}
+    assert set(rows) == {"cpu50", "cpu500", "journal", "append_p95", "resume", "parked"}
+    assert all(rows[name]["toka"] > 0 for name in ("append_p95", "resume", "parked"))
     for name in ("cpu50", "cpu500"):
         row = rows[name]
         assert row["toka"] > 0 and set(row["beside"]) == {"sdk", "direct"}

@@ -1,4 +1,4 @@
-"""One process that takes very many steps: `python soaking.py FOLDER STEPS`. Prints what it used of the machine, as JSON.
+"""One process that takes very many steps: `python soaking.py FOLDER STEPS`. Prints what it used, as JSON.
 
 Each sample is [steps, memory in KiB, open files, threads, tasks of the event loop].
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import os
 import sys
 import threading
 from collections.abc import Mapping
@@ -63,7 +62,13 @@ def answer(request: ModelRequest) -> ScriptedReply:
 def used(steps: int) -> list[int]:
     status = Path("/proc/self/status").read_text()
     memory = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
-    return [steps, memory, len(os.listdir("/proc/self/fd")), threading.active_count(), len(asyncio.all_tasks())]
+    return [
+        steps,
+        memory,
+        len(list(Path("/proc/self/fd").iterdir())),
+        threading.active_count(),
+        len(asyncio.all_tasks()),
+    ]
 
 
 async def soak(folder: Path, steps: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def at_work(folder: Path, count: int, counted: dict[str, Any]) -> None:
     assert len(steps) == count and {len(each) for each in steps.values()} == {TASKS}
     began = min(each[0] for each in steps.values())
     ended = max(each[-1] for each in steps.values())
-    slowest = max(later - earlier for each in steps.values() for earlier, later in zip(each, each[1:], strict=False))
+    slowest = max(later - earlier for each in steps.values() for earlier, later in pairwise(each))
     counted["live at one time"], counted["live KB each"] = together, round((memory - alone) / count, 1)
     counted["steps per s"] = round(TASKS * count / (ended - began))
     counted["longest pause s"] = round(slowest, 1)
