@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -181,7 +182,8 @@ def test_the_other_says_whom_it_follows(place: Place) -> None:
     following = [n for n in range(2) if "following it (Ctrl-C leaves it running)" in outcomes[n][2]]
     assert len(following) == 1
     (follower,) = following
-    assert f"is being executed by process {both[1 - follower].pid}; following" in outcomes[follower][2]
+    holder = f"is being executed by process {both[1 - follower].pid} on {os.uname().nodename}, since "
+    assert re.search(rf"{re.escape(holder)}\d+ s; following it", outcomes[follower][2])
     assert place.ledger == ["first", "wait", "wait", "last"]
 
 

@@ -11,12 +11,14 @@ from toka.cli.output import emit_json, say
 from toka.cli.render_change import confinement
 from toka.cli.rows import event_line
 from toka.cli.summary import Details, details_of, done_json, summary_lines
+from toka.cli.text import line_of
 from toka.core.ids import RunId
 from toka.errors import JournalError, UsageError
 from toka.events.fold import fold
 from toka.events.lifecycle import TASK_ENDS, RunStatus
 from toka.events.record import Record
 from toka.events.state import RunState
+from toka.journal.journal import LeaseView
 from toka.journal.sqlite import SqliteReader
 from toka.orchestration.result import EXIT_PERSON, RunResult
 from toka.runtime.progress import progress_event
@@ -54,26 +56,27 @@ def reason_of(text: str) -> str:
     return text
 
 
-def follow(reader: SqliteReader, state: RunState, pid: int, shown: Display) -> int:
-    """Prints what happens in a run that process `pid` executes, until it ends; returns the exit code.
+def follow(reader: SqliteReader, state: RunState, lease: LeaseView, shown: Display) -> int:
+    """Prints what happens in a run that another process executes, until it ends; returns the exit code.
 
     Args:
         reader: the journal.
         state: the run so far: only what comes after it is printed.
-        pid: for the message.
+        lease: who executes it.
         shown: how to print.
 
     Raises:
         JournalError: the record cannot be read any more.
     """
-    run = RunId(state.id)
+    run, pid = RunId(state.id), lease.holder.pid
     if shown.as_json:
         where = {"state_dir": str(reader.path.parent), "executor": pid, "sandbox": state.weakest}
         emit_json({"type": "launch", "run_id": run, **where})
     else:
         weak = confinement(state.weakest)
-        head = f"run {run} is being executed by process {pid}" + (f" ({weak})" if weak else "")
-        say(f"{head}; following it (Ctrl-C leaves it running)")
+        head = f"run {run} is being executed by process {pid} on {line_of(lease.holder.host, 60)}"
+        since = f"since {lease.age_s:.0f} s" + (f" ({weak})" if weak else "")
+        say(f"{head}, {since}; following it (Ctrl-C leaves it running)")
     follower = Follower(reader, run, state.last)
     try:
         for records in follower.follow():

@@ -126,7 +126,7 @@ def resume(run_id: str, agent: str | None, state: Path | None, reason: str, **fl
             lease = reader.lease(run)
             if lease is not None and lease.alive:
                 asyncio.run(submit_command(settings, run, "resume", agent=only, by=(author(), reason)))
-                return follow(reader, recorded, lease.holder.pid, shown)
+                return follow(reader, recorded, lease, shown)
         asked = (reason, only, flags["no_sandbox"])
         code = asyncio.run(go_on(as_recorded(settings, recorded), run, asked, shown))
         if code is not None:
