@@ -38,6 +38,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     Session.lines.append(line)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if Session.lines:
         terminalreporter.section("reliability")

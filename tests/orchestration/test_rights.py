@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -224,3 +225,23 @@ def test_files_below_a_workspace_are_named_as_its_sandboxes_name_them(tmp_path: 
     (tmp_path / "link").symlink_to(work)
     given = [work / "agents/a.yaml", tmp_path / "other.yaml", work, tmp_path / "link/b.yaml", work / "../work/c.yaml"]
     assert inside(work, given) == ("agents/a.yaml", "b.yaml", "c.yaml")
+
+
+def test_the_folder_of_many_specs_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[Path] = []
+    iterdir = Path.iterdir
+
+    def noted(folder: Path) -> Iterator[Path]:
+        listed.append(folder)
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", noted)
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    (mixed / "readme.txt").touch()
+    files = [folder / f"{n}.yaml" for folder in (tmp_path / "specs", mixed) for n in range(5)]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    assert set(spec_places(files)) == {*files, tmp_path / "specs"}, "and the folder that holds nothing else"
+    assert sorted(listed) == [mixed, tmp_path / "specs"]
