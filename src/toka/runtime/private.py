@@ -81,8 +81,7 @@ async def settle_in(run: RunContext, config: AgentConfig) -> None:
     """
     state = run.recorder.state.agents.get(config.name)
     if state is not None and state.private is not None:
-        if not Path(state.private.path).is_dir():
-            raise UsageError(f"its workspace {state.private.path} is gone", hint="start a new run")
+        _need(state.private.path)
         return
     if config.workspace == "shared":
         return
@@ -93,6 +92,11 @@ async def settle_in(run: RunContext, config: AgentConfig) -> None:
         branch = branch_of(config, run.id)
     made = await make(Wanted(config.workspace, run.workspace, place, run.id, config.name, branch))
     await run.recorder.record(config.name, WorkspaceMade(made.how, made.path, made.base, made.branch, made.objects))
+
+
+def _need(path: str) -> None:
+    if not Path(path).is_dir():
+        raise UsageError(f"its workspace {path} is gone", hint="start a new run")
 
 
 async def bring_back(run: RunContext, name: AgentName) -> None:
@@ -127,7 +131,9 @@ async def _returned(run: RunContext, made: WorkspaceMade) -> BranchReturned:
         tip = await inside.word("rev-parse", "--quiet", "--verify", f"refs/heads/{made.branch}^{{commit}}")
         left = await inside.uncommitted()
         if tip != made.base:
-            await inside.word("bundle", "create", "--quiet", f".git/{bundle}", f"refs/heads/{made.branch}", f"^{made.base}")
+            await inside.word(
+                "bundle", "create", "--quiet", f".git/{bundle}", f"refs/heads/{made.branch}", f"^{made.base}"
+            )
     finally:
         await sandbox.close()
         await asyncio.to_thread(tidy, tree)

@@ -12,7 +12,7 @@ import shutil
 import stat
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import IO, Final, Literal
 
 from toka.errors import UsageError
 from toka.sandbox.profile import find_program
+from toka.sandbox.trusted import TRUSTED
 from toka.workspace.duplicate import duplicate
 from toka.workspace.repository import ENVIRONMENT, SETTINGS, NotBrought, Repository, look_at, unfit
 
@@ -163,6 +164,7 @@ def _clone(repository: Repository, tree: Path, wanted: Wanted, stopped: Callable
         "config": f"[core]\n\trepositoryformatversion = {version}\n\tfilemode = true\n\tbare = false\n"
         f"\tlogAllRefUpdates = true\n{extension}[user]\n\t{own}\n[gc]\n\tauto = 0\n",
         branch: f"{repository.head}\n",
+        "info/exclude": "".join(f"/{path}\n" for path in TRUSTED),  # sandboxes put empty ones there
         "objects/info/alternates": f"{repository.objects}\n",
     }
     shallow = repository.folder / "shallow"
@@ -204,7 +206,7 @@ def _checked(git: Path, tree: Path, command: list[str], stopped: Callable[[], bo
 
 
 @contextmanager
-def outgoing(tree: Path, name: str) -> Iterator[IO[bytes]]:
+def outgoing(tree: Path, name: str) -> Generator[IO[bytes]]:
     """A file in the `.git` of an agent's clone, read without following a link; it is gone afterwards.
 
     Raises:
