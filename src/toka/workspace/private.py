@@ -226,9 +226,10 @@ def outgoing(tree: Path, name: str) -> Generator[IO[bytes]]:
             fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | nofollow, dir_fd=git)
         except OSError as error:
             raise NotBrought(f"what git made of it cannot be read: {error.strerror}") from None
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise NotBrought("what git made of it is no file")
         with open(fd, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise NotBrought("what git made of it is no file")
             yield file
     finally:
         with suppress(OSError):

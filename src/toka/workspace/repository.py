@@ -166,7 +166,8 @@ def _mode(path: Path) -> int | None:
 def unfit(repository: Repository, branch: str) -> str:
     """Why work on a branch that begins at HEAD could not come back, for people; empty when it could."""
     try:
-        if repository.git("check-ref-format", f"refs/heads/{branch}", fine=1)[0]:
+        bad = branch.startswith("-") or branch == "HEAD"
+        if bad or repository.git("check-ref-format", f"refs/heads/{branch}", fine=1)[0]:
             return f"{branch!r} cannot be the name of a branch"
         if branch in checked_out(repository):
             return f"the branch {branch} is checked out"
