@@ -1,4 +1,4 @@
-"""Agents in workspaces of their own: real processes, real git, real sandboxes, and what happens when they are killed."""
+"""Agents in workspaces of their own: real processes, real git, real sandboxes, also when they are killed."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ def test_a_branch_that_the_spec_names_and_one_for_each_instance(place: Place) ->
             {
                 "toka": 1,
                 "agents": {
-                    "list": {"run": "seq 2", "outputs": {"n": {"source": "stdout", "type": "lines"}}},
-                    "fix": clone("fix", for_each="${list.n}", metadata={"branch": "fixes"}),
-                    "each": clone("each", for_each="${list.n}"),
+                    "list": {"run": "seq 2", "outputs": {"n": {"from": "stdout", "as": "lines"}}},
+                    "fix": clone("fix", for_each="${list.n}", needs=["list"], metadata={"branch": "fixes"}),
+                    "each": clone("each", for_each="${list.n}", needs=["list"]),
                 },
             }
         )
@@ -116,6 +116,7 @@ def test_a_copy_stays_apart_and_has_what_was_not_committed(place: Place) -> None
 @pytest.mark.slow
 def test_agents_that_fail_or_are_stopped_bring_nothing_back(place: Place) -> None:
     team(place, one=clone("one", EDIT + "; exit 1"), two=clone("two", EDIT + "; touch here; sleep 60"))
+    place.environment["TOKA_GRACE"] = "1"
     process = place.toka("run", "team.yaml", "--workspace", str(place.work), "--quiet")
     until(lambda: list(place.state.glob("workspaces/*/two/tree/here")), "the commit")
     say(place, "stop", "@last", "two")
@@ -128,12 +129,13 @@ def test_agents_that_fail_or_are_stopped_bring_nothing_back(place: Place) -> Non
 @pytest.mark.slow
 def test_what_cannot_come_back_is_told_and_stays(place: Place) -> None:
     """The user checks the branch out, or commits to it, while the agent works."""
+    orphan = "git checkout -q --orphan other && git commit -qm x && git branch -qf fresh"
     wait = EDIT + "; touch here; while [ ! -e go ]; do sleep 0.05; done"
     team(
         place,
         one=clone("one", wait, metadata={"branch": "moved"}),
         two=clone("two", wait, metadata={"branch": "taken"}),
-        three=clone("three", "git checkout -q --orphan other && git commit -qm x && git branch -qf fresh", metadata={"branch": "fresh"}),
+        three=clone("three", orphan, metadata={"branch": "fresh"}),
     )  # fmt: skip
     process = place.toka("run", "team.yaml", "--workspace", str(place.work), "--quiet")
     trees = [until(lambda n=n: list(place.state.glob(f"workspaces/*/{n}/tree/here")))[0].parent for n in ("one", "two")]
@@ -165,59 +167,63 @@ def test_what_cannot_come_back_is_told_and_stays(place: Place) -> None:
 def test_what_could_not_come_back_is_refused_before_anything_starts(place: Place, branch: str, told: str) -> None:
     team(place, one=clone("one", metadata={"branch": branch}))
     assert told in go(place, code=3)
-    assert "TK4209" in say_plan(place)
+    process = place.toka("plan", "team.yaml", "--workspace", str(place.work))
+    assert "TK4209" in process.communicate(timeout=30)[0]
+    assert process.returncode == 3
     assert not (place.state / "workspaces").exists()
 
 
-def say_plan(place: Place) -> str:
-    process = place.toka("plan", "team.yaml", "--workspace", str(place.work))
-    process.communicate(timeout=30)
-    command = [*process.args[:-2]]  # pyright: ignore[reportIndexIssue, reportGeneralTypeIssues]
-    done = subprocess.run(command, cwd=place.folder, env=place.environment, capture_output=True, text=True, check=False)
-    return done.stdout + done.stderr
-
-
 @pytest.mark.slow
-def test_hooks_and_filters_of_the_user_and_of_the_agent_run_nothing_outside(place: Place) -> None:
-    """The agent writes its settings through the one way there is, a repository of its own at the same place."""
+def test_hooks_and_filters_in_both_repositories_run_nothing_outside(place: Place) -> None:
+    """What stands in the agent's settings was put there past its sandbox, which would not have let it."""
     proof = place.folder / "proof"
     trap = place.folder / "trap"
     trap.write_text(f"#!/bin/sh\necho $0 $@ >> {proof}\ncat\n")
     trap.chmod(0o755)
-    for hook in ("reference-transaction", "post-checkout", "post-index-change", "update", "post-update"):
-        (place.work / ".git/hooks" / hook).symlink_to(trap)
+    keys = (
+        *("core.fsmonitor", "filter.evil.smudge", "filter.evil.clean", "filter.evil.process", "diff.external"),
+        *("uploadpack.packObjectsHook", "core.alternateRefsCommand", "core.sshCommand", "core.pager", "core.editor"),
+    )
+
+    def planted(repository: Path) -> None:
+        for hook in ("reference-transaction", "post-checkout", "post-index-change", "update", "post-update"):
+            (repository / ".git/hooks" / hook).symlink_to(trap)
+        for key in keys:
+            git(repository, "config", key, str(trap))
+        git(repository, "config", "core.hooksPath", str(repository / ".git/hooks"))
+        (repository / ".git/info/attributes").write_text("* filter=evil diff=evil\n")
+
     (place.work / ".gitattributes").write_text("* filter=evil diff=evil\n")
     git(place.work, "add", ".")
     git(place.work, "commit", "-q", "-m", "attributes")
-    for key in ("core.fsmonitor", "filter.evil.smudge", "filter.evil.clean", "filter.evil.process", "diff.external"):
-        git(place.work, "config", key, str(trap))
-    shutil.copy(trap, place.work / "mine")
+    planted(place.work)
     proof.unlink(missing_ok=True)
-    plant = (
-        f"echo echo inside '>>' {proof} > .git/evil; chmod +x .git/evil; export HOME=/tmp; "
-        "for key in core.fsmonitor filter.evil.clean uploadpack.packObjectsHook core.alternateRefsCommand; "
-        "do git config $key $PWD/.git/evil; done; echo x > .git/hooks/pre-push; "
-        "echo one >> a.txt; git -c core.fsmonitor= -c filter.evil.clean=cat commit -qam planted"
-    )
-    team(place, one=clone("one", plant))
-    go(place)
-    run = shown(place)["run_id"]
-    assert git(place.work, "-c", "filter.evil.smudge=", "log", "-1", "--format=%s", f"toka/{run}/one") == "planted"
+    team(place, one=clone("one", EDIT + "; echo more >> a.txt; touch here; while [ ! -e go ]; do sleep 0.05; done"))
+    process = place.toka("run", "team.yaml", "--workspace", str(place.work), "--quiet")
+    tree = until(lambda: list(place.state.glob("workspaces/*/one/tree/here")), "the commit")[0].parent
+    planted(tree)
+    proof.unlink(missing_ok=True)
+    (tree / "go").touch()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, out + err
+    assert states(place)["one"]["returned"]["commits"] == 1, states(place)
     assert not proof.exists(), proof.read_text()
+    git(place.work, "update-ref", "refs/heads/sure", "main")
+    assert "reference-transaction" in proof.read_text(), "the trap works"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("when", ["copying", "cloning", "working", "bringing back"])
 def test_after_a_kill_at_any_moment_the_same_workspace_goes_on(place: Place, when: str) -> None:
-    if when == "copying" or when == "cloning":
-        for number in range(4000):
+    if when in ("copying", "cloning"):
+        for number in range(2500):
             (place.work / f"f{number}").write_text(str(number))
         git(place.work, "add", ".")
         git(place.work, "commit", "-q", "-m", "many")
     big = "head -c 30000000 /dev/urandom > big; git add big; " if when == "bringing back" else ""
     wait = "touch here; while [ ! -e go ]; do sleep 0.02; done; " if when == "working" else ""
-    spec = clone("one", big + EDIT, effect="idempotent")
+    spec = clone("one", big + (EDIT if when != "copying" else "true"), effect="idempotent")
     spec["tasks"] = [
         {"id": "edit", "run": spec.pop("run"), "effect": spec.pop("effect")},
         {"id": "wait", "run": wait + "echo done >> done", "effect": "idempotent"},
@@ -246,7 +252,7 @@ def test_after_a_kill_at_any_moment_the_same_workspace_goes_on(place: Place, whe
     assert [p.name for p in Path(after["path"]).parent.parent.iterdir()] == ["one"]
     assert (Path(after["path"]) / "done").read_text() == "done\n"
     if when == "copying":
-        assert len(list(Path(after["path"]).glob("f*"))) == 4000
+        assert len(list(Path(after["path"]).glob("f*"))) == 2500
         return
     assert after["returned"]["problem"] == ""
     assert git(place.work, "show", f"{after['branch']}:a.txt") == "one\none"

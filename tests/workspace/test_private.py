@@ -18,6 +18,10 @@ def wanted(user: Path, state: Path, how: str = "worktree", agent: str = "one") -
     return Wanted(how, user, state, "run-1", agent, f"toka/run-1/{agent}")  # pyright: ignore[reportArgumentType]
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 async def test_a_worktree_is_a_repository_of_its_own_at_head(user: Path, state: Path) -> None:
     (user / "uncommitted").write_text("stays")
     made = await make(wanted(user, state))
@@ -49,7 +53,7 @@ async def test_remains_of_one_that_was_cut_off_go(user: Path, state: Path) -> No
     other = state / "workspaces/run-1/.new-other-dead"
     other.mkdir()
     await make(wanted(user, state))
-    assert sorted(os.listdir(state / "workspaces/run-1")) == [".new-other-dead", "one"]
+    assert names(state / "workspaces/run-1") == [".new-other-dead", "one"]
 
 
 async def test_attributes_of_the_commit_and_settings_of_the_user_run_nothing(
@@ -63,7 +67,7 @@ async def test_attributes_of_the_commit_and_settings_of_the_user_run_nothing(
     assert not proof.exists(), proof.read_text()
     assert (Path(made.path) / "a.txt").read_text() == "one"
     assert "trap" not in (Path(made.path) / ".git/config").read_text()
-    assert os.listdir(Path(made.path) / ".git/hooks") == []
+    assert names(Path(made.path) / ".git/hooks") == []
 
 
 async def test_a_copy_has_all_but_the_state(user: Path) -> None:
@@ -71,7 +75,7 @@ async def test_a_copy_has_all_but_the_state(user: Path) -> None:
     state = user / ".toka"
     made = await make(wanted(user, state, "copy"))
     tree = Path(made.path)
-    assert sorted(os.listdir(tree)) == [".git", "a.txt", "uncommitted"]
+    assert names(tree) == [".git", "a.txt", "uncommitted"]
     (tree / "uncommitted").write_text("changed")
     assert (user / "uncommitted").read_text() == "comes along"
 
@@ -86,7 +90,7 @@ async def test_a_cancelled_one_leaves_nothing(user: Path, state: Path) -> None:
     working.cancel()
     with pytest.raises(asyncio.CancelledError):
         await working
-    assert os.listdir(state / "workspaces/run-1") == []
+    assert names(state / "workspaces/run-1") == []
 
 
 async def test_what_cannot_be_made_says_why(user: Path, state: Path, tmp_path: Path) -> None:
@@ -98,7 +102,7 @@ async def test_what_cannot_be_made_says_why(user: Path, state: Path, tmp_path: P
     (user / ".git/objects/info/alternates").write_text("/etc\n")
     with pytest.raises(UsageError, match="borrows objects"):
         await make(wanted(user, state))
-    assert os.listdir(state / "workspaces/run-1") == []
+    assert names(state / "workspaces/run-1") == []
 
 
 @pytest.mark.parametrize("what", ["link", "folder", "pipe", "gitlink", "none"])
@@ -132,5 +136,5 @@ async def test_those_of_runs_that_ended_long_ago_go(user: Path, state: Path) -> 
     await make(Wanted("copy", user, state, "run-3", "one"))
     ended = {"run-1": 100.0, "run-2": 950.0, "../run-3": 0.0, "gone": 0.0}
     assert prune(state, ended, 500.0, 1000.0) == ["run-1"]
-    assert sorted(os.listdir(state / "workspaces")) == ["run-2", "run-3"]
+    assert names(state / "workspaces") == ["run-2", "run-3"]
     assert (user / "a.txt").exists()

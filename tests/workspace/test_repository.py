@@ -110,7 +110,7 @@ def test_a_history_that_leaves_the_base_out_is_refused(user: Path, clone: Path) 
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_a_branch_that_is_checked_out_is_never_moved(user: Path, clone: Path, tmp_path: Path, elsewhere: bool) -> None:  # noqa: FBT001 - a case
+def test_a_branch_that_is_checked_out_is_never_moved(user: Path, clone: Path, tmp_path: Path, elsewhere: bool) -> None:
     if elsewhere:
         git(user, "worktree", "add", "-q", "-b", "work", str(tmp_path / "other"))
     else:
