@@ -158,6 +158,17 @@ def test_objects_that_are_missing_or_unsound_are_refused(user: Path, clone: Path
     assert tip_of(look_at(user), "work") is None
 
 
+def test_a_tip_that_is_there_already_and_leads_nowhere_is_refused(user: Path, clone: Path) -> None:
+    base = git(user, "rev-parse", "main")
+    tree = git(user, "mktree", "--missing", stdin=b"100644 blob " + b"2" * 40 + b"\tgone\n")
+    broken = git(user, "commit-tree", tree, "-p", base, "-m", "broken")
+    (clone / "b").write_text("sound")
+    blob = git(clone, "hash-object", "-w", "b")
+    with forged(clone, blob).open("rb") as file, pytest.raises(NotBrought, match="rev-list failed"):
+        receive(look_at(user), "work", broken, base, file)
+    assert tip_of(look_at(user), "work") is None
+
+
 def test_a_bundle_that_is_cut_short_is_refused(user: Path, clone: Path) -> None:
     tip = commit(clone, "two" * 1000)
     git(clone, "bundle", "create", "-q", "../bundle", "work", "^main")
