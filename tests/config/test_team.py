@@ -142,6 +142,7 @@ SAME: dict[str, tuple[str, str]] = {
     "an escape": ("run: echo $${HOME}", "spec: {}\ntasks: [{run: 'echo $${HOME}'}]\nflow: {}\n"),
     "an escape in prose": ("run: make\ndescription: $${x}", "spec: {description: '${x}'}\n" + WORK),
     "restart": ("run: make\nrestart: never", "spec: {}\n" + WORK + "restart: never\n"),
+    "workspace": ("run: make\nworkspace: copy", "spec: {}\n" + WORK + "workspace: copy\n"),
     "retries": ("run: make\nretries: 2", "spec: {}\ntasks: [{run: make, retries: 2}]\n"),
     "timeout": (
         "timeout: 5m\ntasks: {default: [Build, {run: x, timeout: 1m}], conditional: {g: [y], h: }}",

@@ -54,14 +54,13 @@ def diff(run_id: str, agent: str | None, step: str | None, state: Path | None, *
         return 0
     if not steps:
         raise NotFound(_nothing(recorded, agent))
-    every = kept_steps(records)
-    if step is not None:
-        chosen = named(steps, step)
-        old, new, paths = chosen.checkpoint, after(every, chosen), chosen.scope
-    else:
-        last, scope = steps[-1], sorted({path for each in steps for path in each.scope})
-        old, new, paths = steps[0].checkpoint, after(every, last) if agent else None, tuple(scope)
-    found = asyncio.run(_diff(read_settings(state), recorded, (old, new, paths)))
+    chosen = named(steps, step) if step is not None else None
+    steps = [chosen] if chosen is not None else _of_one_workspace(recorded, steps, agent)
+    last, scope = steps[-1], sorted({path for each in steps for path in each.scope})
+    workspace = _workspace(recorded, last.agent)
+    every = [each for each in kept_steps(records) if _workspace(recorded, each.agent) == workspace]
+    old, new = steps[0].checkpoint, after(every, last) if agent or chosen else None
+    found = asyncio.run(_diff(read_settings(state), recorded, workspace, (old, new, tuple(scope))))
     if as_json:
         changes = [{"status": c.status, "path": shown(c.path)} for c in found.changes]
         emit_json({"type": "diff", "run_id": run, "from": old, "to": new, "changes": changes, "cut": found.cut})
@@ -130,6 +129,19 @@ def _of_agent(run: RunState, steps: Sequence[Kept], agent: str | None) -> list[K
     return [each for each in steps if each.agent == name or each.agent.startswith(f"{name}[")]
 
 
+def _of_one_workspace(run: RunState, steps: Sequence[Kept], agent: str | None) -> list[Kept]:
+    """Those that are compared with one another: of the whole run those in its own workspace."""
+    hint = "name one that worked in a workspace of its own: toka diff RUN AGENT; list them with --steps"
+    if agent is None:
+        shared = [each for each in steps if _workspace(run, each.agent) == _workspace(run, "")]
+        if not shared:
+            raise UsageError("all agents of this run worked in workspaces of their own", hint=hint)
+        return shared
+    if len({_workspace(run, each.agent) for each in steps}) > 1:
+        raise UsageError(f"the instances of {agent} worked in workspaces of their own", hint=hint)
+    return list(steps)
+
+
 def _nothing(run: RunState, agent: str | None) -> str:
     return f"no step of {f'agent {agent}' if agent else f'run {run.id}'} could change the workspace and was kept before"
 
@@ -146,9 +158,15 @@ def _list(steps: Sequence[Kept], *, as_json: bool) -> None:
         say("there is none")
 
 
-def _checkpoints(runtime: Any, run: RunState) -> Checkpoints:
+def _workspace(run: RunState, agent: str) -> Path:
+    """Where an agent of a run worked."""
     assert run.created is not None
-    workspace = Path(run.created.workspace)
+    state = run.agents.get(agent)
+    return Path(state.private.path if state is not None and state.private is not None else run.created.workspace)
+
+
+def _checkpoints(runtime: Any, run: RunState, workspace: Path) -> Checkpoints:
+    assert run.created is not None
     if not workspace.is_dir():
         raise UsageError(f"the workspace {workspace} is gone", hint="put a folder there, empty if need be")
     found = runtime.keep(workspace, recorded_execution(run.created))
@@ -157,16 +175,18 @@ def _checkpoints(runtime: Any, run: RunState) -> Checkpoints:
     return found
 
 
-async def _diff(settings: Settings, run: RunState, what: tuple[str, str | None, tuple[str, ...]]) -> Diff:
+async def _diff(
+    settings: Settings, run: RunState, workspace: Path, what: tuple[str, str | None, tuple[str, ...]]
+) -> Diff:
     old, new, paths = what
     async with open_runtime(settings) as runtime:
-        return await _checkpoints(runtime, run).diff(old, new, () if "." in paths else paths)
+        return await _checkpoints(runtime, run, workspace).diff(old, new, () if "." in paths else paths)
 
 
 async def _rolled_back(settings: Settings, run: RunState, step: Kept, reason: str) -> Restored:
     arguments = {"step": step.step, "checkpoint": step.checkpoint}
     async with open_runtime(settings) as runtime:
-        checkpoints = _checkpoints(runtime, run)
+        checkpoints = _checkpoints(runtime, run, _workspace(run, step.agent))
         note = Note(run.id, step.agent, "", "rollback")
         async with checkpoints.lock(note, step.scope):
             done = await checkpoints.restore(step.checkpoint, note, step.scope)

@@ -77,5 +77,5 @@ def named(steps: Sequence[Kept], text: str) -> Kept:
 
 def after(steps: Sequence[Kept], step: Kept) -> str | None:
     """The state after a step: that before the next one that could write to the same paths; None = as it is now."""
-    later = (each for each in steps[step.number :] if overlap(each.scope, step.scope))
+    later = (each for each in steps if each.number > step.number and overlap(each.scope, step.scope))
     return next((each.checkpoint for each in later), None)

@@ -25,6 +25,7 @@ from toka.events.event import (
 )
 from toka.events.flow import ApprovalAnswered, ApprovalAsked, InstancesMade, OutputsMade
 from toka.events.health import HealthChanged
+from toka.events.workspace import BranchReturned, WorkspaceMade
 
 MALFORMED: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What showing a record raises whose fields are not of the kind they should be: somebody edited it."""
@@ -79,8 +80,9 @@ def change_lines(event: Event, paint: Paint = plain) -> list[str]:
         case InstancesMade():
             return [f"is there {some(event.count, 'time')}, once for each element"]
         case OutputsMade():
-            names = ", ".join(f"{line_of(name, 60)} = {compact(value, 80)}" for name, value in event.values.items())
-            return [f"left {names or 'values of more than 16 KB'}"]
+            return _left(event)
+        case WorkspaceMade() | BranchReturned():
+            return workspace_lines(event, paint)
         case ApprovalAsked():
             until = f" (until {moment(event.expires_at)})" if event.expires_at is not None else ""
             whose = f"{line_of(event.task, 60)} " if event.task else ""
@@ -101,6 +103,31 @@ def confinement(level: str) -> str:
     """How a weaker level than `full` is shown: `NO SANDBOX`, `reduced sandbox`; empty for `full`."""
     known = {"full": "", "none": "NO SANDBOX", "reduced": "reduced sandbox"}
     return known.get(level, f"{line_of(level, 40)} sandbox")
+
+
+def _left(event: OutputsMade) -> list[str]:
+    names = ", ".join(f"{line_of(name, 60)} = {compact(value, 80)}" for name, value in event.values.items())
+    return [f"left {names or 'values of more than 16 KB'}"]
+
+
+def workspace_lines(event: WorkspaceMade | BranchReturned, paint: Paint = plain, path: str = "") -> list[str]:
+    """A private workspace, and what became of its branch; `path` is where it is, when that is known."""
+    branch = line_of(event.branch, 200)
+    if isinstance(event, WorkspaceMade):
+        what = f"a worktree on branch {branch} from {line_of(event.base[:12])}" if event.branch else "a copy"
+        return [f"works in {what}: {line_of(event.path)}"]
+    if event.problem:
+        out = _told(f"branch {branch} {paint('not brought back', 'warn')}", event.problem)
+        out += [f"  it stays in {line_of(path)}"] if path else []
+    elif event.commit:
+        out = [f"branch {branch} brought back: {some(event.commits, 'commit')}, now at {line_of(event.commit[:12])}"]
+    else:
+        out = [f"branch {branch}: nothing was committed, nothing comes back"]
+    if event.left:
+        were, stay = ("was", "stays") if event.left == 1 else ("were", "stay")
+        where = line_of(path) if path else "its workspace"
+        out.append(f"{some(event.left, 'file')} {were} not committed and {stay} in {where}")
+    return out
 
 
 def network_lines(event: NetworkAttempted, paint: Paint = plain) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from toka.cli.explain_state import explanation, run_explanation
 from toka.cli.questions import question_lines
-from toka.cli.render_change import confinement, network_lines, sandbox_lines
+from toka.cli.render_change import confinement, network_lines, sandbox_lines, workspace_lines
 from toka.cli.tally import RunLine, is_scripted
 from toka.cli.text import (
     LINE,
@@ -196,6 +196,9 @@ def agent_lines(view: RunView, agent: AgentState, paint: Paint = plain) -> list[
         out += [f"  {text}" for text in lines_of(line, REASON_LINES)]
     if agent.name in view.items:
         out.append(f"  {paint('item', 'dim')}  {compact(view.items[agent.name], LINE)}")
+    for event in (agent.private, agent.returned):
+        path = agent.private.path if agent.private is not None else ""
+        out += [f"  {line}" for line in workspace_lines(event, paint, path)] if event is not None else ()
     for question in agent.asking:
         out += [f"    {line}" for line in question_lines(view.state.id, agent.name, question, view.now, view.options)]
     out += [f"  {line}" for line in _tasks(view, agent, paint)] if agent.made is None else ()

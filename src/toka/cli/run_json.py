@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from toka.cli.explain_state import explanation, run_explanation
@@ -49,6 +50,7 @@ def agent_json(view: RunView, agent: AgentState) -> dict[str, Any]:
         "holds": dict(agent.holds),
         "needs": list(planned.needs) if planned else [],
         **({"item": view.items[agent.name]} if agent.name in view.items else {}),
+        **_workspace(agent),
         "outputs": dict(view.values.get(agent.name, {})),
         "progress": {"done": done, "total": total},
         "tasks": [_task(t, recorded=t.id in agent.tasks or not agent.ended) for t in {**tasks, **agent.tasks}.values()],
@@ -73,6 +75,17 @@ def agent_json(view: RunView, agent: AgentState) -> dict[str, Any]:
         "started_at": agent.started_at,
         "ended_at": agent.ended_at,
     }  # fmt: skip
+
+
+def _workspace(agent: AgentState) -> dict[str, Any]:
+    """The private workspace of an agent that has one, and what became of its branch (null before it is done)."""
+    if agent.private is None:
+        return {}
+    made = {"how": agent.private.how, "path": agent.private.path}
+    if agent.private.how == "copy":
+        return {"workspace": made}
+    returned = asdict(agent.returned) if agent.returned is not None else None
+    return {"workspace": {**made, "branch": agent.private.branch, "base": agent.private.base, "returned": returned}}
 
 
 def _task(task: TaskState, *, recorded: bool) -> dict[str, Any]:

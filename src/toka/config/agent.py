@@ -15,7 +15,7 @@ from toka.config import rules
 from toka.config.diagnostics import Finding, Position, in_order, summary
 from toka.config.draft import standing, unreliable, without
 from toka.config.faults import path_text, place_of, report
-from toka.config.fields import Part, Priority, Prose, RestartWord
+from toka.config.fields import Part, Priority, Prose, RestartWord, WorkspaceWord
 from toka.config.flow import Flow
 from toka.config.flow_rules import spec_problems
 from toka.config.inputs import Inputs
@@ -110,9 +110,8 @@ class AgentConfig(Part):
     dependencies: Dependencies = Field(default=Dependencies(), description="Which agents must be done before.")
     reporting: Reporting = Field(default=Reporting(), description="How and where it reports.")
     security: Security = Field(default=Security(), description="What it may touch and use.")
-    restart: RestartWord | None = Field(
-        default=None, description="When it is started again: never, on_failure (a crash), always (a failure, too)."
-    )
+    restart: RestartWord | None = Field(default=None, description="When it starts again: never, on_failure or always.")
+    workspace: WorkspaceWord = Field(default="shared", description="Where it works: shared, worktree (git) or copy.")
     flow: Flow | None = Field(default=None, description="What passes between this agent and others.")
     behavioral_directives: Texts = Field(default={}, description="Instructions for the agent, by topic.")
     risk_mitigation: RiskMitigation = Field(default=RiskMitigation(), description="What may go wrong; it reads this.")

@@ -362,6 +362,10 @@ CODES: Final[Mapping[str, Code]] = {
         "A spec names a secret that your settings do not name, so no run would start. Write under [secrets] in your "
         "own config.toml where it is kept: an environment variable or a file.",
     ),
+    "TK4209": Code(
+        "private workspace that cannot be made",
+        "`workspace: worktree` needs a repository of git with a commit, and a branch of the agent's own. Say `copy`.",
+    ),
     "TK5001": Code(
         "malformed quantity",
         "Sizes, times, rates, money and CPU shares are written in one fixed form each, shown in the message. Units "

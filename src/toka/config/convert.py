@@ -116,7 +116,7 @@ def agent_data(config: AgentConfig, key: str, inputs: Mapping[str, Any]) -> Data
     for short, name in _SPEC.items():
         if name in given["spec"]:
             out[short] = given["spec"].pop(name)
-    out |= {name: spec.pop(name) for name in ("model", "restart") if name in spec}
+    out |= {name: spec.pop(name) for name in ("model", "restart", "workspace") if name in spec}
     _put_needs(out, given["dependencies"])
     for name in ("when", "for_each", "max_parallel", "approve"):
         if flow and name in flow:

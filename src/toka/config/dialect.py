@@ -30,8 +30,8 @@ from toka.config.source import Source
 
 CAPABILITY_LIST: Final = "capabilities_required"
 SECTIONS: Final = (
-    "metadata", "spec", "model", "restart", "capabilities", "objectives", "tasks", "dependencies", "reporting",
-    "security", "flow", "behavioral_directives", "risk_mitigation", "success_criteria",
+    "metadata", "spec", "model", "restart", "workspace", "capabilities", "objectives", "tasks", "dependencies",
+    "reporting", "security", "flow", "behavioral_directives", "risk_mitigation", "success_criteria",
 )  # fmt: skip
 """The sections that Toka knows. Every other one is an extension."""
 GUARDED: Final = frozenset({"security", "tasks", "dependencies", "objectives"})

@@ -123,6 +123,7 @@ def _name_schema() -> WithJsonSchema:
 PRIORITIES: Final = {str(p): p for p in Priority}
 EFFECTS: Final = {e.value: e for e in Effect}
 RESTARTS: Final = ("never", "on_failure", "always")
+WORKSPACES: Final = ("shared", "worktree", "copy")
 
 Line = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=MAX_LINE)]
 """One short text."""
@@ -143,6 +144,11 @@ RestartWord = Annotated[
     Literal["never", "on_failure", "always"],
     BeforeValidator(_word("restart", {word: word for word in RESTARTS})),
     WithJsonSchema({"enum": list(RESTARTS)}),
+]
+WorkspaceWord = Annotated[
+    Literal["shared", "worktree", "copy"],
+    BeforeValidator(_word("workspace", {word: word for word in WORKSPACES})),
+    WithJsonSchema({"enum": list(WORKSPACES)}),
 ]
 Duration = Annotated[
     float,

@@ -11,6 +11,7 @@ EXAMPLES: Final[Mapping[str, Mapping[str, Any]]] = {
         "spec": {"name": "Builder", "domain": "quality-assurance"},
         "model": "auto",
         "restart": "never",
+        "workspace": "worktree",
         "capabilities": {"primary": ["Python"]},
         "objectives": [{"description": "The tests pass", "check": "make test"}],
         "tasks": [{"run": "make"}, "Explain what was built."],

@@ -86,6 +86,7 @@ class _Writer:
         sections = {
             "model": self._either("model"),
             "restart": self._either("restart"),
+            "workspace": self._either("workspace"),
             "tasks": self._tasks(),
             "objectives": self._objectives(),
             "dependencies": self._dependencies(),

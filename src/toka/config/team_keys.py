@@ -57,6 +57,8 @@ AGENT: Final[Mapping[str, Key]] = {
     "model": Key("PROVIDER:MODEL or auto.", "auto", "the settings' model"),
     "restart": Key("never, on_failure (after a crash) or always (also when it failed): when it is started again.",
                    "never", "on_failure"),
+    "workspace": Key("shared, worktree (a clone of its own; its branch comes back when it is done) or copy: where it "
+                     "works.", "worktree", "shared"),
     "goal": Key("What a model is to do: one task. With a check, the goal is done when the check passes. An agent has "
                 "one of goal, run and tasks.", "Make ${item} pass without touching tests."),
     "run": Key("A command of /bin/sh that is the whole task, or the words of one; no model is asked. Its exit code is "
@@ -114,7 +116,7 @@ AGENT: Final[Mapping[str, Key]] = {
 
 DEFAULTS: Final = (
     "model", "grants", "limits", "env", "retries", "timeout", "priority", "domain", "enforcement", "restart",
-    "references",
+    "workspace", "references",
 )  # fmt: skip
 """The keys of an agent that `defaults` may hold."""
 

@@ -155,6 +155,7 @@ def _agent(sections: Schema) -> Schema:
         "priority": {"anyOf": [{"enum": ["critical", "high", "medium", "low"]}, _INPUT]},
         "model": {"type": "string"},
         "restart": {"anyOf": [{"enum": ["never", "on_failure", "always"]}, _INPUT]},
+        "workspace": {"anyOf": [{"enum": ["shared", "worktree", "copy"]}, _INPUT]},
         "goal": _SCALAR,
         "run": _COMMAND,
         "check": checks,

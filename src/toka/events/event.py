@@ -18,6 +18,7 @@ from toka.events.steps import (
     StepPutBack,
     StepResolved,
 )
+from toka.events.workspace import BranchReturned, WorkspaceMade
 
 RESERVED_KINDS: Final = frozenset({"message_sent", "message_delivered"})
 """Kinds kept for messages between agents: a delivery is one transaction on both streams."""
@@ -259,6 +260,8 @@ Event = (
     | StepResolved
     | ObjectiveChanged
     | HealthChanged
+    | WorkspaceMade
+    | BranchReturned
     | InstancesMade
     | OutputsMade
     | ApprovalAsked
@@ -272,6 +275,6 @@ KINDS: Final[Mapping[str, type[Any]]] = {
         RunCreated, ExecutorAttached, RunStateChanged, CommandApplied, AgentStateChanged, HoldPlaced, HoldLifted,
         SandboxReady, NetworkAttempted, TaskStateChanged, StepIntent, StepDone, StepFailed, StepLeft, StepDenied,
         StepInDoubt, StepPutBack, StepResolved, ObjectiveChanged, HealthChanged, InstancesMade, OutputsMade,
-        ApprovalAsked, ApprovalAnswered,
+        ApprovalAsked, ApprovalAnswered, WorkspaceMade, BranchReturned,
     )
 }  # fmt: skip

@@ -45,6 +45,7 @@ from toka.events.lifecycle import (
 )
 from toka.events.record import Record
 from toka.events.state import LEVELS, AgentState, ApprovalState, ObjectiveState, RunState, TaskState, weaker
+from toka.events.workspace import BranchReturned, WorkspaceMade
 
 JSON = dict[str, Any]
 
@@ -327,16 +328,8 @@ def _objective(state: AgentState, record: Record) -> AgentState:
     return replace(state, objectives={**state.objectives, event.objective: new}, changed_at=record.at)
 
 
-def _instances(state: AgentState, record: Record) -> AgentState:
-    event = record.event
-    assert isinstance(event, InstancesMade)
-    return replace(state, made=event, changed_at=record.at)
-
-
-def _outputs(state: AgentState, record: Record) -> AgentState:
-    event = record.event
-    assert isinstance(event, OutputsMade)
-    return replace(state, outputs=event, changed_at=record.at)
+def _kept(state: AgentState, record: Record) -> AgentState:
+    return replace(state, changed_at=record.at, **{_KEPT[type(record.event)]: record.event})
 
 
 def _asked(state: AgentState, record: Record) -> AgentState:
@@ -369,6 +362,14 @@ def _with_task(state: AgentState, record: Record, task: TaskState, **changes: An
     return replace(state, changed_at=record.at, **changes)
 
 
+_KEPT: Final[Mapping[type[Any], str]] = {
+    InstancesMade: "made",
+    OutputsMade: "outputs",
+    WorkspaceMade: "private",
+    BranchReturned: "returned",
+}
+"""Events that are kept as they are, and where."""
+
 _RUN_RULES: Final[Mapping[type[Any], Callable[[RunState, Record], RunState]]] = {
     RunCreated: _created,
     ExecutorAttached: _attached,
@@ -392,8 +393,7 @@ _AGENT_RULES: Final[Mapping[type[Any], Callable[[AgentState, Record], AgentState
     StepResolved: _resolved,
     ObjectiveChanged: _objective,
     HealthChanged: _health,
-    InstancesMade: _instances,
-    OutputsMade: _outputs,
+    **dict.fromkeys(_KEPT, _kept),
     ApprovalAsked: _asked,
     ApprovalAnswered: _answered,
 }

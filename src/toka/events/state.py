@@ -15,6 +15,7 @@ from toka.events.event import RunCreated
 from toka.events.flow import InstancesMade, OutputsMade
 from toka.events.health import Health, HealthChanged
 from toka.events.lifecycle import AGENT_ENDS, RUN_ENDS, AgentStatus, ObjectiveStatus, RunStatus, TaskStatus
+from toka.events.workspace import BranchReturned, WorkspaceMade
 
 JSON = dict[str, Any]
 HEALTHY_S: Final = 600.0
@@ -153,6 +154,8 @@ class AgentState:
         restarts: how often it was started again after a crash.
         crashed_at: `steps` at its last crash.
         until: of BACKOFF, wall-clock seconds at which it is started again; None = that is not known.
+        private: the workspace that it has to itself; None = it has none, or none yet.
+        returned: what became of its branch; None before it is done.
     """
 
     name: str
@@ -187,6 +190,8 @@ class AgentState:
     restarts: int = 0
     crashed_at: int = -1
     until: float | None = None
+    private: WorkspaceMade | None = None
+    returned: BranchReturned | None = None
 
     def crashes_at(self, now: float) -> int:
         """How many crashes in a row one at `now`, in wall-clock seconds, would make."""

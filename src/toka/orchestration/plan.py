@@ -16,6 +16,7 @@ from toka.core.limits import Limits
 from toka.core.message import ToolSpec
 from toka.core.reference import references
 from toka.core.taken import Taken, taken_json
+from toka.orchestration.apart import collisions
 from toka.orchestration.dependency import DependencyResolver
 from toka.orchestration.enforce import best_effort, held, once_only, why_not
 from toka.orchestration.rights import Rights, Terms, limits_json, rights_of
@@ -135,6 +136,9 @@ def make_plan(
         for number, wave in enumerate(graph.waves, 1)
         for name in wave
     }
+    told = collisions(graph, {n: each.policy for n, each in agents.items()}, terms.execution.max_concurrent_agents)
+    for name, warning in told.items():
+        agents[name] = replace(agents[name], warnings=(*agents[name].warnings, warning))
     return Plan(agents, graph.waves, graph.critical_path, graph)
 
 

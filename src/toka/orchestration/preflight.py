@@ -88,6 +88,7 @@ def _inputs(runtime: Runtime, request: RunRequest, started: Collection[str]) -> 
         protected=inside(request.workspace, spec_places(sources)),
         hidden=inside(request.workspace, [runtime.state] if runtime.state else []),
         toolchains=_toolchains(runtime, request),
+        level=runtime.level,
     )
     guarded = [*([runtime.state] if runtime.state else []), *runtime.secret_files]
     found = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 from toka.config.agent import AgentConfig
@@ -95,7 +96,7 @@ class RunSession:
             await self.manager.shutdown(0.0)
             self.reporter.close()
             await sinks.close()
-            await asyncio.to_thread(tidy, self.context.workspace)
+            await asyncio.to_thread(_tidy, self.context)
 
     async def _round(self) -> RunResult | None:
         """Executes the team until nothing goes on; None: something was asked meanwhile that lets it go on."""
@@ -263,3 +264,10 @@ class RunSession:
                     self.team.look_at(name)
             case _:
                 pass  # an answer, which took effect before; a verb of a newer Toka: recorded as seen, without effect
+
+
+def _tidy(run: RunContext) -> None:
+    """Removes what dead processes put into the folders that agents worked in, to protect something."""
+    own = {Path(agent.private.path) for agent in run.recorder.state.agents.values() if agent.private is not None}
+    for folder in (run.workspace, *own):
+        tidy(folder)

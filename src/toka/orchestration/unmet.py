@@ -26,6 +26,7 @@ from toka.core.capability import Capability, CapabilityError, Grant, normal_path
 from toka.core.catalogue import COMMAND_EXECUTION, FILESYSTEM_READ, FILESYSTEM_WRITE, GIT_ACCESS, resolve
 from toka.core.ids import AgentName
 from toka.errors import SandboxError
+from toka.orchestration.apart import private_findings
 from toka.orchestration.rights import Terms, effective
 from toka.orchestration.toolchains import toolchain_findings
 from toka.sandbox.policy import SandboxPolicy
@@ -119,6 +120,7 @@ def place_findings(
         yield from _missing_programs(config, terms, installed)
         yield from _unreadable_outputs(config, policy)
 
+    out += private_findings(configs, workspace, terms.level, started)
     return (*out, *_reported(configs, problems))
 
 

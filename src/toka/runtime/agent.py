@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from toka.config.agent import AgentConfig
 from toka.core.capability import Capability
@@ -16,6 +17,7 @@ from toka.runtime.context import AgentContext, RunContext, StartSandbox
 from toka.runtime.control import AgentControl
 from toka.runtime.effective import Effective, compile_agent
 from toka.runtime.hands import LazyHands
+from toka.runtime.private import checkpoints_of, site_of
 from toka.runtime.step import Steps
 from toka.runtime.values import Values, in_words, values_for, variables_of
 from toka.sandbox.gitconfig import obeyed
@@ -46,12 +48,12 @@ def place_of_request(config: AgentConfig, name: str) -> str:
     return f"{place.file}:{place.line}" if place.line else ""
 
 
-def _validator(run: RunContext, config: AgentConfig, got: Effective) -> CapabilityValidator:
+def _validator(run: RunContext, config: AgentConfig, got: Effective, workspace: Path) -> CapabilityValidator:
     def origin(name: str) -> str:
         return place_of_request(config, name)
 
     def guard(need: Capability) -> Decision | None:
-        found = find_protected(got.policy, need, obeyed(run.workspace))
+        found = find_protected(got.policy, need, obeyed(workspace))
         return None if found is None else decide(found, need, origin, asking)
 
     asking, asked = config.origin.asking, config.grant(run.capabilities)
@@ -88,15 +90,17 @@ async def prepare(
     values = Values() if ending else values_for(config, recorder.state.agents, recorder.blob)
     config = config if ending else in_words(config, values)
     state = recorder.state.agents.get(config.name) or AgentState(config.name)
-    place = Place(run.protected, run.hidden, run.toolchains)
+    site = site_of(run, state)
+    place = Place(run.protected, site.hidden, run.toolchains)
     got = compile_agent(config, run.capabilities, runtime.policy, run.execution, place)
+    got = replace(got, policy=replace(got.policy, shown=site.shown))
     needs_model = not ending and any(task.run is None for task in config.task_list(run.enabled))
     model = await runtime.resolve_model(run.model or config.model or runtime.model) if needs_model else None
     tools = {t.name: t for t in runtime.tools.offered(got.grant)}
     start = runtime.start_sandbox if config.security.sandbox else _unsandboxed(runtime.start_sandbox)
-    validator = _validator(run, config, got)
+    validator = _validator(run, config, got, site.workspace)
     variables = {} if ending else variables_of(config, values, runtime.secrets)
-    order = Order(run.workspace, got.policy, variables=variables)
+    order = Order(site.workspace, got.policy, variables=variables)
     hands = LazyHands(config.name, order, start, recorder, validator, run.runtime.mask)
     run.resources.watch(config.name, hands.usage)
     history = recorder.history(config.name) if resumed else ()
@@ -121,5 +125,6 @@ async def prepare(
         model=model,
         system=system_prompt(brief(config, got.grant, tools.values())) if needs_model else "",
         values=values,
+        checkpoints=checkpoints_of(run, site.workspace),
     )
     return PreparedAgent(context, hands)

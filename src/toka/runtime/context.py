@@ -175,6 +175,8 @@ class AgentContext:
         model: the model string to call; None when no task of it needs one.
         system: its system prompt; empty when no task needs a model.
         values: what the references of its spec stand for.
+        checkpoints: keep the workspace in which it works as it was before steps that may change it; None = nothing is
+            kept.
     """
 
     run: RunContext
@@ -190,3 +192,4 @@ class AgentContext:
     model: str | None
     system: str
     values: Values = field(default_factory=Values)
+    checkpoints: Checkpoints | None = None

@@ -14,6 +14,7 @@ from toka.events.event import RunStateChanged
 from toka.events.lifecycle import RUN_ENDS
 from toka.events.steps import StepIntent, StepPutBack
 from toka.runtime.context import AgentContext, RunContext
+from toka.runtime.private import checkpoints_of, site_of
 from toka.sandbox.policy import SandboxPolicy
 from toka.workspace.checkpoints import Checkpoints
 from toka.workspace.lock import Note
@@ -74,8 +75,6 @@ async def put_back_all(run: RunContext) -> None:
     Raises:
         JournalError: the record cannot be written.
     """
-    if run.checkpoints is None:
-        return
     for state in run.recorder.state.agents.values():
         flying = {step for task in state.tasks.values() for step in task.in_flight}
         if not flying or state.ended:
@@ -83,7 +82,10 @@ async def put_back_all(run: RunContext) -> None:
         for step, noted in _left(run, AgentName(state.name), flying).items():
             key = StepKey.parse(step)
             scope = tuple(noted.get("scope") or ())
-            guard = WorkspaceGuard(run.checkpoints, Note(run.id, state.name, key.task, step), scope)
+            checkpoints = checkpoints_of(run, site_of(run, state).workspace)
+            if checkpoints is None:
+                return
+            guard = WorkspaceGuard(checkpoints, Note(run.id, state.name, key.task, step), scope)
             async with guard.hold():
                 back = await guard.put_back(step, noted)
             await run.recorder.record(AgentName(state.name), back)
@@ -132,7 +134,7 @@ def guarded(agent: AgentContext, key: StepKey, effect: Effect | None) -> tuple[E
     """
     if effect not in (None, Effect.WORKSPACE):
         return effect or Effect.ONCE, None
-    checkpoints, policy = agent.run.checkpoints, agent.policy
+    checkpoints, policy = agent.checkpoints, agent.policy
     if checkpoints is None or (effect is None and policy.network):
         return Effect.ONCE, None
     note = Note(agent.run.id, agent.name, key.task, key.text)

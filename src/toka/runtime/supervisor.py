@@ -20,6 +20,7 @@ from toka.runtime.control import AgentControl, Closing, Interrupted, Interruptib
 from toka.runtime.effective import bounds
 from toka.runtime.executor import AgentExecutor, AgentOutcome
 from toka.runtime.places import Places
+from toka.runtime.private import bring_back, settle_in
 from toka.runtime.restart import Pace, delay, policy_of, refusal
 from toka.runtime.retry import reopened
 from toka.runtime.status import Statuses
@@ -186,6 +187,10 @@ class Supervisor:
         resumed = self._statuses.state(name).started_at is not None
         spawn = self._run.execution.agent_spawn_timeout_s
         try:
+            await settle_in(self._run, config)
+        except UsageError as e:
+            return await self._refused(name, AgentOutcome(AgentStatus.FAILED, e.message, "workspace"))
+        try:
             async with self._run.runtime.clock.timeout(spawn):
                 prepared = await prepare(self._run, config, execution.control, resumed=resumed)
         except TimeoutError:
@@ -280,6 +285,10 @@ class Supervisor:
         if outcome.status is AgentStatus.FAILED and again and execution.stopping is None:
             await prepared.close()
             return await self._crashed(execution, outcome.reason, Trigger.WORK, executor, why=outcome.why)
+        private = self._statuses.state(name).private is not None
+        if private and outcome.status is AgentStatus.COMPLETED and execution.stopping is None:
+            await prepared.close()
+            await bring_back(self._run, name)
         return await self._statuses.end(name, outcome)
 
     async def _timed_out(

@@ -21,7 +21,7 @@ from toka.sandbox.bytecode import code_inside
 from toka.sandbox.idmap import PYTHON
 from toka.sandbox.policy import PathRule, SandboxPolicy
 from toka.sandbox.protect import protect
-from toka.sandbox.toolchain import OpenedToolchain, mounts_of, open_toolchains
+from toka.sandbox.toolchain import OpenedToolchain, below, mounts_of, open_shown, open_toolchains
 
 WORKSPACE: Final = "/workspace"
 CAPABILITIES: Final = ("CAP_SYS_ADMIN", "CAP_SETPCAP", "CAP_SYS_CHROOT")
@@ -77,7 +77,7 @@ class Granted:
         opened: in mount order; the descriptors belong to the stack given to `open_granted`.
         notes: one sentence each, for the run's record.
         owner: uid and gid of the workspace.
-        toolchains: in mount order; their descriptors belong to that stack, too.
+        toolchains: in mount order, then what else is shown; their descriptors belong to that stack, too.
     """
 
     opened: tuple[Opened, ...] = ()
@@ -144,7 +144,7 @@ def open_granted(workspace: Path, policy: SandboxPolicy, stack: ExitStack, held:
         notes.extend([note] if note else [])
         opened.append(Opened(rule, fd, status.st_dev, status.st_ino))
     status = os.fstat(root)
-    toolchains = open_toolchains(policy.toolchains, workspace, stack)
+    toolchains = (*open_toolchains(policy.toolchains, workspace, stack), *open_shown(policy.shown, stack))
     return Granted(tuple(opened), tuple(notes), (status.st_uid, status.st_gid), toolchains)
 
 
@@ -265,7 +265,9 @@ def lay_out(granted: Granted, policy: SandboxPolicy, sources: Sequence[str], use
         else:
             argv += ["--bind" if opened.rule.access == "write" else "--ro-bind", source, opened.target]
     argv += ["--ro-bind", "/usr", "/usr", *system_folders(), "--perms", "0755", "--dir", "/etc"]
-    argv += mounts_of(granted.toolchains, sources[own:])
+    beside = dict(zip(granted.toolchains, sources[own:], strict=True))
+    covered = {each: beside.pop(each) for each in granted.toolchains if below(each.path, "/tmp")}
+    argv += mounts_of(list(beside), beside.values())
     for name in ETC:
         argv += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
     generated = {f"/etc/{name}": text.encode() for name, text in {**ETC_FILES, **_accounts(user)}.items()}
@@ -277,6 +279,7 @@ def lay_out(granted: Granted, policy: SandboxPolicy, sources: Sequence[str], use
         argv += ["--perms", "0444", "--ro-bind-data", str(fd), target]
     argv += ["--proc", "/proc", "--dev", "/dev", "--size", str(16 << 20), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
     argv += ["--perms", "1777", "--size", str(policy.tmp_bytes), "--tmpfs", "/tmp"]
+    argv += mounts_of(list(covered), covered.values())
     for folder in ("/toka/jail/workspace", "/toka/bin", "/toka/none"):
         argv += ["--dir", folder]
     argv += ["--remount-ro", "/", "--chdir", "/"]

@@ -56,6 +56,7 @@ class SandboxPolicy:
         named: paths that are writable although they are protected within a wider grant, for a spec names them.
         toolchains: folders of this machine with a `bin` folder in them, shown read-only at their own paths; in the
             order in which programs are looked for in them, before the system's.
+        shown: further folders of this machine, shown read-only at their own paths; nothing in them can be executed.
         memory_bytes: memory of all processes together; None = no bound here.
         cpu_cores: share of the processors, in cores; None = no bound here.
         processes: processes and threads at one time, all commands of the sandbox together.
@@ -78,6 +79,7 @@ class SandboxPolicy:
     hidden: tuple[str, ...] = ()
     named: tuple[str, ...] = ()
     toolchains: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
     memory_bytes: int | None = None
     cpu_cores: float | None = None
     processes: int = DEFAULT_PROCESSES
@@ -115,7 +117,7 @@ class SandboxPolicy:
 
 
 _LISTS: Final = frozenset(
-    {"reads", "writes", "programs", "refused_programs", "protected", "hidden", "named", "toolchains"}
+    {"reads", "writes", "programs", "refused_programs", "protected", "hidden", "named", "toolchains", "shown"}
 )
 
 

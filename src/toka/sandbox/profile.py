@@ -107,7 +107,7 @@ def _commands(policy: SandboxPolicy, granted: Granted, programs: tuple[str, ...]
     folders = [*_system_folders(), *toolchains]
     execute = [PROGRAMS, *LOADERS, *sorted(helpers), *toolchains] if listed else folders
     rules = system_rules(folders=folders, execute=execute, programs_only=fixed)
-    rules += _workspace(granted, 0 if fixed else EXECUTE)
+    rules += [*_shown(policy), *_workspace(granted, 0 if fixed else EXECUTE)]
     ports = (PROXY_PORT,) if policy.network else ()
     profile = _profile(Ruleset(tuple(rules), connect_ports=ports), calls_of(policy, programs))
     if listed:
@@ -115,6 +115,11 @@ def _commands(policy: SandboxPolicy, granted: Granted, programs: tuple[str, ...]
         hidden = [f for f in (*HIDDEN, *others) if not any(below(h, f) for h in (*helpers, *toolchains))]
         profile |= {"listed": True, "noexec": _writable(granted) if fixed else ["/dev/shm"], "hidden": hidden}
     return profile
+
+
+def _shown(policy: SandboxPolicy) -> list[tuple[str, int]]:
+    """What is shown beside the workspace and may only be read."""
+    return [(path, READ) for path in policy.shown]
 
 
 def calls_of(policy: SandboxPolicy, programs: tuple[str, ...] | None) -> Syscalls:
@@ -132,7 +137,7 @@ def _own(policy: SandboxPolicy, granted: Granted, execute: Sequence[str], *, net
     rules = system_rules(folders=_system_folders(), execute=[*execute, *LOADERS], programs_only=True)
     ports = (PROXY_PORT, *(int(port) for c in policy.network for port in c.ports or ())) if network else ()
     families = (socket.AF_INET, socket.AF_INET6) if network else ()
-    rules += _workspace(granted, 0)
+    rules += [*_shown(policy), *_workspace(granted, 0)]
     profile = _profile(Ruleset(tuple(rules), connect_ports=ports, bind=network), Syscalls(families, memfd=False))
     return {**profile, "noexec": _writable(granted)}
 

@@ -114,7 +114,7 @@ def _profiles(plan: Plan, granted: Granted, stack: ExitStack) -> tuple[dict[Kind
         with held:
             refused = policy.refused_programs if kind == "agent" else ()
             toolchains = policy.toolchains if kind in ("person", "agent") else ()
-            home = {plan.home: WRITE | more}
+            home = {plan.home: WRITE | more} | ({} if kind == "files" else dict.fromkeys(policy.shown, READ))
             rules = ruleset({} if kind == "files" else system_rules(programs, refused, toolchains) | home, opened)
         stack.callback(os.close, rules)
         calls = Syscalls((socket.AF_INET,) if port else (), memfd=programs is None, spawn=kind != "files")
@@ -320,7 +320,7 @@ class ReducedSandbox(Sandbox):
         kept = [path for path, access in shown.items() if access != "write"]
         return {
             "network": bool(self.port),
-            "write": [*READ_ONLY, *self._policy.toolchains, *kept],
+            "write": [*READ_ONLY, *self._policy.toolchains, *self._policy.shown, *kept],
             "read": [*read, *(path for path, access in shown.items() if access == "hide")],
         }
 

@@ -72,7 +72,7 @@ async def self_test(sandbox: Sandbox, clock: Clock) -> SelfTest:
     shown = [o.target for o in sandbox.granted.opened if o.rule.access != "write"]
     wanted = {
         "network": bool(sandbox.policy.network),
-        "write": [*READ_ONLY, *shown, *sandbox.policy.toolchains],
+        "write": [*READ_ONLY, *shown, *sandbox.policy.toolchains, *sandbox.policy.shown],
         "read": list(ABSENT),
     }
     uid = sandbox.host_uid()

@@ -103,14 +103,29 @@ def open_toolchains(paths: Iterable[str], workspace: Path, stack: ExitStack) -> 
     return tuple(out)
 
 
-def _open(path: str) -> int:
+def open_shown(paths: Iterable[str], stack: ExitStack) -> tuple[OpenedToolchain, ...]:
+    """Opens folders that are shown beside toolchains.
+
+    Raises:
+        SandboxError: one of them is not there, is no folder, or is reached through a link.
+    """
+    out: list[OpenedToolchain] = []
+    for path in sorted(paths):
+        fd = _open(path, "folder")
+        stack.callback(os.close, fd)
+        status = os.fstat(fd)
+        out.append(OpenedToolchain(path, fd, status.st_dev, status.st_ino, (status.st_uid, status.st_gid)))
+    return tuple(out)
+
+
+def _open(path: str, what: str = "toolchain") -> int:
     """A folder, name by name, so that no link is followed."""
     at = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     for name in path.strip("/").split("/"):
         try:
             deeper = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
         except OSError as error:
-            raise SandboxError(f"the toolchain {path} cannot be opened: {error.strerror}") from None
+            raise SandboxError(f"the {what} {path} cannot be opened: {error.strerror}") from None
         finally:
             os.close(at)
         at = deeper
@@ -135,7 +150,7 @@ def staged(toolchains: Iterable[OpenedToolchain], user: tuple[int, int], stage: 
 def mounts_of(toolchains: Sequence[OpenedToolchain], sources: Iterable[str]) -> Iterator[str]:
     """What bwrap is told. Their parents can be passed through and not listed."""
     mounted = {toolchain.path for toolchain in toolchains}
-    parents = {str(parent) for path in mounted for parent in list(Path(path).parents)[:-1]}
+    parents = {str(parent) for path in mounted for parent in list(Path(path).parents)[:-1]} - {"/tmp"}
     inside = {p for p in parents if any(below(p, path) for path in mounted)}
     for parent in sorted(parents - inside):
         yield from ("--perms", "0111", "--dir", parent)

@@ -1,0 +1,184 @@
+"""An agent's private workspace: made before it first starts; the branch of one that is done comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+from toka.config.agent import AgentConfig
+from toka.core.ids import AgentName
+from toka.errors import JournalError, TokaError, UsageError
+from toka.events.state import AgentState
+from toka.events.workspace import BranchReturned, WorkspaceMade
+from toka.runtime.context import RunContext
+from toka.runtime.values import template_of
+from toka.sandbox.command import CommandResult
+from toka.sandbox.host import Sandbox
+from toka.sandbox.policy import SandboxPolicy
+from toka.sandbox.protect import tidy
+from toka.sandbox.shield import Order
+from toka.sandbox.trusted import TRUSTED
+from toka.tools.git import ENVIRONMENT, SETTINGS
+from toka.workspace.checkpoints import Checkpoints
+from toka.workspace.private import Wanted, make, outgoing
+from toka.workspace.repository import NotBrought, look_at, receive
+
+NEEDS_STATE: Final = "a private workspace lies in the state directory, and this run has none"
+_STATUS: Final = ("status", "--porcelain=v1", "-z", "--untracked-files=all", "--ignore-submodules=all")
+_LISTED: Final = 4 << 20
+"""Bytes of the list of what was not committed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where an agent works.
+
+    Attributes:
+        workspace: the folder.
+        shown: folders that its sandbox shows beside that.
+        hidden: paths of it that no agent sees.
+    """
+
+    workspace: Path
+    shown: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
+
+
+def branch_of(config: AgentConfig, run: str) -> str:
+    """The branch of an agent with a worktree: the one that its spec names, with its number where it is an instance."""
+    template = template_of(config.name)
+    number = config.name.removeprefix(f"{template}[").removesuffix("]") if template else ""
+    if config.metadata.branch is not None:
+        return f"{config.metadata.branch}-{number}" if number else config.metadata.branch
+    return f"toka/{run}/{template}/{number}" if number else f"toka/{run}/{config.name}"
+
+
+def site_of(run: RunContext, state: AgentState | None) -> Site:
+    """Where an agent works, as it is recorded."""
+    if state is None or state.private is None:
+        return Site(run.workspace, hidden=run.hidden)
+    objects = state.private.objects
+    return Site(Path(state.private.path), (objects,) if objects else ())
+
+
+def checkpoints_of(run: RunContext, workspace: Path) -> Checkpoints | None:
+    """What keeps a workspace as it was before steps; None = nothing does."""
+    if workspace == run.workspace or run.checkpoints is None:
+        return run.checkpoints
+    return run.runtime.keep(workspace, run.execution)
+
+
+async def settle_in(run: RunContext, config: AgentConfig) -> None:
+    """Makes the private workspace of an agent that is to have one, and records it. Idempotent.
+
+    Raises:
+        UsageError: it cannot be made, or is gone.
+        JournalError: it cannot be recorded.
+    """
+    state = run.recorder.state.agents.get(config.name)
+    if state is not None and state.private is not None:
+        _need(state.private.path)
+        return
+    if config.workspace == "shared":
+        return
+    if run.runtime.state is None:
+        raise UsageError(NEEDS_STATE)
+    place, branch = run.runtime.state.resolve(), ""
+    if config.workspace == "worktree":
+        branch = branch_of(config, run.id)
+    made = await make(Wanted(config.workspace, run.workspace, place, run.id, config.name, branch))
+    await run.recorder.record(config.name, WorkspaceMade(made.how, made.path, made.base, made.branch, made.objects))
+
+
+def _need(path: str) -> None:
+    if not Path(path).is_dir():
+        raise UsageError(f"its workspace {path} is gone", hint="start a new run")
+
+
+async def bring_back(run: RunContext, name: AgentName) -> None:
+    """Brings the branch of an agent that is done into the user's repository, and records what became of it.
+
+    Nothing of the agent may run any more. Its repository is data of somebody who is not trusted: git looks at it in a
+    sandbox, and what comes out is a stream of objects, each of which is checked before it is taken. Idempotent.
+
+    Raises:
+        JournalError: it cannot be recorded.
+    """
+    state = run.recorder.state.agents.get(name)
+    if state is None or state.private is None or state.private.how != "worktree" or state.returned is not None:
+        return
+    try:
+        returned = await _returned(run, state.private)
+    except JournalError:
+        raise
+    except (NotBrought, TokaError, OSError) as error:
+        returned = BranchReturned(state.private.branch, problem=str(error))
+    await run.recorder.record(name, returned)
+
+
+async def _returned(run: RunContext, made: WorkspaceMade) -> BranchReturned:
+    tree = Path(made.path)
+    await asyncio.to_thread(tidy, tree)
+    policy = SandboxPolicy(writes=(".",), programs=("git",), git=True, shown=(made.objects,))
+    sandbox, _ = await run.runtime.start_sandbox(Order(tree, policy))
+    bundle = f"toka-{os.urandom(6).hex()}.bundle"
+    try:
+        inside = _Inside(sandbox, run.execution.command_timeout_s)
+        tip = await inside.word("rev-parse", "--quiet", "--verify", f"refs/heads/{made.branch}^{{commit}}")
+        left = await inside.uncommitted()
+        if tip != made.base:
+            await inside.word(
+                "bundle", "create", "--quiet", f".git/{bundle}", f"refs/heads/{made.branch}", f"^{made.base}"
+            )
+    finally:
+        await sandbox.close()
+        await asyncio.to_thread(tidy, tree)
+    if tip == made.base:
+        return BranchReturned(made.branch, left=left)
+    try:
+        commits = await asyncio.to_thread(_received, run.workspace, made, tip, bundle)
+    except (NotBrought, UsageError) as problem:
+        return BranchReturned(made.branch, problem=str(problem), left=left)
+    return BranchReturned(made.branch, tip, commits, left=left)
+
+
+def _received(workspace: Path, made: WorkspaceMade, tip: str, bundle: str) -> int:
+    """Takes what git made of the branch into the user's repository; how many commits it has."""
+    with outgoing(Path(made.path), bundle) as file, tempfile.TemporaryFile() as kept:
+        while block := file.read(1 << 20):
+            kept.write(block)  # what is looked at and what is taken are the same bytes
+        kept.flush()
+        return receive(look_at(workspace), made.branch, tip, made.base, kept)
+
+
+class _Inside:
+    """Runs git in a sandbox, in the agent's own repository."""
+
+    def __init__(self, sandbox: Sandbox, timeout_s: float) -> None:
+        self._sandbox = sandbox
+        self._timeout_s = timeout_s
+
+    async def _git(self, *argv: str) -> CommandResult:
+        settings = [part for setting in SETTINGS for part in ("-c", setting)]
+        done = await self._sandbox.run(
+            ["git", "--no-pager", *settings, *argv],
+            env=ENVIRONMENT, timeout_s=self._timeout_s, output_limit=_LISTED, chosen_by=cast("Any", "git"), apart=True,
+        )  # fmt: skip
+        if done.exit_code != 0:
+            said = done.output.decode("utf-8", "replace").strip().splitlines()
+            raise NotBrought(f"git {argv[0]} failed in its clone: {said[-1] if said else done.reason or done.ended}")
+        return done
+
+    async def word(self, *argv: str) -> str:
+        """What it prints, as one word."""
+        return ((await self._git(*argv)).stdout or b"").decode("ascii", "replace").strip()
+
+    async def uncommitted(self) -> int:
+        """How many files are not as they were committed last. What the sandbox itself put there does not count."""
+        put = {f"?? {path}" for path, kind in TRUSTED.items() if kind == "file"}
+        lines = ((await self._git(*_STATUS)).stdout or b"").decode("utf-8", "replace").split("\0")
+        return sum(1 for line in lines if line[2:3] == " " and line not in put)
