@@ -72,11 +72,8 @@ def change_lines(event: Event, paint: Paint = plain) -> list[str]:
         case HealthChanged():
             whose = f"{line_of(event.task, 60)} " if event.task else ""
             return _told(f"{whose}{paint(line_of(event.health, 40), 'warn')} ({line_of(event.rung, 40)})", event.reason)
-        case StepPutBack() if event.problem:
-            return _told(f"{line_of(event.step, 60)}: {paint('not put back', 'warn')}", event.problem)
         case StepPutBack():
-            changed = some(event.changed, "path")
-            return [f"{line_of(event.step, 60)}: back to the state before it: {changed} changed"]
+            return _put_back(event, paint)
         case InstancesMade():
             return [f"is there {some(event.count, 'time')}, once for each element"]
         case OutputsMade():
@@ -103,6 +100,12 @@ def confinement(level: str) -> str:
     """How a weaker level than `full` is shown: `NO SANDBOX`, `reduced sandbox`; empty for `full`."""
     known = {"full": "", "none": "NO SANDBOX", "reduced": "reduced sandbox"}
     return known.get(level, f"{line_of(level, 40)} sandbox")
+
+
+def _put_back(event: StepPutBack, paint: Paint) -> list[str]:
+    if event.problem:
+        return _told(f"{line_of(event.step, 60)}: {paint('not put back', 'warn')}", event.problem)
+    return [f"{line_of(event.step, 60)}: back to the state before it: {some(event.changed, 'path')} changed"]
 
 
 def _left(event: OutputsMade) -> list[str]:
