@@ -133,8 +133,8 @@ async def test_agents_run_on_linux_only(team: Team, monkeypatch: pytest.MonkeyPa
 
 
 def test_an_effect_that_counts_as_once_is_told() -> None:
-    tasks = [{"id": "t", "description": "t", "run": "true", "effect": "workspace"}]
+    tasks = [{"id": "t", "description": "t", "run": "true", "effect": "checkable"}]
     assert once_only(agent("one", tasks=tasks)) == [
-        "task t: effect workspace counts as once: after a crash in the middle a person is asked"
+        "task t: effect checkable counts as once: after a crash in the middle a person is asked"
     ]
     assert once_only(agent("one", tasks=[{**tasks[0], "effect": "idempotent"}])) == []

@@ -101,9 +101,9 @@ def why_not(limit: Enforcement, hierarchies: Hierarchies) -> str:
 
 
 def once_only(config: AgentConfig) -> list[str]:
-    """Tasks whose declared effect counts as `once` in this version, one sentence each."""
+    """Tasks whose declared effect counts as `once`, as no probe belongs to a command; one sentence each."""
     return [
         f"task {task.id}: effect {task.effect} counts as once: after a crash in the middle a person is asked"
         for task in config.task_list(config.tasks.conditional)
-        if task.run is not None and task.effect in (Effect.WORKSPACE, Effect.CHECKABLE)
+        if task.run is not None and task.effect is Effect.CHECKABLE
     ]
