@@ -23,12 +23,13 @@ from statistics import median
 from typing import Final
 
 import machine
+import schedule
 import specs
 from processes import HERE, Processes
 from report import Experiment, Round, Row, absolute, judge, table
 
 TOKA: Final = Path(sys.executable).with_name("toka")
-GROUPS: Final = ("cpu", "wall", "memory", "start", "journal", "sandbox", "checkpoint")
+GROUPS: Final = ("cpu", "wall", "memory", "start", "journal", "sandbox", "checkpoint", "schedule")
 WRITERS: Final = 50
 """Streams that are appended to at one time when the journal is measured alone."""
 
@@ -119,7 +120,10 @@ def measure(processes: Processes, size: Size, groups: tuple[str, ...]) -> list[R
                 continue
             _say(f"round {number + 1} of {size.rounds}: {experiment.title}")
             rounds[experiment.id].append(processes.round(experiment))
-        parts = (("start", start_up), ("journal", journal), ("sandbox", sandbox), ("checkpoint", checkpoint))
+        parts = (
+            ("start", start_up), ("journal", journal), ("sandbox", sandbox), ("checkpoint", checkpoint),
+            ("schedule", scheduling),
+        )  # fmt: skip
         for group, part in parts:
             if number == 0 and group in groups:
                 if time.monotonic() > end:
@@ -209,6 +213,14 @@ def checkpoint(processes: Processes, size: Size) -> list[Row]:
         absolute("checkpoint_restore_all", f"Going back, all {of} gone", "ms", found.get("restore all"), None),
         absolute("checkpoint_store", f"Store of {of} after that", "MiB", found.get("store"), None),
     ]
+
+
+def scheduling(processes: Processes, size: Size) -> list[Row]:  # noqa: ARG001 - as all parts
+    """How long teams take beside the least that they can take; on a clock of their own, so in this process."""
+    found = schedule.ratios(max(3, size.starts * 20))
+    rows = (("p95", found[int(0.95 * len(found))]), ("most", found[-1]))
+    title = f"{schedule.AGENTS} agents, makespan over its least"
+    return [absolute(f"schedule_{name}", f"{title}, {name} of {len(found)}", "x", value, 1.1) for name, value in rows]
 
 
 def conditions(directory: Path) -> list[str]:
