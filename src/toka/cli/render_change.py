@@ -77,9 +77,7 @@ def change_lines(event: Event, paint: Paint = plain) -> list[str]:
         case StepPutBack():
             changed = some(event.changed, "path")
             return [f"{line_of(event.step, 60)}: back to the state before it: {changed} changed"]
-        case InstancesMade():
-            return [f"is there {some(event.count, 'time')}, once for each element"]
-        case OutputsMade():
+        case InstancesMade() | OutputsMade():
             return _left(event)
         case WorkspaceMade() | BranchReturned():
             return workspace_lines(event, paint)
@@ -105,7 +103,9 @@ def confinement(level: str) -> str:
     return known.get(level, f"{line_of(level, 40)} sandbox")
 
 
-def _left(event: OutputsMade) -> list[str]:
+def _left(event: InstancesMade | OutputsMade) -> list[str]:
+    if isinstance(event, InstancesMade):
+        return [f"is there {some(event.count, 'time')}, once for each element"]
     names = ", ".join(f"{line_of(name, 60)} = {compact(value, 80)}" for name, value in event.values.items())
     return [f"left {names or 'values of more than 16 KB'}"]
 
