@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from toka.core.clock import SystemClock
 from toka.errors import UsageError
+from toka.workspace.checkpoints import Checkpoints
 from toka.workspace.private import Wanted, make, outgoing, prune
 from toka.workspace.repository import NotBrought
 from workspace.test_repository import commit, git, planted, user
@@ -132,9 +134,13 @@ async def test_those_of_runs_that_ended_long_ago_go(user: Path, state: Path) -> 
     (closed / "file").touch()
     (closed / "out").symlink_to(user)
     closed.chmod(0)
-    await make(Wanted("copy", user, state, "run-2", "one"))
+    other = await make(Wanted("copy", user, state, "run-2", "one"))
     await make(Wanted("copy", user, state, "run-3", "one"))
     ended = {"run-1": 100.0, "run-2": 950.0, "../run-3": 0.0, "gone": 0.0}
+    stores = [Checkpoints(Path(each), state, SystemClock()).folder for each in (made.path, other.path)]
+    for store in stores:
+        (store / "git").mkdir(parents=True)
     assert prune(state, ended, 500.0, 1000.0) == ["run-1"]
+    assert [store.exists() for store in stores] == [False, True]
     assert names(state / "workspaces") == ["run-2", "run-3"]
     assert (user / "a.txt").exists()

@@ -72,11 +72,12 @@ def change_lines(event: Event, paint: Paint = plain) -> list[str]:
         case HealthChanged():
             whose = f"{line_of(event.task, 60)} " if event.task else ""
             return _told(f"{whose}{paint(line_of(event.health, 40), 'warn')} ({line_of(event.rung, 40)})", event.reason)
+        case StepPutBack() if event.problem:
+            return _told(f"{line_of(event.step, 60)}: {paint('not put back', 'warn')}", event.problem)
         case StepPutBack():
-            return _put_back(event, paint)
-        case InstancesMade():
-            return [f"is there {some(event.count, 'time')}, once for each element"]
-        case OutputsMade():
+            changed = some(event.changed, "path")
+            return [f"{line_of(event.step, 60)}: back to the state before it: {changed} changed"]
+        case InstancesMade() | OutputsMade():
             return _left(event)
         case WorkspaceMade() | BranchReturned():
             return workspace_lines(event, paint)
@@ -102,13 +103,9 @@ def confinement(level: str) -> str:
     return known.get(level, f"{line_of(level, 40)} sandbox")
 
 
-def _put_back(event: StepPutBack, paint: Paint) -> list[str]:
-    if event.problem:
-        return _told(f"{line_of(event.step, 60)}: {paint('not put back', 'warn')}", event.problem)
-    return [f"{line_of(event.step, 60)}: back to the state before it: {some(event.changed, 'path')} changed"]
-
-
-def _left(event: OutputsMade) -> list[str]:
+def _left(event: InstancesMade | OutputsMade) -> list[str]:
+    if isinstance(event, InstancesMade):
+        return [f"is there {some(event.count, 'time')}, once for each element"]
     names = ", ".join(f"{line_of(name, 60)} = {compact(value, 80)}" for name, value in event.values.items())
     return [f"left {names or 'values of more than 16 KB'}"]
 

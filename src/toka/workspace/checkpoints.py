@@ -46,8 +46,7 @@ class Checkpoints:
         settings: see there.
         """
         self._workspace = workspace.resolve()
-        digest = hashlib.sha256(os.fsencode(self._workspace)).hexdigest()[:32]
-        self._folder = state.resolve() / "checkpoints" / digest
+        self._folder = store_of(self._workspace, state)
         self._clock = clock
         self._settings = settings
         self._excluded = _part_of(self._workspace, state.resolve())
@@ -287,6 +286,17 @@ class Checkpoints:
                 self._packs = 0
                 await self._ask({"op": "forget", "runs": []})
             await self._end_cell()
+
+
+def store_of(workspace: Path, state: Path) -> Path:
+    """Where the checkpoints of a workspace are kept.
+
+    Args:
+        workspace: at its real path.
+        state: Toka's state directory.
+    """
+    digest = hashlib.sha256(os.fsencode(workspace)).hexdigest()[:32]
+    return state.resolve() / "checkpoints" / digest
 
 
 def shown(path: str) -> str:

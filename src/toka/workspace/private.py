@@ -21,6 +21,7 @@ from typing import IO, Final, Literal
 from toka.errors import UsageError
 from toka.sandbox.profile import find_program
 from toka.sandbox.trusted import TRUSTED
+from toka.workspace.checkpoints import store_of
 from toka.workspace.duplicate import duplicate
 from toka.workspace.repository import ENVIRONMENT, SETTINGS, NotBrought, Repository, look_at, unfit
 
@@ -254,7 +255,7 @@ def remove(folder: Path) -> None:
 
 
 def prune(state: Path, ended: Mapping[str, float], keep_s: float, now: float) -> list[str]:
-    """Removes the private workspaces of runs that ended long ago.
+    """Removes the private workspaces of runs that ended long ago, with their checkpoints.
 
     Args:
         state: the state directory.
@@ -269,6 +270,9 @@ def prune(state: Path, ended: Mapping[str, float], keep_s: float, now: float) ->
     for run, at in sorted(ended.items()):
         folder = state / FOLDER / run
         if Path(run).name == run and at <= now - keep_s and folder.is_dir() and not folder.is_symlink():
+            stores = [store_of(each.resolve() / TREE, state) for each in folder.iterdir()]
             remove(folder)
+            for store in filter(Path.is_dir, stores):
+                remove(store)
             gone.append(run)
     return gone
