@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,6 +19,7 @@ from toka.runtime.private import checkpoints_of, site_of
 from toka.sandbox.policy import SandboxPolicy
 from toka.workspace.checkpoints import Checkpoints
 from toka.workspace.lock import Note
+from toka.workspace.private import FOLDER, prune
 
 
 class WorkspaceGuard:
@@ -92,7 +94,11 @@ async def put_back_all(run: RunContext) -> None:
 
 
 async def forget_old(run: RunContext) -> None:
-    """Drops the checkpoints of runs that ended long ago; best effort, and only where some were taken just now."""
+    """Drops the checkpoints and private workspaces of runs that ended long ago; best effort.
+
+    Checkpoints only where some were taken just now.
+    """
+    await _forget_private(run)
     checkpoints, journal = run.checkpoints, run.runtime.journal
     if checkpoints is None or not checkpoints.used:
         return
@@ -104,6 +110,20 @@ async def forget_old(run: RunContext) -> None:
                 ended[name] = last.at if last is not None else 0.0
         if ended:
             await checkpoints.prune(ended, run.execution.checkpoint_keep_s / 86_400)
+
+
+async def _forget_private(run: RunContext) -> None:
+    state, clock, journal = run.runtime.state, run.runtime.clock, run.runtime.journal
+    if state is None:
+        return
+    ended: dict[str, float] = {}
+    with contextlib.suppress(OSError, TokaError):
+        for folder in (state / FOLDER).iterdir():
+            last = journal.last_of(RunId(folder.name), "", RunStateChanged.KIND)
+            if last is not None and isinstance(last.event, RunStateChanged) and last.event.state in RUN_ENDS:
+                ended[folder.name] = last.at
+        if ended:
+            await asyncio.to_thread(prune, state, ended, run.execution.checkpoint_keep_s, clock.now())
 
 
 def _left(run: RunContext, agent: AgentName, flying: Collection[str]) -> dict[str, dict[str, Any]]:
