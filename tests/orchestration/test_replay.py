@@ -228,6 +228,23 @@ async def test_a_stop_that_nobody_was_there_to_carry_out_is_carried_out_again(te
 
 
 @pytest.mark.slow
+async def test_what_failed_and_was_tried_again_is_decided_the_same(team: Team) -> None:
+    once = {"run": "test -e go", "effect": "idempotent"}
+    async with team.open() as runtime:
+        session = await team.start(runtime, agent(tasks=[once], **WRITES), agent("two", **NEEDED))
+        result = await session.run()
+        await session.context.recorder.close()
+        assert result.status is RunStatus.FAILED
+        (team.work / "go").touch()
+        await runtime.journal.submit(result.run, "retry", agent="one", arguments={}, by=("ada", "again"))
+        session = await team.resume(runtime, result.run)
+        assert (await session.run()).status is RunStatus.COMPLETED
+        await session.context.recorder.close()
+    found = await asyncio.to_thread(replayed, team)
+    assert found.same and found.lives == 2, found.divergences
+
+
+@pytest.mark.slow
 async def test_a_run_that_goes_on_is_decided_as_far_as_it_went(team: Team) -> None:
     async with team.open() as runtime:
         session = await team.start(runtime, agent(tasks=[TOUCH, {"run": "sleep 60", "effect": "idempotent"}], **WRITES))

@@ -302,15 +302,19 @@ class RecordCursor:
         When a process begins, it takes up all there are before anything else. Later it takes them beside what its
         agents do, and what they do may be recorded between an answer and the word that it was taken up.
         """
+        head = self.head
+        if head is not None and is_life(head.event):  # it only wants to know whether there is anything to go on for
+            return [
+                c for r in self._records[self._head :] if (c := _command(run, r.event)) is not None and c.id > after
+            ]
         beside, self._looked = self._looked, True
         applied = self._answered_by() if beside else None
         out: list[Command] = []
         for record in self.life if applied is None else (applied,):
-            event = record.event
-            if isinstance(event, CommandApplied) and event.command > after:
-                by = (event.author, event.reason)
-                out.append(Command(event.command, run, event.verb, event.agent, event.arguments, *by))
-            elif not is_asked(event):
+            command = _command(run, record.event)
+            if command is not None and command.id > after:
+                out.append(command)
+            elif not is_asked(record.event):
                 break
         return out
 
@@ -370,6 +374,13 @@ class RecordCursor:
 
     async def aclose(self) -> None:
         """See Journal."""
+
+
+def _command(run: RunId, event: Event) -> Command | None:
+    """The request that an event tells of; None when it tells of none."""
+    if not isinstance(event, CommandApplied):
+        return None
+    return Command(event.command, run, event.verb, event.agent, event.arguments, event.author, event.reason)
 
 
 def _wake(attempt: Attempt) -> None:

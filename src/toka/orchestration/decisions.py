@@ -74,6 +74,8 @@ def differing(recorded: Event, now: Event, *, served: bool = False) -> tuple[str
     if type(recorded) is not type(now):
         return ("kind",)
     old, new = decided(recorded, served=served), decided(now, served=served)
+    if "by" not in old:  # older records do not say what brought a change about
+        new.pop("by", None)
     return tuple(name for name in (*old, *(n for n in new if n not in old)) if _text(old, name) != _text(new, name))
 
 

@@ -17,7 +17,6 @@ from toka.events.event import (
     StepFailed,
     StepInDoubt,
     StepIntent,
-    StepLeft,
     StepPutBack,
     TaskStateChanged,
 )
@@ -88,7 +87,9 @@ class Recorded:
         stream, step = known[0], known[1].step
         after = self._after(stream, step)
         for event in after:
-            if isinstance(event, StepIntent | StepLeft) and event.step == step:  # a pause ended it, and it began again
+            if isinstance(event, AgentStateChanged) and event.state == AgentStatus.BACKOFF.value:
+                break
+            if isinstance(event, StepIntent) and event.step == step:  # a pause ended it, and it began again
                 return Ended("cut_off")
             if isinstance(event, StepDone) and event.step == step:
                 return Ended("done", event)
