@@ -21,6 +21,7 @@ from toka.cli.text import line_of, moment, some
 from toka.core.clock import SystemClock
 from toka.core.ids import RunId
 from toka.errors import NotFound, UsageError
+from toka.events.event import ExecutorAttached
 from toka.events.flow import ApprovalAnswered
 from toka.events.state import AgentState, ApprovalState, RunState
 from toka.journal.journal import Command
@@ -123,12 +124,15 @@ def _taken_up(reader: SqliteReader, run: RunId, asked: Question, after: int) -> 
     """The process that took the answer up; None when there is none, or it did not in time."""
     name, question = asked
     end = time.monotonic() + TAKEN_S
-    while (lease := reader.lease(run)) is not None and lease.alive and time.monotonic() < end:
+    while True:
+        lease = reader.lease(run)  # before the records, so that an end is not taken for a death
         events = [record.event for record in reader.read(run, after=after, stream=name)]
         if any(isinstance(e, ApprovalAnswered) and e.approval == question.id for e in events):
-            return lease.holder.pid
+            last = reader.last_of(run, "", ExecutorAttached.KIND)
+            return last.event.pid if last is not None and isinstance(last.event, ExecutorAttached) else None
+        if lease is None or not lease.alive or time.monotonic() > end:
+            return None
         time.sleep(LOOK_S)
-    return None
 
 
 def _given(commands: list[Command], run: RunState) -> dict[str, Command]:
