@@ -511,3 +511,29 @@ def test_a_reader_writes_nothing(state: Path) -> None:
         pytest.raises(sqlite3.OperationalError, match="readonly"),
     ):
         reader._db.execute("INSERT INTO blobs VALUES ('x', x'00')")
+
+
+@pytest.mark.slow
+async def test_a_second_reader_of_the_process_takes_no_lock_from_the_first(tmp_path: Path) -> None:
+    """Closing any descriptor of the database drops the process's locks on it; then others delete the log under it."""
+    state = tmp_path / "state"
+    journal = SqliteJournal(state, SystemClock())
+    try:
+        run = RunId("20300101-000000-aaaaaa")
+        assert journal.commands(run) == []
+        SqliteReader(state, SystemClock()).close()
+        SqliteReader(state, SystemClock()).close()
+        submit = (
+            "import asyncio, sys; from pathlib import Path; from toka.core.clock import SystemClock\n"
+            "from toka.journal.sqlite import SqliteJournal\n"
+            "async def main():\n"
+            "    journal = SqliteJournal(Path(sys.argv[1]), SystemClock())\n"
+            "    await journal.submit(sys.argv[2], 'pause', agent='', arguments={}, by=('ada', ''))\n"
+            "    await journal.aclose()\n"
+            "asyncio.run(main())\n"
+        )
+        for number in (1, 2):
+            await asyncio.to_thread(subprocess.run, [sys.executable, "-c", submit, str(state), run], check=True)
+            assert len(journal.commands(run)) == number
+    finally:
+        await journal.aclose()

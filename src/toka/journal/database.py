@@ -155,22 +155,19 @@ def failure(error: sqlite3.Error, path: Path) -> JournalError:
 
 
 def _refuse_newer(path: Path) -> None:
-    """Refuses a journal of a newer version before it is opened for writing, which alone may change its files.
+    """Refuses a journal of a newer version before anything is changed in it.
 
-    The version stands in the file's header (https://www.sqlite.org/fileformat.html), or still in the log beside it.
+    Only SQLite itself may look: closing a descriptor of one's own would take its locks from the whole process, and
+    another process would then delete the log under those who still read it. Where there is a log, a connection that
+    may write would put it into the file when it closes.
     """
-    with path.open("rb") as file:
-        head = file.read(100)
-    if len(head) < 100:
-        return
     log = path.with_name(f"{path.name}-wal")
-    version = int.from_bytes(head[60:64], "big") if head.startswith(b"SQLite format 3\0") else 0
-    if version <= SCHEMA and log.exists() and log.stat().st_size:
-        try:
-            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)) as reader:
-                (version,) = reader.execute("PRAGMA user_version").fetchone()
-        except sqlite3.Error:
-            return  # whoever opens it for writing says what is wrong
+    mode = "ro" if log.exists() and log.stat().st_size else "rw"
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=10)) as reader:
+            (version,) = reader.execute("PRAGMA user_version").fetchone()
+    except sqlite3.Error:
+        return  # whoever opens it for writing says what is wrong
     if version > SCHEMA:
         raise _newer(path, version)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import os
 from pathlib import Path
 from typing import Final
@@ -64,11 +66,13 @@ def make(state: Path, file: str) -> Path:
     for place in missing:
         _sync(place.parent)
     if not path.exists():
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        _sync(state)
-    os.close(os.open(path, os.O_RDWR))  # says why, where access(2) only says no
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            _sync(state)
+    # A file that is there is never opened here: closing it would take SQLite's locks from the whole process.
     if not os.access(path, os.R_OK | os.W_OK) or not os.access(state, os.W_OK | os.X_OK):
-        raise PermissionError(13, "Permission denied", str(path))
+        code = errno.EROFS if os.statvfs(path).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OSError(code, os.strerror(code), str(path))
     return path
 
 
