@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from harness import pass_time
 from sandbox.conftest import living, names
 from sandbox.test_freeze import KINDS, marker, workspace  # noqa: F401 - fixtures
 from sandbox.test_limits import NO_CGROUPS
@@ -26,11 +28,12 @@ from toka.sandbox import shield
 from toka.sandbox.cgroup_find import Hierarchies
 from toka.sandbox.host import Sandbox
 from toka.sandbox.keeper import Surroundings, machine
-from toka.sandbox.orphans import FOLDER, Ledger, end_orphans
+from toka.sandbox.orphans import FOLDER, ROOM_S, Ledger, NoRoom, Note, end_orphans, with_room
 from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.shield import Order, Shield
 from toka.sandbox.standstill import stop
 from toka.sandbox.usage import read_stat
+from toka.testing import ManualClock
 
 RUNTIME = """
 import asyncio, sys
@@ -177,6 +180,63 @@ async def test_what_cannot_be_noted_does_not_start(workspace: Path, state: Path)
     around = Surroundings(SystemClock(), hierarchies=NO_CGROUPS, ledger=Ledger(state))
     with pytest.raises(SandboxError, match="cannot be noted"):
         await Sandbox.start(workspace, SandboxPolicy(), around)
+
+
+@pytest.mark.slow
+async def test_a_full_disk_is_waited_for(
+    workspace: Path,  # noqa: F811
+    state: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As often as it is full, nothing is left of the attempt, and nothing of an agent ran."""
+    notes: list[int] = []
+    write = Note.write
+
+    def full_twice(note: Note, root: int, *rest: Any) -> None:
+        notes.append(root)
+        if len(notes) < 3:
+            raise NoRoom("the sandbox cannot be noted: No space left on device")
+        write(note, root, *rest)
+
+    monkeypatch.setattr(Note, "write", full_twice)
+    around = Surroundings(SystemClock(), hierarchies=NO_CGROUPS, ledger=Ledger(state))
+    sandbox = await Sandbox.start(workspace, SandboxPolicy(), around)
+    assert (await sandbox.run(["true"], timeout_s=10)).ended == "exited"
+    assert len(set(notes)) == len(notes) and sandbox.processes()[0] == notes[-1]
+    assert not [pid for pid in notes[:2] if read_stat(pid)]
+    await sandbox.close()
+
+
+async def test_a_disk_that_stays_full_is_told(tmp_path: Path) -> None:
+    clock = ManualClock()
+    starts: list[float] = []
+
+    async def start() -> None:
+        starts.append(clock.monotonic())
+        raise NoRoom("full")
+
+    waiting = asyncio.create_task(with_room(start, clock))
+    await pass_time(clock, waiting.done)
+    with pytest.raises(NoRoom):
+        await waiting
+    assert starts[-1] >= ROOM_S and len(starts) > 30
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("unshare"), reason="only root can mount a disk")
+def test_a_full_disk_is_told_from_others_and_no_half_note_stays(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from toka.sandbox.orphans import Ledger, NoRoom\n"
+        "state = Path(sys.argv[1])\n"
+        "try: (state / 'filler').write_bytes(bytes(1 << 20))\n"
+        "except OSError: pass\n"
+        "try: Ledger(state).open().write(1, 'name', ())\n"
+        "except NoRoom as e: print(e, '|', [f for d in state.glob('sandboxes') for f in d.iterdir()])\n"
+    )
+    mount = 'mount -t tmpfs -o size=256k tmpfs "$0" && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", mount, str(tmp_path), sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "No space left on device | []" in done.stdout, done.stderr
 
 
 @pytest.fixture

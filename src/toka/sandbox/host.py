@@ -19,6 +19,7 @@ from toka.sandbox.keeper import Keeper, Surroundings
 from toka.sandbox.launch import Zygote, start_zygote, to_the_end
 from toka.sandbox.measure import Told, refused, unheard
 from toka.sandbox.mounts import Granted
+from toka.sandbox.orphans import with_room
 from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.profile import Kind
 from toka.sandbox.request import bounds_of, check_command
@@ -109,7 +110,7 @@ class Sandbox:
                 if zygote is None or not zygote.alive or self._is_stale(zygote):
                     if zygote is not None:
                         await zygote.end()
-                    zygote = self._zygote = await self._start()
+                    zygote = self._zygote = await with_room(self._start, self._clock)
                 return zygote
 
     def _is_stale(self, zygote: Zygote) -> bool:

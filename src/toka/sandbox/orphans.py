@@ -7,16 +7,18 @@ meant by its number together with its start time and the boot it belongs to; nev
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
+from toka.core.clock import Clock
 from toka.errors import SandboxError
 from toka.sandbox.cgroup import Cgroup, orphans
 from toka.sandbox.cgroup_find import Hierarchies, owned_name, owner_is_gone
@@ -26,9 +28,36 @@ from toka.sandbox.usage import read_stat
 FOLDER: Final = "sandboxes"
 PREFIX: Final = "toka-"
 """How the names of our cgroups begin."""
+ROOM_S: Final = 30.0
+"""How long a start waits for room on a full disk."""
+AGAIN_S: Final = 0.2
+"""Between two attempts."""
+T = TypeVar("T")
 _NOTE: Final = re.compile(r"n\d+-\d+-\d+-\d+\.json(\.new)?")
 """The pid namespace, pid and start time of the runtime, and a number of its own."""
 _NUMBERS: Final = itertools.count()
+
+
+class NoRoom(SandboxError):
+    """The disk of the state directory is full; the same start may succeed later."""
+
+
+async def with_room(start: Callable[[], Awaitable[T]], clock: Clock) -> T:
+    """What `start` returns, attempted again for ROOM_S while there is no room for its note.
+
+    A full disk is nothing that an agent did: it waits, as it does for the record.
+
+    Raises:
+        NoRoom: there was none in all that time.
+    """
+    end = clock.monotonic() + ROOM_S
+    while True:
+        try:
+            return await start()
+        except NoRoom:
+            if clock.monotonic() >= end:
+                raise
+        await clock.sleep(AGAIN_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +96,7 @@ class Note:
         """Notes its first process and its cgroup, in the place of what was noted before; whole or not at all.
 
         Raises:
+            NoRoom: its disk is full.
             SandboxError: the state directory cannot be written.
         """
         stat = read_stat(root)
@@ -81,7 +111,10 @@ class Note:
                 file.write(json.dumps(said))
             new.replace(self.file)
         except OSError as error:
-            raise SandboxError(
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
+            kind = NoRoom if error.errno in (errno.ENOSPC, errno.EDQUOT) else SandboxError
+            raise kind(
                 f"the sandbox cannot be noted in {self.file.parent}: {error.strerror}",
                 hint="nothing was run in it: without the note, what a kill leaves would not be found again",
             ) from None
