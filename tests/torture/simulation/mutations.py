@@ -26,7 +26,7 @@ MEMORY = "toka.journal.memory:MemoryJournal"
 MUTATIONS: Final[Mapping[str, Mutation | tuple[Mutation, ...]]] = {
     "no-intent": Mutation(f"{STEPS}._act", "await self._recorder.record(self._agent, intent)", "pass"),
     "no-lease-check": Mutation(
-        "toka.journal.recorder:Recorder.check_lease", "not self._journal.holds", "False and not"
+        "toka.journal.recorder:Recorder.check_lease", "if self._journal.holds(self._lease)", "if True"
     ),
     "no-fence": (
         Mutation(f"{MEMORY}._fence", "if self._tokens", "if False and self._tokens"),
@@ -59,7 +59,7 @@ MUTATIONS: Final[Mapping[str, Mutation | tuple[Mutation, ...]]] = {
         "{e.on for e in graph.before[n][1:]}",
     ),
     "verdict-ignores-failures": Mutation(
-        "toka.orchestration.session:RunSession.run", "= verdict(recorder.state)", '= (RunStatus.COMPLETED, "")'
+        "toka.orchestration.session:RunSession._round", "= verdict(recorder.state)", '= (RunStatus.COMPLETED, "")'
     ),
     "fold-differs": Mutation(
         "toka.journal.recorder:Recorder._committed",
