@@ -211,7 +211,7 @@ async def test_a_process_killed_during_a_command_leaves_no_process(tmp_path: Pat
         "import asyncio, sys; from pathlib import Path; from harness import Team, agent\n"
         "team = Team(Path(sys.argv[1]))\n"
         "line = 'setsid sleep 4242.4242 & echo $TOKA_RUN > started; sleep 4242.4242'\n"
-        "asyncio.run(team.run(agent(tasks=[{'run': line}], grant=['filesystem-write'])))\n"
+        "asyncio.run(team.run(agent(tasks=[{'run': line, 'effect': 'once'}], grant=['filesystem-write'])))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=DRIVER.parent)
     started = tmp_path / "work" / "started"
