@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 DRIVER = Path(__file__).with_name("soaking.py")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join((str(DRIVER.parents[1]), *filter(None, sys.path)))}
 SLOPE_MB = 1.0
 """Of memory, for 10,000 steps."""
 WARM_SHARE = 0.2
@@ -29,7 +31,9 @@ def slope(points: list[tuple[float, float]]) -> float:
 
 def soak(folder: Path, steps: int, counted: dict[str, Any]) -> list[list[int]]:
     began = time.monotonic()
-    done = subprocess.run([sys.executable, str(DRIVER), str(folder), str(steps)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(DRIVER), str(folder), str(steps)], capture_output=True, text=True, env=ENVIRONMENT
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
     assert found["status"] == "COMPLETED", found["reason"]

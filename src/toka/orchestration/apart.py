@@ -14,8 +14,7 @@ from toka.core.catalogue import GIT_ACCESS
 from toka.core.ids import AgentName
 from toka.errors import UsageError
 from toka.orchestration.dependency import DependencyResolver
-from toka.runtime.guard import writable
-from toka.runtime.private import branch_of
+from toka.runtime.values import branch_of
 from toka.sandbox.level import Level
 from toka.sandbox.policy import SandboxPolicy
 from toka.workspace.lock import overlap
@@ -95,7 +94,7 @@ def collisions(
     """
     if at_once < 2:
         return {}
-    paths = {n: writable(policies[n]) for n in graph.order if graph.configs[n].workspace == "shared"}
+    paths = {n: policies[n].changeable for n in graph.order if graph.configs[n].workspace == "shared"}
     paths = {name: each for name, each in paths.items() if each}
     out: dict[AgentName, str] = {}
     for group in _sets(graph, paths):

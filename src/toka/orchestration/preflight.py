@@ -23,7 +23,6 @@ from toka.orchestration.rights import Terms
 from toka.orchestration.unmet import ELSEWHERE, inside, named_secret, place_findings, spec_findings, spec_places
 from toka.runtime.context import Runtime
 from toka.runtime.effective import Effective, compile_agent
-from toka.runtime.guard import writable
 from toka.sandbox.policy import SandboxPolicy
 from toka.sandbox.profile import find_program
 from toka.sandbox.shield import Order
@@ -169,7 +168,7 @@ def _unkept(runtime: Runtime, request: RunRequest) -> list[str]:
 def _keeps(runtime: Runtime, config: AgentConfig, enabled: Sequence[str]) -> bool:
     """Whether the workspace is to be kept before a command or a tool of an agent: see `guarded`."""
     made = _compiled(runtime, config)
-    if not writable(made.policy):
+    if not made.policy.changeable:
         return False
     tasks, alone = config.task_list(enabled), not made.policy.network
     if any(t.effect is Effect.WORKSPACE or (alone and t.effect is None) for t in tasks if t.run is not None):

@@ -16,7 +16,6 @@ from toka.events.lifecycle import RUN_ENDS
 from toka.events.steps import StepIntent, StepPutBack
 from toka.runtime.context import AgentContext, RunContext
 from toka.runtime.private import checkpoints_of, site_of
-from toka.sandbox.policy import SandboxPolicy
 from toka.workspace.checkpoints import Checkpoints
 from toka.workspace.lock import Note
 from toka.workspace.private import FOLDER, prune
@@ -158,9 +157,4 @@ def guarded(agent: AgentContext, key: StepKey, effect: Effect | None) -> tuple[E
     if checkpoints is None or (effect is None and policy.network):
         return Effect.ONCE, None
     note = Note(agent.run.id, agent.name, key.task, key.text)
-    return Effect.WORKSPACE, WorkspaceGuard(checkpoints, note, writable(policy))
-
-
-def writable(policy: SandboxPolicy) -> tuple[str, ...]:
-    """What commands under this policy can write of the workspace."""
-    return (*policy.writes, ".git") if policy.git and "." not in policy.writes else policy.writes
+    return Effect.WORKSPACE, WorkspaceGuard(checkpoints, note, policy.changeable)

@@ -15,7 +15,7 @@ from toka.errors import JournalError, TokaError, UsageError
 from toka.events.state import AgentState
 from toka.events.workspace import BranchReturned, WorkspaceMade
 from toka.runtime.context import RunContext
-from toka.runtime.values import template_of
+from toka.runtime.values import branch_of
 from toka.sandbox.command import CommandResult
 from toka.sandbox.host import Sandbox
 from toka.sandbox.policy import SandboxPolicy
@@ -46,15 +46,6 @@ class Site:
     workspace: Path
     shown: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
-
-
-def branch_of(config: AgentConfig, run: str) -> str:
-    """The branch of an agent with a worktree: the one that its spec names, with its number where it is an instance."""
-    template = template_of(config.name)
-    number = config.name.removeprefix(f"{template}[").removesuffix("]") if template else ""
-    if config.metadata.branch is not None:
-        return f"{config.metadata.branch}-{number}" if number else config.metadata.branch
-    return f"toka/{run}/{template}/{number}" if number else f"toka/{run}/{config.name}"
 
 
 def site_of(run: RunContext, state: AgentState | None) -> Site:

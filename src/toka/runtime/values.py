@@ -271,3 +271,12 @@ def _quoted(reference: Reference, known: Mapping[str, Any]) -> str:
 def _short(value: object) -> str:
     text = as_text(value)
     return text if len(text) <= 80 else text[:79] + "…"
+
+
+def branch_of(config: AgentConfig, run: str) -> str:
+    """The branch of an agent with a worktree: the one that its spec names, with its number where it is an instance."""
+    template = template_of(config.name)
+    number = config.name.removeprefix(f"{template}[").removesuffix("]") if template else ""
+    if config.metadata.branch is not None:
+        return f"{config.metadata.branch}-{number}" if number else config.metadata.branch
+    return f"toka/{run}/{template}/{number}" if number else f"toka/{run}/{config.name}"

@@ -96,6 +96,11 @@ class SandboxPolicy:
         rules = [PathRule(p, "read") for p in self.reads] + [PathRule(p, "write") for p in self.writes]
         return tuple(sorted(rules, key=lambda r: r.order))
 
+    @property
+    def changeable(self) -> tuple[str, ...]:
+        """What commands can change of the workspace: the writable paths, and the repository where that is writable."""
+        return (*self.writes, ".git") if self.git and "." not in self.writes else self.writes
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object with one key per attribute."""
         data = asdict(self)
