@@ -51,6 +51,7 @@ class RunSession:
         self.team = TeamExecution(context, plan, configs, self.manager, self.reporter)
         self._approvals = Approvals(context)
         self._closing = False
+        self._applying = asyncio.Lock()
         self._over = False
         self._sinks: ChannelSinks | None = None
         self._lost: StaleEpoch | None = None
@@ -105,7 +106,8 @@ class RunSession:
         try:
             await self.team.execute()
         finally:  # from here nobody applies requests: none may come between the verdict and its record
-            inbox.cancel()
+            async with self._applying:  # one that is half applied would be applied again
+                inbox.cancel()
             await asyncio.gather(inbox, return_exceptions=True)
         if self._lost is not None:
             raise self._lost
@@ -114,7 +116,7 @@ class RunSession:
         if self._closing:
             reason = "the process was asked to end; nothing recorded is lost"
             return RunResult(run, RunStatus.INTERRUPTED, recorder.state, reason)
-        if await self._catch_up():
+        if await self._catch_up() or self.team.pending:  # the latter: it was applied after the last look
             return None
         status, reason = verdict(recorder.state)
         await recorder.record("", RunStateChanged(status.value, reason))
@@ -174,10 +176,11 @@ class RunSession:
             while True:
                 try:
                     self.context.recorder.check_taken()
-                    for command in runtime.journal.commands(self.context.id, self._applied):
-                        await self._apply(command)
-                    await self._expire()
-                    await self._end_at_deadline()
+                    async with self._applying:
+                        for command in runtime.journal.commands(self.context.id, self._applied):
+                            await self._apply(command)
+                        await self._expire()
+                        await self._end_at_deadline()
                 except StaleEpoch as e:
                     self._lost = e  # the agents may have ended before this task has
                     await self.manager.shutdown(0.0)  # another process owns the run; the agents hear it too

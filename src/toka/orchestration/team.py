@@ -91,6 +91,11 @@ class TeamExecution:
             if name in self._again and not self._manager.state(name).ended:
                 self._queue_again(name)
 
+    @property
+    def pending(self) -> bool:
+        """Whether something was noted since `execute` returned, so that it has to look again."""
+        return not self._ended.empty()
+
     def close(self) -> None:
         """Nothing more is started."""
         self._closing = True

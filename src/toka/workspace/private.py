@@ -12,6 +12,7 @@ import shutil
 import stat
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -95,8 +96,7 @@ def _make(wanted: Wanted, stopped: Callable[[], bool]) -> Private:
             each.mkdir(mode=0o700, parents=True, exist_ok=True)
             each.chmod(0o700)
         for left in folder.parent.glob(f"{_NEW}{_escaped(wanted.agent)}-*"):
-            with suppress(OSError):  # a git that outlived its Toka may still write there
-                remove(left)
+            _removed(left)
         beside = folder.parent / f"{_NEW}{wanted.agent}-{os.urandom(4).hex()}"
         beside.mkdir(mode=0o700)
         try:
@@ -252,6 +252,15 @@ def remove(folder: Path) -> None:
             if not inner.is_symlink():
                 inner.chmod(0o700)
     shutil.rmtree(folder)
+
+
+def _removed(left: Path) -> None:
+    """Removes what a killed process left half made; a git that outlived it may still write there for a moment."""
+    for _ in range(20):
+        with suppress(OSError):
+            remove(left)
+            return
+        time.sleep(0.05)
 
 
 def prune(state: Path, ended: Mapping[str, float], keep_s: float, now: float) -> list[str]:
