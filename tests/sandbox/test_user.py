@@ -29,6 +29,7 @@ def test_all_of_it_holds_for_an_ordinary_user(tmp_path_factory: pytest.TempPathF
     try:
         shutil.copytree(ROOT / "src", home / "src", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copytree(ROOT / "tests/sandbox", home / "tests/sandbox", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "tests/harness.py", home / "tests")
         shutil.copy(ROOT / "pyproject.toml", home)
         place.mkdir()
         subprocess.run(["chown", "-R", f"{UID}:{UID}", str(home), str(place)], check=True)
@@ -36,7 +37,12 @@ def test_all_of_it_holds_for_an_ordinary_user(tmp_path_factory: pytest.TempPathF
         if not usable(user, "pytest, pytest_asyncio"):
             pytest.skip(f"{sys.executable} cannot be used by another user")
         argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--basetemp", str(home / "t"), "-rs"]
-        env = {**os.environ, "PYTHONPATH": str(home / "src"), "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
+        env = {
+            **os.environ,
+            "PYTHONPATH": f"{home / 'src'}:{home / 'tests'}",
+            "HOME": str(home),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         env["TOOLCHAINS_IN"] = str(place)
         done = subprocess.run([*argv, *(f"tests/sandbox/{s}" for s in SUITES)], env=env, **user)
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
