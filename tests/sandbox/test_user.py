@@ -37,12 +37,8 @@ def test_all_of_it_holds_for_an_ordinary_user(tmp_path_factory: pytest.TempPathF
         if not usable(user, "pytest, pytest_asyncio"):
             pytest.skip(f"{sys.executable} cannot be used by another user")
         argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--basetemp", str(home / "t"), "-rs"]
-        env = {
-            **os.environ,
-            "PYTHONPATH": f"{home / 'src'}:{home / 'tests'}",
-            "HOME": str(home),
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
+        path = f"{home / 'src'}:{home / 'tests'}"
+        env = {**os.environ, "PYTHONPATH": path, "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
         env["TOOLCHAINS_IN"] = str(place)
         done = subprocess.run([*argv, *(f"tests/sandbox/{s}" for s in SUITES)], env=env, **user)
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
