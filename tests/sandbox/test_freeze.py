@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -364,13 +365,23 @@ while time.monotonic() < end:
 """
 
 
+SHORT_CHAIN = """
+open(my $on, '>', 'src/on'); open(my $links, '>>', 'src/links'); $links->autoflush;
+my $end = time + 30;
+while (time < $end) { my $child = fork; if ($child) { exit } print $links 'x' if defined $child }
+"""
+
+
 @pytest.mark.slow
 @by_signals
-async def test_nothing_that_forks_all_the_time_escapes(start: Start, workspace: Path) -> None:
+@pytest.mark.parametrize("program", ["python3 -c", "perl -MIO::Handle -e"])
+async def test_nothing_that_forks_all_the_time_escapes(start: Start, workspace: Path, program: str) -> None:
     """A child that outlives its parent by one step, again and again: whoever is signalled is gone already."""
+    if shutil.which(program.split()[0], path="/usr/bin") is None:
+        pytest.skip(f"needs {program.split()[0]}")
     sandbox, links = await start(), workspace / "src/links"
-    keeps = 'python3 -c "$CHAIN" & python3 -c "$CHAIN" & sleep 30'
-    command = running(sandbox, keeps, env={"CHAIN": CHAIN})
+    keeps = f'{program} "$CHAIN" & {program} "$CHAIN" & sleep 30'
+    command = running(sandbox, keeps, env={"CHAIN": CHAIN if "python" in program else SHORT_CHAIN})
     for _ in range(5):
         await until(links.exists, "the chain")
         await until(grown(links.parent, "links"), "the chain")
@@ -484,3 +495,40 @@ def test_a_stopped_tree_is_killed(marker: str) -> None:
         assert set(standstill.stop(process.pid)) == set(living(marker))
         assert standstill.end(process.pid, began)
         assert living(marker) == []
+
+
+HEADLESS = """
+import ctypes, threading, time
+def beat():
+    while True:
+        time.sleep(0.01)
+        with open({path!r}, "a") as file:
+            file.write("x")
+threading.Thread(target=beat).start()
+ctypes.CDLL(None).syscall(60, 0)  # exit: of this thread alone
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the number of exit")
+def test_a_process_whose_first_thread_has_ended_runs_and_is_held_and_killed(tmp_path: Path) -> None:
+    beats = tmp_path / "beats"
+    with subprocess.Popen([sys.executable, "-I", "-S", "-c", HEADLESS.format(path=str(beats))]) as process:
+        try:
+            began = started(process.pid)
+            while not beats.exists():
+                time.sleep(0.01)
+            stat = read_stat(process.pid)
+            assert stat is not None and (stat.state, stat.ended) == ("Z", False)
+            assert standstill.stop(process.pid) == {process.pid: began}
+            size = beats.stat().st_size
+            time.sleep(0.1)
+            assert beats.stat().st_size == size
+            standstill.go_on({process.pid: began})
+            deadline = time.monotonic() + 5
+            while beats.stat().st_size == size and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert beats.stat().st_size > size
+            assert standstill.end(process.pid, began)
+        finally:
+            process.kill()
+        assert process.wait(5) == -signal.SIGKILL

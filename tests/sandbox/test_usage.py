@@ -127,6 +127,26 @@ time.sleep(100)
         assert Sampler(process.pid).sample().processes == 3
 
 
+@needs_children
+def test_more_children_than_fit_on_a_page_of_proc_are_all_seen() -> None:
+    """Behind a thousand that nobody waits for, one could run unseen."""
+    code = """
+import os, time
+for _ in range(1500):
+    if not os.fork():
+        os._exit(0)
+last = os.fork()
+if last:
+    print(last, flush=True)
+time.sleep(100)
+"""
+    with running(code) as process:
+        children = children_of(process.pid)
+        assert len(children) == 1501
+        assert Sampler(process.pid).sample().processes == 1502
+        assert read_stat(children[-1]) is not None
+
+
 def test_what_was_killed_and_waited_for_by_nobody_stays_in_the_sum(tmp_path: Path) -> None:
     ticks = os.sysconf("SC_CLK_TCK")
     io = "read_bytes: 10\nwrite_bytes: 100\n"

@@ -75,26 +75,76 @@ def stop(root: int, seconds: float = STILL_S) -> Tree:
 
 
 def _stop(root: int, started: int, seconds: float) -> Tree:
-    held: dict[int, int] = {}
+    chase = _Chase(root, started)
     deadline, before, agreeing = time.monotonic() + seconds, dict[int, Seen](), 0
     while True:
         try:
-            now = _look(root, started)
+            running = chase.once()
+            now = {} if running else _look(root, started)
         except NotImplementedError as error:
-            go_on(held)
+            go_on(chase.held)
             raise SandboxError(f"the processes below {root} cannot be held still: {error}") from None
-        moving = [pid for pid, seen in now.items() if not seen.still]
-        agreeing = agreeing + 1 if not moving and now == before else 1
-        if agreeing == AGREEING or not now:
-            return {pid: begun for pid, begun in held.items() if pid in now}
+        if not running:
+            running = [pid for pid, seen in now.items() if not seen.still]
+            agreeing = agreeing + 1 if not running and now == before else 1
+            if agreeing == AGREEING or not now:
+                return {pid: begun for pid, begun in chase.held.items() if pid in now}
+            for pid in running:
+                chase.hold(pid, now[pid].started)
+            time.sleep(_PAUSE_S)
         if time.monotonic() >= deadline:
-            go_on(held)
-            raise SandboxError(f"processes {moving[:5]} below {root} do not stand still within {seconds:g} s")
-        for pid in moving:
-            if _signal(pid, now[pid].started, signal.SIGSTOP):
-                held[pid] = now[pid].started
+            go_on(chase.held)
+            raise SandboxError(f"processes {running[:5]} below {root} do not stand still within {seconds:g} s")
         before = now
-        time.sleep(_PAUSE_S)
+
+
+class _Chase:
+    """Stops what runs below a process as soon as it is met, the youngest first.
+
+    One that lives only until it has started the next is gone before a look at the whole tree ends.
+
+    Attributes:
+        held: what was stopped here, to be continued later.
+    """
+
+    def __init__(self, root: int, started: int) -> None:
+        self._root, self._started = root, started
+        self._ended: set[int] = set()
+        self.held: dict[int, int] = {}
+
+    def once(self) -> list[int]:
+        """Goes through the tree once.
+
+        Returns:
+            Who ran since the last time: what was stopped now, and what has ended.
+
+        Raises:
+            NotImplementedError: this kernel does not list children.
+        """
+        met, todo, seen = list[int](), [self._root], set(self._ended)
+        while todo:
+            pid = todo.pop()  # the kernel lists the youngest last
+            if pid in seen:
+                continue
+            seen.add(pid)
+            stat = read_stat(pid)
+            if stat is None or (pid == self._root and stat.started != self._started):
+                met += [] if pid == self._root else [pid]
+                continue
+            if stat.ended:
+                self._ended.add(pid)  # and is not read again: it is listed for as long as its parent stands still
+                met.append(pid)
+                continue
+            if stat.state not in _STOPPED:
+                met.append(pid)
+                self.hold(pid, stat.started)
+            todo += children_of(pid)
+        return met
+
+    def hold(self, pid: int, started: int) -> None:
+        """Stops a process."""
+        if _signal(pid, started, signal.SIGSTOP):
+            self.held[pid] = started
 
 
 def go_on(tree: Tree) -> None:

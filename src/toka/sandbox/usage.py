@@ -125,8 +125,8 @@ class ProcessStat:
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended and only waits to be reaped."""
-        return self.state in "ZX"
+        """Whether it has ended and only waits to be reaped. The first thread may have ended while others run."""
+        return self.state in "ZX" and self.threads == 1
 
 
 def parse_stat(text: str) -> ProcessStat:
@@ -302,7 +302,7 @@ def _read(path: str) -> str | None:
         return None
     try:
         parts = [os.read(fd, 16384)]
-        while len(parts[-1]) == 16384:
+        while parts[-1]:  # of a long list the kernel gives a page at a time, however much is asked for
             parts.append(os.read(fd, 16384))
         return b"".join(parts).decode("utf-8", "surrogateescape")
     except OSError:
