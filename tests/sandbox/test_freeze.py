@@ -466,6 +466,27 @@ def test_a_tree_that_does_not_stand_still_in_time_runs_on(monkeypatch: pytest.Mo
             assert standstill.end(process.pid, started(process.pid))
 
 
+SPAWNS = """
+import os
+os.mkfifo({path!r})
+os.posix_spawn("/bin/true", ["true"], {{}}, file_actions=[(os.POSIX_SPAWN_OPEN, 0, {path!r}, os.O_RDONLY, 0)])
+"""
+
+
+def test_who_waits_in_the_kernel_for_a_child_that_is_held_stands_still(tmp_path: Path) -> None:
+    """As after vfork: it cannot even stop before its child has begun another program."""
+    with subprocess.Popen([sys.executable, "-I", "-S", "-c", SPAWNS.format(path=str(tmp_path / "fifo"))]) as process:
+        began = started(process.pid)
+        try:
+            deadline = time.monotonic() + 5
+            while (stat := read_stat(process.pid)) and stat.state != "D" and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert stat is not None and stat.state == "D"
+            assert len(standstill.stop(process.pid, 1.0)) == 2
+        finally:
+            assert standstill.end(process.pid, began)
+
+
 def started(pid: int) -> int:
     stat = read_stat(pid)
     assert stat is not None

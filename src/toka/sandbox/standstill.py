@@ -135,7 +135,7 @@ class _Chase:
                 self._ended.add(pid)  # and is not read again: it is listed for as long as its parent stands still
                 met.append(pid)
                 continue
-            if stat.state not in _STOPPED:
+            if stat.state not in _STOPPED and (stat.state != "D" or pid not in self.held):
                 met.append(pid)
                 self.hold(pid, stat.started)
             todo += children_of(pid)
