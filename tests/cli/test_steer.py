@@ -94,6 +94,28 @@ def test_an_agent_rests_from_pause_to_resume_and_the_others_go_on(place: Place) 
 
 
 @pytest.mark.slow
+def test_who_waits_for_its_turn_to_write_says_for_whom(place: Place) -> None:
+    """Also to a run elsewhere, which waits for this one's."""
+    writes = {"grants": {"write": ["src"]}}
+    long = {"tasks": [{"id": "t", "run": "touch src/on; while [ ! -e src/go ]; do sleep 0.05; done"}], **writes}
+    on = {"id": "on", "run": "until [ -e src/on ]; do sleep 0.05; done", "effect": "idempotent"}
+    short = {"tasks": [on, {"id": "t", "run": "touch src/over"}], **writes}
+    team(place, long=long, short=short)
+    first = place.toka("run", "team.yaml", "--workspace", str(place.work), "--quiet")
+    until((place.work / "src/on").exists)
+    run = shown(place)["run_id"]
+    team(place, elsewhere=short)
+    second = place.toka("run", "team.yaml", "--workspace", str(place.work), "--quiet")
+    whom = "task t waits for its turn to write: {0} writes to the same paths and is before it"
+    until(lambda: whom.format("long") in say(place, "show", run), "the first run's wait")
+    until(lambda: whom.format(f"long of run {run}") in say(place, "show", "@last"), "the second run's wait")
+    (place.work / "src/go").touch()
+    assert (first.wait(30), second.wait(30)) == (0, 0)
+    assert "waits for its turn" not in say(place, "show", run) + say(place, "show", "@last")
+    assert "waits for its turn to write, after long" in say(place, "logs", run)
+
+
+@pytest.mark.slow
 def test_a_whole_run_is_paused_and_goes_on(place: Place) -> None:
     team(place, one=ticking("one"), two=ticking("two"), three={**ticking("three"), "needs": ["one"]})
     process = begin(place, "one", "two")

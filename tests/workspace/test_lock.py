@@ -171,3 +171,37 @@ async def test_it_excludes_other_processes_and_dies_with_them(
         other.kill()
         async with asyncio.timeout(5), checkpoints.lock(ONE):
             pass
+
+
+async def test_who_waits_for_long_is_told_for_whom(open_checkpoints: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next before it: of this process, or whoever holds it in another; and once."""
+    monkeypatch.setattr("toka.workspace.lock.WAIT_S", 0.05)
+    one, two, seen = open_checkpoints(), open_checkpoints(), list[tuple[str, str]]()
+
+    async def take(checkpoints: Checkpoints, name: str, *scope: str) -> None:
+        async def told(whom: Note) -> None:
+            seen.append((name, whom.agent))
+
+        async with checkpoints.lock(Note("r", name), scope, told):
+            pass
+
+    async with one.lock(ONE, ["src"]), one.lock(Note("r", "elsewhere"), ["docs"]):
+        waiting = [asyncio.ensure_future(take(one, name, "src/a")) for name in ("mine", "next")]
+        waiting.append(asyncio.ensure_future(take(two, "other", "src/b", "docs")))
+        await asyncio.sleep(0.4)
+        assert sorted(seen) == [("mine", "one"), ("next", "mine"), ("other", "one")]
+    await asyncio.gather(*waiting)
+    assert len(seen) == 3
+
+
+async def test_who_waits_only_shortly_is_told_nothing(checkpoints: Checkpoints) -> None:
+    async def told(whom: Note) -> None:
+        raise AssertionError(whom)
+
+    held = checkpoints.lock(ONE)
+    await held.__aenter__()
+    waiting = asyncio.ensure_future(checkpoints.lock(TWO, ["."], told).__aenter__())
+    await asyncio.sleep(0.05)
+    await held.__aexit__(None, None, None)
+    await waiting
+    await asyncio.sleep(1.1)

@@ -62,6 +62,8 @@ def explanation(view: RunView, agent: AgentState) -> list[str]:
         return [f"{agent.status.lower()}: {agent.reason}"]
     waiting = [f"task {t.id} is tried again soon: {t.reason}" for t in agent.tasks.values()
                if t.status is TaskStatus.RETRY_WAIT]  # fmt: skip
+    waiting += [f"task {t.id} waits for its turn to write: {t.waits} writes to the same paths and is before it"
+                for t in agent.tasks.values() if t.waits]  # fmt: skip
     return waiting or [f"now: {each}" for each in in_flight(agent)]
 
 

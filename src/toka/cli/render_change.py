@@ -20,6 +20,7 @@ from toka.events.event import (
     StepInDoubt,
     StepPutBack,
     StepResolved,
+    StepWaits,
     TaskStateChanged,
     Unknown,
 )
@@ -72,6 +73,9 @@ def change_lines(event: Event, paint: Paint = plain) -> list[str]:
         case HealthChanged():
             whose = f"{line_of(event.task, 60)} " if event.task else ""
             return _told(f"{whose}{paint(line_of(event.health, 40), 'warn')} ({line_of(event.rung, 40)})", event.reason)
+        case StepWaits():
+            whom = f"{line_of(event.agent, 60)}{f' of run {line_of(event.run, 60)}' if event.run else ''}"
+            return [f"{line_of(event.step, 60)}: waits for its turn to write, after {whom}"]
         case StepPutBack() if event.problem:
             return _told(f"{line_of(event.step, 60)}: {paint('not put back', 'warn')}", event.problem)
         case StepPutBack():

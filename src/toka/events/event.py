@@ -17,6 +17,7 @@ from toka.events.steps import (
     StepLeft,
     StepPutBack,
     StepResolved,
+    StepWaits,
 )
 from toka.events.workspace import BranchReturned, WorkspaceMade
 
@@ -250,6 +251,7 @@ Event = (
     | SandboxReady
     | NetworkAttempted
     | TaskStateChanged
+    | StepWaits
     | StepIntent
     | StepDone
     | StepFailed
@@ -275,6 +277,6 @@ KINDS: Final[Mapping[str, type[Any]]] = {
         RunCreated, ExecutorAttached, RunStateChanged, CommandApplied, AgentStateChanged, HoldPlaced, HoldLifted,
         SandboxReady, NetworkAttempted, TaskStateChanged, StepIntent, StepDone, StepFailed, StepLeft, StepDenied,
         StepInDoubt, StepPutBack, StepResolved, ObjectiveChanged, HealthChanged, InstancesMade, OutputsMade,
-        ApprovalAsked, ApprovalAnswered, WorkspaceMade, BranchReturned,
+        ApprovalAsked, ApprovalAnswered, WorkspaceMade, BranchReturned, StepWaits,
     )
 }  # fmt: skip

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from sys import float_info
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from toka.core.message import Usage
 from toka.events.event import (
     AgentStateChanged,
     CommandApplied,
@@ -22,29 +20,21 @@ from toka.events.event import (
     RunCreated,
     RunStateChanged,
     SandboxReady,
-    StepDenied,
-    StepDone,
-    StepFailed,
-    StepInDoubt,
-    StepIntent,
-    StepResolved,
-    TaskStateChanged,
 )
 from toka.events.flow import ApprovalAnswered, ApprovalAsked, InstancesMade, OutputsMade
+from toka.events.fold_task import TASK_RULES, with_task
 from toka.events.health import Health, HealthChanged, Rung
 from toka.events.lifecycle import (
     AGENT_ENDS,
     RETRIED,
     RUN_ENDS,
-    TASK_ENDS,
     AgentStatus,
     ObjectiveStatus,
     RunStatus,
-    TaskStatus,
     Trigger,
 )
 from toka.events.record import Record
-from toka.events.state import LEVELS, AgentState, ApprovalState, ObjectiveState, RunState, TaskState, weaker
+from toka.events.state import LEVELS, AgentState, ApprovalState, ObjectiveState, RunState, weaker
 from toka.events.workspace import BranchReturned, WorkspaceMade
 
 JSON = dict[str, Any]
@@ -216,102 +206,17 @@ def _health(state: AgentState, record: Record) -> AgentState:
     new = replace(state, health=Health(event.health), found=event, changed_at=record.at)
     task = state.tasks.get(event.task)
     if task is not None and event.health == Health.BURNING:
-        return _with_task(new, record, replace(task, burnt=True))
+        return with_task(new, record, replace(task, burnt=True))
     known = {Rung.NUDGE: "nudges", Rung.RESTART: "restarts"}.get(Rung(event.rung))
     if task is None or known is None or event.step in getattr(task, known):
         return new
-    return _with_task(new, record, replace(task, **{known: (*getattr(task, known), event.step)}))
+    return with_task(new, record, replace(task, **{known: (*getattr(task, known), event.step)}))
 
 
 def _sandbox(state: AgentState, record: Record) -> AgentState:
     event = record.event
     assert isinstance(event, SandboxReady)
     return replace(state, level=weaker(state.level, str(event.test.get("level", LEVELS[0]))))
-
-
-def _task_state(state: AgentState, record: Record) -> AgentState:
-    event = record.event
-    assert isinstance(event, TaskStateChanged)
-    old = state.tasks.get(event.task) or TaskState(event.task)
-    status = TaskStatus(event.state)
-    began = old.began_s
-    if began is None and status is TaskStatus.RUNNING:
-        began = state.active_s + (max(0.0, record.at - state.stint_at) if state.stint_at is not None else 0.0)
-    new = replace(
-        old,
-        began_s=began,
-        title=event.title or old.title,
-        status=status,
-        attempt=event.attempt or old.attempt,
-        reason=event.reason,
-        why=event.why,
-        report=event.report if event.report is not None else old.report,
-        question=old.question if status is TaskStatus.NEEDS_ATTENTION else "",
-        fresh=old.attempt if old.status in TASK_ENDS else old.fresh,
-    )
-    if status is TaskStatus.SUCCEEDED and state.found is not None and state.found.task == event.task:
-        state = replace(state, health=Health.HEALTHY)
-    return _with_task(state, record, new, metrics=_filled(state.metrics, event.report))
-
-
-def _filled(metrics: Mapping[str, float], report: JSON | None) -> Mapping[str, float]:
-    """The gauges after one more report; what is no finite number fills none."""
-    told: Any = report.get("metrics") if report else None
-    if not isinstance(told, dict):
-        return metrics
-    return {**metrics, **{name: n for name, n in cast(JSON, told).items() if _is_figure(n)}}
-
-
-def _is_figure(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= float_info.max
-
-
-def _intent(state: AgentState, record: Record) -> AgentState:
-    event = record.event
-    assert isinstance(event, StepIntent)
-    task = _task_of(state, event.step)
-    counted = 1 if "/tool/" in event.step and not event.again else 0
-    flying = {**task.in_flight, event.step: event.what}
-    if event.lost is None:
-        new = replace(task, in_flight=flying, tool_calls=task.tool_calls + counted)
-        return _with_task(state, record, new, tool_calls=state.tool_calls + counted)
-    usage, price = Usage.from_json(event.lost), event.lost[5]
-    cost = None if state.cost_usd is None or price is None else state.cost_usd + price
-    new = replace(task, in_flight=flying, usage=task.usage + usage)
-    return _with_task(state, record, new, usage=state.usage + usage, cost_usd=cost)
-
-
-def _ended_step(state: AgentState, record: Record) -> AgentState:
-    event = record.event
-    assert isinstance(event, StepDone | StepFailed)
-    task = _task_of(state, event.step)
-    flying = {k: v for k, v in task.in_flight.items() if k != event.step} if task.in_flight else task.in_flight
-    steps = state.steps + isinstance(event, StepDone)
-    if event.usage is None:
-        return _with_task(state, record, replace(task, in_flight=flying), steps=steps)
-    usage = Usage.from_json(event.usage)
-    cost = None if state.cost_usd is None or event.cost_usd is None else state.cost_usd + event.cost_usd
-    new = replace(task, in_flight=flying, usage=task.usage + usage)
-    return _with_task(state, record, new, usage=state.usage + usage, cost_usd=cost, steps=steps)
-
-
-def _denied(state: AgentState, record: Record) -> AgentState:
-    event = record.event
-    assert isinstance(event, StepDenied)
-    task = _task_of(state, event.step)
-    return _with_task(state, record, replace(task, denied=task.denied + 1), denied=state.denied + 1)
-
-
-def _doubt(state: AgentState, record: Record) -> AgentState:
-    event = record.event
-    assert isinstance(event, StepInDoubt)
-    return _with_task(state, record, replace(_task_of(state, event.step), question=event.question))
-
-
-def _resolved(state: AgentState, record: Record) -> AgentState:
-    event = record.event
-    assert isinstance(event, StepResolved)
-    return _with_task(state, record, replace(_task_of(state, event.step), question=""))
 
 
 def _objective(state: AgentState, record: Record) -> AgentState:
@@ -351,17 +256,6 @@ def _answered(state: AgentState, record: Record) -> AgentState:
     return replace(state, approvals={**state.approvals, event.approval: new}, changed_at=record.at)
 
 
-def _task_of(state: AgentState, step: str) -> TaskState:
-    task = step.partition("/")[0]
-    return state.tasks.get(task) or TaskState(task)
-
-
-def _with_task(state: AgentState, record: Record, task: TaskState, **changes: Any) -> AgentState:
-    if task.id in state.tasks or not task.id.startswith("objective-"):
-        changes["tasks"] = {**state.tasks, task.id: task}
-    return replace(state, changed_at=record.at, **changes)
-
-
 _KEPT: Final[Mapping[type[Any], str]] = {
     InstancesMade: "made",
     OutputsMade: "outputs",
@@ -384,13 +278,7 @@ _AGENT_RULES: Final[Mapping[type[Any], Callable[[AgentState, Record], AgentState
     SandboxReady: _sandbox,
     HoldPlaced: _agent_hold,
     HoldLifted: _agent_hold,
-    TaskStateChanged: _task_state,
-    StepIntent: _intent,
-    StepDone: _ended_step,
-    StepFailed: _ended_step,
-    StepDenied: _denied,
-    StepInDoubt: _doubt,
-    StepResolved: _resolved,
+    **TASK_RULES,
     ObjectiveChanged: _objective,
     HealthChanged: _health,
     **dict.fromkeys(_KEPT, _kept),

@@ -43,6 +43,7 @@ class TaskState:
         report: what the agent reported at the end.
         began_s: how long the agent had been executed when the task began, in seconds; None before that.
         in_flight: steps with an intent and no end: step key -> what.
+        waits: for whose turn to write to the workspace it waits; empty when it does not.
         question: of a step in doubt: what a person must answer; empty otherwise.
         usage: tokens of its model calls.
         tool_calls: tool calls that were started.
@@ -62,6 +63,7 @@ class TaskState:
     report: JSON | None = None
     began_s: float | None = None
     in_flight: Mapping[str, str] = field(default_factory=dict[str, str])
+    waits: str = ""
     question: str = ""
     usage: Usage = field(default_factory=Usage)
     tool_calls: int = 0

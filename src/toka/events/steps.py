@@ -11,6 +11,22 @@ UNKEPT: Final = "the workspace is not kept before commands: {why}; after a crash
 
 
 @dataclass(frozen=True, slots=True)
+class StepWaits:
+    """An act may change the workspace, and another is at it that writes to the same paths: it waits for its turn.
+
+    Attributes:
+        step: the step's key as text.
+        agent: who has its turn before.
+        run: in which run; empty = in this one.
+    """
+
+    KIND: ClassVar[str] = "step_waits"
+    step: str
+    agent: str
+    run: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class StepIntent:
     """An act is about to start.
 

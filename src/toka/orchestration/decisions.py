@@ -24,6 +24,7 @@ from toka.events.event import (
     StepLeft,
     StepPutBack,
     StepResolved,
+    StepWaits,
     TaskStateChanged,
     Unknown,
 )
@@ -31,7 +32,7 @@ from toka.events.flow import ApprovalAnswered
 from toka.events.lifecycle import RunStatus
 from toka.events.record import Record, payload
 
-OUTSIDE: Final = (SandboxReady, NetworkAttempted, StepLeft, Unknown)
+OUTSIDE: Final = (SandboxReady, NetworkAttempted, StepLeft, StepWaits, Unknown)
 """Events that tell what was found outside: nobody decided them."""
 
 _FOUND: Final = frozenset({"wall_s", "usage", "cost_usd", "resources", "limit", "evidence", "expires_at", "until"})

@@ -31,7 +31,7 @@ from toka.tools.builtin import Toolbox
 from toka.tools.tool import Arguments, CheckableTool, Probed, Tool, ToolContext, ToolResult
 from toka.workspace.checkpoint import Checkpoint, Restored
 from toka.workspace.checkpoints import Checkpoints
-from toka.workspace.lock import Note
+from toka.workspace.lock import Note, Told
 
 _MARK: Final = "\0recorded:"
 """Before a step's key: stands for a result until `Served.redact` puts the recorded one in its place."""
@@ -273,7 +273,12 @@ class RecordedCheckpoints:
         self._recorded = recorded
         self.given_up = ""
 
-    def lock(self, note: Note, scope: Sequence[str] = (".",)) -> AbstractAsyncContextManager[None]:  # noqa: ARG002
+    def lock(
+        self,
+        note: Note,
+        scope: Sequence[str] = (".",),
+        told: Told | None = None,  # noqa: ARG002
+    ) -> AbstractAsyncContextManager[None]:
         """Nobody is waited for: what each writes comes at its recorded place."""
         return nullcontext()
 

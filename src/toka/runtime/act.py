@@ -54,11 +54,18 @@ def _nothing() -> None:
     """Of an act that runs no command."""
 
 
+Told = Callable[[str, str], Awaitable[None]]
+"""Called with the run, empty when it is the same, and the agent that are waited for."""
+
+
 class Guard(Protocol):
     """What keeps the workspace as it was before an act, so that the act can run again."""
 
-    def hold(self) -> AbstractAsyncContextManager[Any]:
-        """Around the act: nobody else who is guarded writes to what it may write to."""
+    def hold(self, told: Told | None = None) -> AbstractAsyncContextManager[Any]:
+        """Around the act: nobody else who is guarded writes to what it may write to.
+
+        `told` is called once, if it takes longer than a second.
+        """
         ...
 
     async def checkpoint(self) -> tuple[Effect, dict[str, Any]]:

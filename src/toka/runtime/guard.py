@@ -14,6 +14,7 @@ from toka.errors import CheckpointRefused, CheckpointUnavailable, NotFound, Sand
 from toka.events.event import RunStateChanged
 from toka.events.lifecycle import RUN_ENDS
 from toka.events.steps import StepIntent, StepPutBack
+from toka.runtime.act import Told
 from toka.runtime.context import AgentContext, RunContext
 from toka.runtime.private import checkpoints_of, site_of
 from toka.workspace.checkpoints import Checkpoints
@@ -30,11 +31,16 @@ class WorkspaceGuard:
         self._scope = scope
 
     @asynccontextmanager
-    async def hold(self) -> AsyncGenerator[None]:
+    async def hold(self, told: Told | None = None) -> AsyncGenerator[None]:
         """See Guard. Who writes elsewhere is not waited for."""
+
+        async def tell(note: Note) -> None:
+            if told is not None:
+                await told("" if note.run == self._note.run else note.run, note.agent)
+
         async with AsyncExitStack() as stack:
             try:
-                await stack.enter_async_context(self._checkpoints.lock(self._note, self._scope))
+                await stack.enter_async_context(self._checkpoints.lock(self._note, self._scope, tell))
             except (CheckpointRefused, OSError) as e:
                 self._checkpoints.given_up = str(e)
             yield

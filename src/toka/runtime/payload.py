@@ -46,3 +46,9 @@ def cut(arguments: Any) -> Any:
         return arguments
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     return {"cut": text[: INLINE_ARGUMENTS // 2], "characters": len(text), "sha256": digest}
+
+
+def shortened(arguments: Any) -> str:
+    """Arguments as a sentence to a person quotes them: at most 300 characters; empty when there are none."""
+    text = "" if arguments is None else json.dumps(arguments, ensure_ascii=False)
+    return text if len(text) <= 300 else text[:299] + "…"

@@ -6,10 +6,10 @@ safe; otherwise a person is asked.
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from toka.core.clock import Clock
@@ -17,7 +17,7 @@ from toka.core.decision import Decision
 from toka.core.effect import Effect
 from toka.core.ids import AgentName, RunId, StepKey, TaskId, idempotency_key
 from toka.core.message import Usage
-from toka.errors import LimitExceeded
+from toka.errors import JournalError, LimitExceeded
 from toka.events.event import (
     AgentStateChanged,
     StepDenied,
@@ -28,13 +28,14 @@ from toka.events.event import (
     StepLeft,
     StepPutBack,
     StepResolved,
+    StepWaits,
 )
 from toka.events.lifecycle import AgentStatus
 from toka.events.record import Record
 from toka.journal.recorder import Recorder
 from toka.runtime.act import Act, InDoubt, Result, StepFailure, at_worst
 from toka.runtime.control import Gate, Interrupted, OpenGate
-from toka.runtime.payload import cut, loaded, stored
+from toka.runtime.payload import cut, loaded, shortened, stored
 
 ABANDONED: Final = "given up by a person, who could not tell whether it happened"
 LEFT: Final = "it was in flight when its execution was cut off, and may have happened"
@@ -186,13 +187,17 @@ class Steps:
         self._patient += 1
         waits = True
         try:
-            async with act.guard.hold():
+            async with act.guard.hold(partial(self._waits, act.key.text)):
                 self._patient -= 1
                 waits = False
                 yield
         finally:
             self._patient -= waits
             self._boundary = self._gate.time()
+
+    async def _waits(self, step: str, run: str, agent: str) -> None:
+        with suppress(JournalError):  # who has waited long enough finds it broken, too
+            await self._recorder.record(self._agent, StepWaits(step, agent, run))
 
     def flying(self, kind: str) -> bool:
         """Whether an act of a kind (`model`, `tool`, `run`, `check`) is under way."""
@@ -359,7 +364,7 @@ class Steps:
         if again and deaths < POISON:
             return None
         if text not in self._doubts:
-            what = f"{intent.what} {_short(intent.arguments)}".strip()
+            what = f"{intent.what} {shortened(intent.arguments)}".strip()
             left = f" The workspace is as it was left: {problem}." if problem else ""
             question = f"{what} was started and Toka ended before it did.{left} Did it happen?"
             if deaths >= POISON:
@@ -389,8 +394,3 @@ class Steps:
         await self._recorder.record(self._agent, done)
         if StepKey.parse(text).kind == "run":  # the only ones that are asked for later: for what they printed
             self._ends[text] = done
-
-
-def _short(arguments: Any) -> str:
-    text = "" if arguments is None else json.dumps(arguments, ensure_ascii=False)
-    return text if len(text) <= 300 else text[:299] + "…"

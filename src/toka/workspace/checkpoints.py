@@ -19,7 +19,7 @@ from toka.sandbox.idmap import agent_uid
 from toka.sandbox.level import check_owner
 from toka.workspace.cell import Cell, Plan, find_git, start_cell
 from toka.workspace.checkpoint import Change, Checkpoint, Diff, Entry, Restored, Settings
-from toka.workspace.lock import Note, WriteLock, WriteLocks
+from toka.workspace.lock import Note, Told, WriteLock, WriteLocks
 
 CROWDED: Final = 64
 """Packs of the store from which on they are made one, when nobody waits."""
@@ -70,14 +70,19 @@ class Checkpoints:
 
     # ---- the write lock
 
-    def lock(self, note: Note, scope: Sequence[str] = (".",)) -> WriteLock:
+    def lock(self, note: Note, scope: Sequence[str] = (".",), told: Told | None = None) -> WriteLock:
         """The workspace's write lock, for `async with`: whoever holds an overlapping part is waited for.
+
+        Args:
+            note: who takes it.
+            scope: paths relative to the workspace, normalised.
+            told: called once with whoever is waited for, if it takes longer than a second.
 
         Raises:
             CheckpointRefused: the store cannot be made (reason `disk`).
         """
         self._make()
-        return self._locks.lock(note, scope)
+        return self._locks.lock(note, scope, told)
 
     def overtaken(self, note: Note, scope: Sequence[str]) -> str:
         """Why going back to what `note` held may undo another's work, for people; empty when it cannot."""

@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,8 @@ from toka.core.clock import Clock
 
 PAUSE_S: Final = 0.02
 """Seconds between two looks while another process holds what is wanted."""
+WAIT_S: Final = 1.0
+"""Seconds of waiting after which it is told."""
 REMEMBERED: Final = 500
 """Holders that are remembered after they let go, for `overtaken`."""
 
@@ -50,10 +52,15 @@ class _Entry:
     live: str
 
 
+Told = Callable[[Note], Awaitable[None]]
+"""Called with the one that is waited for."""
+
+
 @dataclass(eq=False, slots=True)
 class _Ticket:
     """Somebody of this process who waits, or holds."""
 
+    note: Note
     scope: tuple[str, ...]
     holds: bool = False
 
@@ -75,9 +82,9 @@ class WriteLocks:
         self._tickets: list[_Ticket] = []
         self._left = asyncio.Event()
 
-    def lock(self, note: Note, scope: Sequence[str]) -> WriteLock:
-        """The lock for some paths, for `async with`; one use only."""
-        return WriteLock(self, note, tuple(scope))
+    def lock(self, note: Note, scope: Sequence[str], told: Told | None = None) -> WriteLock:
+        """The lock for some paths, for `async with`; one use only. `told` is called once, if it takes a second."""
+        return WriteLock(self, note, tuple(scope), told)
 
     def overtaken(self, note: Note, scope: Sequence[str]) -> str:
         """Why what `note` held before may be another's by now, for people; empty when nobody has held it since."""
@@ -96,13 +103,19 @@ class WriteLocks:
             with contextlib.suppress(OSError):
                 (self._folder / "live" / self._live).unlink()
 
-    def begin(self, scope: tuple[str, ...]) -> _Ticket:
+    def begin(self, note: Note, scope: tuple[str, ...]) -> _Ticket:
         """Queues up."""
-        ticket = _Ticket(scope)
+        ticket = _Ticket(note, scope)
         self._tickets.append(ticket)
         return ticket
 
-    def take(self, ticket: _Ticket, note: Note) -> bool | None:
+    def ahead(self, ticket: _Ticket) -> Note | None:
+        """Who is next before somebody that waits: of this process, else of another one; None = nobody any more."""
+        before = self._tickets[: self._tickets.index(ticket)]
+        mine = [each.note for each in before if overlap(each.scope, ticket.scope)]
+        return mine[-1] if mine else next((row.note for row in self._others(self._rows(), ticket.scope)), None)
+
+    def take(self, ticket: _Ticket) -> bool | None:
         """Takes the lock if it is free. False: somebody of this process is before; None: another process has it.
 
         Raises:
@@ -114,24 +127,23 @@ class WriteLocks:
         self._open()
         with self._table():
             rows = self._rows()
-            others = [row for row in rows if row.live and row.live != self._live]
-            if any(overlap(row.scope, ticket.scope) and self._lives(row.live) for row in others):
+            if any(self._others(rows, ticket.scope)):
                 return None
             if len(rows) > 2 * REMEMBERED:
                 rows = [*(row for row in rows[:-REMEMBERED] if row.live), *rows[-REMEMBERED:]]
-            self._write([*rows, _Entry(note, ticket.scope, self._live)])
+            self._write([*rows, _Entry(ticket.note, ticket.scope, self._live)])
         ticket.holds = True
         return True
 
-    def end(self, ticket: _Ticket, note: Note) -> None:
+    def end(self, ticket: _Ticket) -> None:
         """Lets go of the lock, or of the place in the queue."""
         self._tickets.remove(ticket)
         left, self._left = self._left, asyncio.Event()
         left.set()
         if ticket.holds:
             with contextlib.suppress(OSError), self._table():
-                ours = _Entry(note, ticket.scope, self._live)
-                over = _Entry(note, ticket.scope, "")
+                ours = _Entry(ticket.note, ticket.scope, self._live)
+                over = _Entry(ticket.note, ticket.scope, "")
                 self._write([over if row == ours else row for row in self._rows()], durable=False)
 
     async def changed(self, *, elsewhere: bool) -> None:
@@ -148,6 +160,11 @@ class WriteLocks:
         self._live = secrets.token_hex(8)
         self._fd = os.open(self._folder / "live" / self._live, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._fd, fcntl.LOCK_EX)
+
+    def _others(self, rows: Sequence[_Entry], scope: tuple[str, ...]) -> Iterator[_Entry]:
+        """Of the rows those of other processes that hold something of it."""
+        others = (row for row in rows if row.live and row.live != self._live)
+        return (row for row in others if overlap(row.scope, scope) and self._lives(row.live))
 
     def _lives(self, live: str) -> bool:
         """Whether the process of a file still holds it; the file of one that does not is removed."""
@@ -196,10 +213,11 @@ class WriteLocks:
 class WriteLock:
     """An async context that holds the lock for some paths; one use only."""
 
-    def __init__(self, locks: WriteLocks, note: Note, scope: tuple[str, ...]) -> None:
+    def __init__(self, locks: WriteLocks, note: Note, scope: tuple[str, ...], told: Told | None) -> None:
         self._locks = locks
         self._note = note
         self._scope = scope
+        self._told = told
         self._ticket: _Ticket | None = None
 
     async def __aenter__(self) -> Self:
@@ -210,18 +228,30 @@ class WriteLock:
         """
         if not self._scope:
             return self
-        self._ticket = ticket = self._locks.begin(self._scope)
+        self._ticket = ticket = self._locks.begin(self._note, self._scope)
+        telling: asyncio.Task[None] | None = None
         try:
-            while not (taken := self._locks.take(ticket, self._note)):
+            while not (taken := self._locks.take(ticket)):
+                if telling is None and self._told is not None:
+                    telling = asyncio.ensure_future(self._tell(ticket, self._told))
                 await self._locks.changed(elsewhere=taken is None)
         except BaseException:
-            self._locks.end(ticket, self._note)
+            self._locks.end(ticket)
             raise
+        finally:
+            if telling is not None:
+                telling.cancel()
         return self
+
+    async def _tell(self, ticket: _Ticket, told: Told) -> None:
+        await self._locks.clock.sleep(WAIT_S)
+        note = None if ticket.holds else self._locks.ahead(ticket)
+        if note is not None:
+            await told(note)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Lets go of it."""
         if self._ticket is not None:
-            self._locks.end(self._ticket, self._note)
+            self._locks.end(self._ticket)
