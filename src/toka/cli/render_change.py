@@ -73,14 +73,8 @@ def change_lines(event: Event, paint: Paint = plain) -> list[str]:
         case HealthChanged():
             whose = f"{line_of(event.task, 60)} " if event.task else ""
             return _told(f"{whose}{paint(line_of(event.health, 40), 'warn')} ({line_of(event.rung, 40)})", event.reason)
-        case StepWaits():
-            whom = f"{line_of(event.agent, 60)}{f' of run {line_of(event.run, 60)}' if event.run else ''}"
-            return [f"{line_of(event.step, 60)}: waits for its turn to write, after {whom}"]
-        case StepPutBack() if event.problem:
-            return _told(f"{line_of(event.step, 60)}: {paint('not put back', 'warn')}", event.problem)
-        case StepPutBack():
-            changed = some(event.changed, "path")
-            return [f"{line_of(event.step, 60)}: back to the state before it: {changed} changed"]
+        case StepWaits() | StepPutBack():
+            return _workspace_of(event, paint)
         case InstancesMade() | OutputsMade():
             return _left(event)
         case WorkspaceMade() | BranchReturned():
@@ -170,6 +164,16 @@ def sandbox_lines(event: SandboxReady) -> list[str]:
 def painted_state(state: str, paint: Paint) -> str:
     """A status word in its colour, which only repeats what the word says."""
     return paint(line_of(state, 40), _STYLES.get(state, ""))
+
+
+def _workspace_of(event: StepWaits | StepPutBack, paint: Paint) -> list[str]:
+    step = line_of(event.step, 60)
+    if isinstance(event, StepWaits):
+        whom = f"{line_of(event.agent, 60)}{f' of run {line_of(event.run, 60)}' if event.run else ''}"
+        return [f"{step}: waits for its turn to write, after {whom}"]
+    if event.problem:
+        return _told(f"{step}: {paint('not put back', 'warn')}", event.problem)
+    return [f"{step}: back to the state before it: {some(event.changed, 'path')} changed"]
 
 
 def _task(event: TaskStateChanged, paint: Paint) -> list[str]:

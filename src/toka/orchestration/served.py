@@ -275,8 +275,8 @@ class RecordedCheckpoints:
 
     def lock(
         self,
-        note: Note,
-        scope: Sequence[str] = (".",),
+        note: Note,  # noqa: ARG002
+        scope: Sequence[str] = (".",),  # noqa: ARG002
         told: Told | None = None,  # noqa: ARG002
     ) -> AbstractAsyncContextManager[None]:
         """Nobody is waited for: what each writes comes at its recorded place."""
