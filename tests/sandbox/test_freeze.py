@@ -453,6 +453,25 @@ def test_a_child_that_is_gone_when_it_is_looked_at_shows_that_somebody_ran(monke
             process.kill()
 
 
+def test_a_child_that_a_list_leaves_out_is_held_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel may leave out one that lives beside one that ends."""
+    real, listed = standstill.children_of, list[int]()
+    with subprocess.Popen(["/bin/sh", "-c", "sleep 50; true"]) as process:
+        began = started(process.pid)
+        while not (children := real(process.pid)):
+            time.sleep(0.01)
+
+        def children_of(pid: int) -> list[int]:
+            listed.append(pid)
+            return real(pid) if listed.count(process.pid) > 3 else []  # those of the first two looks
+
+        monkeypatch.setattr(standstill, "children_of", children_of)
+        try:
+            assert set(standstill.stop(process.pid)) == {process.pid, *children}
+        finally:
+            assert standstill.end(process.pid, began)
+
+
 def test_a_tree_that_does_not_stand_still_in_time_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standstill, "AGREEING", 10**9)
     with subprocess.Popen(["/bin/sh", "-c", "sleep 50; true"]) as process:

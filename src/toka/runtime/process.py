@@ -187,18 +187,18 @@ class AgentProcessManager:
                 await self._run.recorder.record(name, HoldLifted(hold, reason, author))
                 if execution is not None:
                     execution.control.lift(hold)
-        if execution is None:
-            if self.state(name).status in (AgentStatus.CRASH_LOOP, AgentStatus.QUARANTINED):
-                await self._statuses.change(name, Trigger.PERSON, AgentStatus.READY, reason=reason)
-            return
-        if execution.frozen and not execution.control.holds:
+        if execution is not None and execution.frozen and not execution.control.holds:
             self._spawn(self._thaw(execution))
             return
-        async with self._statuses.turn(name):
-            control, status = execution.control, self.state(name).status
-            if status is AgentStatus.PAUSING and not control.holds and not control.resting:
-                running = AgentStateChanged(AgentStatus.RUNNING.value, by=Trigger.PERSON.value)
-                await self._run.recorder.record(name, running)
+        if execution is not None:
+            async with self._statuses.turn(name):
+                control, status = execution.control, self.state(name).status
+                if status is AgentStatus.PAUSING and not control.holds and not control.resting:
+                    running = AgentStateChanged(AgentStatus.RUNNING.value, by=Trigger.PERSON.value)
+                    await self._run.recorder.record(name, running)
+        state = self.state(name)  # it may have come to this while it was resumed
+        if state.status in (AgentStatus.CRASH_LOOP, AgentStatus.QUARANTINED) and "health" not in state.holds:
+            await self._statuses.change(name, Trigger.PERSON, AgentStatus.READY, reason=reason)
 
     async def _thaw(self, execution: AgentExecution) -> None:
         """Lets what stood still go on, once there is a place for the agent."""
@@ -231,8 +231,8 @@ class AgentProcessManager:
             if execution is not None:
                 execution.wake()
             return False
-        if execution is not None:
-            return False
+        if execution is not None:  # its end is recorded, and it lets go of what it had
+            await asyncio.wait({execution.task})
         told = f"{reason or 'tried again'} ({author})" if author else reason or "tried again"
         await self.reopen(name, Trigger.PERSON, told)
         return True

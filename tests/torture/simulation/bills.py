@@ -81,9 +81,12 @@ class Bills:
         execution.charged = charged
         who = f"{seen.step} of {seen.agent}: {event}"
         owed, last = _owed(execution), execution.attempts[-1].outcome if execution.attempts else ""
+        late = isinstance(event, StepFailed) and event.error == "timeout"  # its reply came in the same moment
         if life is not execution.life:
             execution.lost, owed = True, execution.worst
-        elif charged != owed and last in ("cancelled", "lost", "broke", ""):  # it was cut off, and charged as a whole
+        elif charged != owed and (
+            last in ("cancelled", "lost", "broke", "") or late
+        ):  # cut off, and charged as a whole
             self._world.rules.check(
                 "billed-is-counted", _covers(charged, _bill(execution)), f"{who}, {_bill(execution)}"
             )

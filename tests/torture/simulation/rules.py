@@ -290,7 +290,9 @@ class Rules:
                 done = other in states and states[other].status is AgentStatus.COMPLETED
                 self.check("dependencies-first", done, f"{name} starts before {other} is COMPLETED")
             for other in self.optional.get(whole, ()):
-                self.check("dependencies-first", other in states and states[other].ended, f"{name} before {other}")
+                first = old.started_at is None and (whole not in states or states[whole].started_at is None)
+                over = other in states and states[other].ended  # later a person may have it tried again
+                self.check("dependencies-first", over or not first, f"{name} before {other}")
         if new is AgentStatus.READY:
             self._closed.pop(name, None)
             self._stops.pop(name, None)
