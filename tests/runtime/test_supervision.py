@@ -206,6 +206,36 @@ async def test_a_crash_loop_is_left_by_resume_and_by_retry(slow_motion: Team, cl
     assert statuses(slow_motion).count("CRASH_LOOP") == 2
 
 
+@pytest.mark.parametrize("verb", ["resume", "retry"])
+async def test_a_crash_loop_is_left_although_the_request_came_while_it_was_recorded(
+    slow_motion: Team, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """The agent's execution is not over yet, and neither is it at work any more."""
+    door = Door(breaks=2)
+    door.open.set()
+    with_door(slow_motion, door, max_restarts=1)
+    monkeypatch.setattr("toka.orchestration.session.POLL_S", 0.01)
+    async with slow_motion.open() as runtime:
+        session = await slow_motion.start(runtime, agent())
+        recorder, asked = session.context.recorder, asyncio.Event()
+        record = recorder.record
+
+        async def slowly(stream: str, *events: Any) -> Any:
+            done = await record(stream, *events)
+            if any(getattr(e, "state", "") == "CRASH_LOOP" for e in events) and not asked.is_set():
+                await submit(runtime.journal, session, verb, "one")
+                asked.set()
+                await eventually(lambda: any(isinstance(r.event, CommandApplied) for r in slow_motion.records))
+                await settle()
+            return done
+
+        monkeypatch.setattr(recorder, "record", slowly)
+        run = asyncio.create_task(session.run())
+        await pass_time(clock, run.done)
+        assert (await run).exit_code == 0
+    assert statuses(slow_motion).count("CRASH_LOOP") == 1
+
+
 async def failed_run(team: Team, *configs: Any) -> str:
     async with team.open() as runtime:
         session = await team.start(runtime, *configs)
