@@ -169,6 +169,24 @@ async def test_a_condition_that_is_no_truth_fails(team: Team) -> None:
     assert "which is neither true nor false" in result.state.agents["one"].reason
 
 
+async def test_no_instance_begins_that_was_stopped_with_its_agent_while_nobody_executed_it(team: Team) -> None:
+    team.execution = {**team.execution, "max_concurrent_agents": 2}
+    team.__post_init__()
+    async with team.open() as runtime:
+        session = await team.start(runtime, survey("seq 3"), each("sleep 30", max_parallel=1))
+        running = asyncio.create_task(session.run())
+        await eventually(lambda: "fix[1]" in session.context.recorder.state.agents)
+        await session.shutdown(0.0)
+        await running
+        await session.context.recorder.close()
+        await ask(team, session.context.id, ("stop", "fix"))
+        again = await team.resume(runtime, session.context.id)
+        found = ends(await again.run())
+    assert {name: state for name, state in found.items() if name != "survey"} == dict.fromkeys(
+        ("fix", "fix[1]", "fix[2]", "fix[3]"), "STOPPED"
+    )
+
+
 async def test_stopping_an_agent_stops_its_instances(team: Team) -> None:
     async with team.open() as runtime:
         session = await team.start(runtime, survey("seq 5"), each("sleep 30", max_parallel=2), after("true"))

@@ -138,7 +138,9 @@ class TeamExecution:
 
     async def try_again(self, names: Collection[AgentName], reason: str, author: str) -> None:
         """Reopens agents that failed, and with them what was skipped because of them; they start in their turn."""
-        again = [name for name in names if await self._manager.retry(name, reason, author)]
+        whole = {name: self._manager.state(template_of(name) or name).status for name in names}
+        final = {name for name, status in whole.items() if status is AgentStatus.STOPPED}
+        again = [name for name in names if name not in final and await self._manager.retry(name, reason, author)]
         for name in again:
             self._launched.discard(name)
             whole = template_of(name)
@@ -272,8 +274,9 @@ class TeamExecution:
             made = self._manager.state(name).made
             if made is not None and name not in self._fans:
                 self._add_fan(config, made)
-            for one in self.instances(name):
-                if one in self._context.recorder.state.agents and not self.executes(one):
+            for one in self.instances(name):  # also those that have not begun: they must not later
+                self.stopped.add(one)
+                if not self.executes(one):
                     await self._manager.end_stop(self.configs[one])
             fan = self._fans.get(name)
             if fan is not None and any(self.executes(one) for one in fan.instances):

@@ -81,7 +81,7 @@ class Bills:
         execution.charged = charged
         who = f"{seen.step} of {seen.agent}: {event}"
         owed, last = _owed(execution), execution.attempts[-1].outcome if execution.attempts else ""
-        late = isinstance(event, StepFailed) and event.error == "timeout"  # its reply came in the same moment
+        late = isinstance(event, StepFailed) and event.error in ("timeout", "failed")  # as its answer came
         if life is not execution.life:
             execution.lost, owed = True, execution.worst
         elif charged != owed and (

@@ -286,6 +286,8 @@ class Rules:
         if new is AgentStatus.STARTING:
             whole = template_of(name) or name
             states = before.agents
+            ended = whole in states and states[whole].status is AgentStatus.STOPPED
+            self.check("no-step-after-stop", not ended, f"{name} starts although {whole} is STOPPED")
             for other in self.required.get(whole, ()):
                 done = other in states and states[other].status is AgentStatus.COMPLETED
                 self.check("dependencies-first", done, f"{name} starts before {other} is COMPLETED")
