@@ -29,6 +29,8 @@ def place(tmp_path: Path) -> Iterator[Place]:
     for process in made.started:
         process.kill()
         process.communicate()
+    if made.state.is_dir():
+        replayed(made)
 
 
 def team(place: Place, **agents: dict[str, Any]) -> None:
@@ -57,6 +59,12 @@ def say(place: Place, *arguments: str, code: int = 0) -> str:
 
 def shown(place: Place) -> dict[str, Any]:
     return json.loads(say(place, "show", "@last", "--json"))
+
+
+def replayed(place: Place) -> None:
+    """Whatever was done to the runs: that it follows from their records can be shown."""
+    for line in say(place, "ps", "--all", "--json").splitlines():
+        assert say(place, "replay", json.loads(line)["run_id"]).startswith("same decisions: ")
 
 
 def begin(place: Place, *names: str) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from cli.test_attach import TOKA, Place
-from cli.test_steer import say, shown, team, until
+from cli.test_steer import replayed, say, shown, team, until
 from harness import usable
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +42,8 @@ def place(tmp_path: Path) -> Iterator[Place]:
     for process in made.started:
         process.kill()
         process.communicate()
+    if made.state.is_dir():
+        replayed(made)
 
 
 def clone(name: str, run: str = EDIT, **more: Any) -> dict[str, Any]:

@@ -129,3 +129,19 @@ def test_a_recovered_schedule_is_one_that_lived_through_the_same_ends(
         ready = drain(lived)
         assert drain(again) == ready
         running += ready
+
+
+def test_who_is_in_the_middle_of_its_work_does_not_wait_for_an_optional_one_that_is_tried_again() -> None:
+    resolver = graph(a=[], b=["+a"], c=["+a"], d=["b"])
+    states = {
+        "a": AgentState("a", AgentStatus.READY),
+        "b": AgentState("b", AgentStatus.RUNNING),
+        "c": AgentState("c", AgentStatus.READY),
+        "d": AgentState("d"),
+    }
+    again, blocked = recovered(resolver, states)
+    assert blocked == []
+    assert {again.next(), again.next()} == {"a", "b"}
+    assert again.next() is None, "c begins anew, and d needs b"
+    assert again.ended(end("a")) == []
+    assert again.next() == "c"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, cast
 
@@ -23,6 +23,7 @@ from toka.events.event import (
 from toka.events.flow import OutputsMade
 from toka.events.lifecycle import AgentStatus
 from toka.events.record import Record
+from toka.events.workspace import BranchReturned, WorkspaceMade
 
 _CUT_OFF: Final = frozenset({"cancelled", "failed"})
 """What a step failed of that was ended from outside."""
@@ -120,6 +121,27 @@ class Recorded:
                 noted: dict[str, Any] = event.evidence or {}
                 return noted.get("checkpoint") or "", str(noted.get("why", "")), noted.get("uncovered") or ()
         return "", "", ()
+
+    def private(self, agent: str) -> WorkspaceMade | str | None:
+        """An agent's private workspace as it was made next, or why it was not there; None = it was."""
+        for event in self._coming(agent):
+            if isinstance(event, WorkspaceMade):
+                return event
+            if isinstance(event, AgentStateChanged):
+                if event.why == "workspace":
+                    return event.reason
+                if event.state != AgentStatus.STARTING.value:
+                    return None
+        return None
+
+    def returned(self, agent: str, branch: str) -> BranchReturned:
+        """What became of an agent's branch."""
+        found = (event for event in self._coming(agent) if isinstance(event, BranchReturned))
+        return next(found, BranchReturned(branch))
+
+    def _coming(self, stream: str) -> Iterator[Any]:
+        """What an agent's stream holds behind the place that was come to."""
+        return (record.event for record in self._streams.get(stream, ()) if record.id > self._there())
 
     def put_back(self, agent: str, step: str) -> StepPutBack:
         """What came of putting back what a step left when its process died."""

@@ -45,10 +45,10 @@ from toka.orchestration.served import (
     RecordedSecrets,
     RecordedTools,
     Served,
-    keep_recorded,
     refuse,
     start_recorded,
 )
+from toka.orchestration.served_workspace import RecordedWorkspaces, keep_recorded
 from toka.orchestration.session import RunSession
 from toka.orchestration.unmet import inside
 from toka.runtime.context import Runtime
@@ -335,6 +335,7 @@ def _runtime(
         secrets=RecordedSecrets(recorded),
         redact=served.redact,
         keep=keep_recorded(created, recorded),
+        private=RecordedWorkspaces(recorded),
     )
 
 

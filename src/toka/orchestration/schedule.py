@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,6 +15,9 @@ from toka.orchestration.dependency import DependencyResolver, Edge
 
 BENIGN: Final = frozenset({"no_model", "when", "empty"})
 """Causes for which an agent is skipped and nobody failed; what depends on it is skipped for the same."""
+
+
+_BEFORE: Final = frozenset({AgentStatus.CONFIGURED, AgentStatus.READY})
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,12 @@ class Schedule:
                     self._push(edge.agent)
         return blocked
 
+    def under_way(self, names: Iterable[AgentName]) -> None:
+        """Notes that agents have begun: what they needed was there, whatever has become of it since."""
+        for name in names:
+            if name not in self._known:
+                self._push(name)
+
     def forget(self, names: Collection[AgentName]) -> None:
         """Takes agents out, now and later: they have ended already, or somebody else takes care of them."""
         self._known |= set(names)
@@ -88,8 +97,12 @@ class Schedule:
 
 
 def recovered(graph: DependencyResolver, states: Mapping[str, AgentState]) -> tuple[Schedule, list[Blocked]]:
-    """The schedule of a run that was interrupted: ends are noted, agents that had not ended may start again."""
+    """The schedule of a run that was interrupted: ends are noted, agents that had not ended may start again.
+
+    One in the middle of its work does not wait for an optional one that is being tried again; a READY one does.
+    """
     schedule = Schedule(graph)
+    schedule.under_way(n for n in graph.names if n in states and states[n].status not in _BEFORE | AGENT_ENDS)
     blocked: list[Blocked] = []
     for name in graph.order:
         state = states.get(name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Final, NoReturn, cast
 
 from toka.config.agent import AgentConfig
@@ -14,24 +13,20 @@ from toka.core.capability import Capability, Grant
 from toka.core.effect import Effect
 from toka.core.ids import AgentName
 from toka.core.message import Message, Usage
-from toka.errors import CheckpointRefused, SandboxError, SandboxUnavailable
-from toka.events.event import RunCreated, StepDone, StepFailed
+from toka.errors import SandboxError, SandboxUnavailable
+from toka.events.event import StepDone, StepFailed
 from toka.llm.estimate import Bounds
 from toka.llm.failure import CallFailed, Failure
 from toka.llm.gateway import DEFAULT_MAX_TOKENS, LlmGateway
 from toka.llm.model import Estimate, Finish, Meter, Model, ModelReply, ModelRequest
 from toka.orchestration.idle import RecordedClock
 from toka.orchestration.recorded import Ended, Recorded
-from toka.runtime.context import KeepWorkspace
 from toka.sandbox.command import CommandResult
 from toka.sandbox.host import Sandbox
 from toka.sandbox.selftest import SelfTest
 from toka.sandbox.shield import Order
 from toka.tools.builtin import Toolbox
 from toka.tools.tool import Arguments, CheckableTool, Probed, Tool, ToolContext, ToolResult
-from toka.workspace.checkpoint import Checkpoint, Restored
-from toka.workspace.checkpoints import Checkpoints
-from toka.workspace.lock import Note, Told
 
 _MARK: Final = "\0recorded:"
 """Before a step's key: stands for a result until `Served.redact` puts the recorded one in its place."""
@@ -261,52 +256,6 @@ class RecordedSandbox:
 
     async def close(self) -> None:
         """There is nothing to end."""
-
-
-class RecordedCheckpoints:
-    """The checkpoints of a run, of which none is made. See Checkpoints."""
-
-    used = False
-
-    def __init__(self, recorded: Recorded) -> None:
-        """Tells what is recorded of them."""
-        self._recorded = recorded
-        self.given_up = ""
-
-    def lock(
-        self,
-        note: Note,  # noqa: ARG002
-        scope: Sequence[str] = (".",),  # noqa: ARG002
-        told: Told | None = None,  # noqa: ARG002
-    ) -> AbstractAsyncContextManager[None]:
-        """Nobody is waited for: what each writes comes at its recorded place."""
-        return nullcontext()
-
-    def overtaken(self, note: Note, scope: Sequence[str]) -> str:  # noqa: ARG002
-        """Why it was not put back then; empty when it was."""
-        back = self._recorded.put_back(note.agent, note.step)
-        return "" if back.kept else back.problem
-
-    async def take(self, note: Note, scope: Sequence[str] | None = None) -> Checkpoint:  # noqa: ARG002
-        """The one that was taken then. Raises CheckpointRefused when there was none."""
-        kept, why, uncovered = self._recorded.checkpoint(note.agent, note.step)
-        if why:
-            raise CheckpointRefused(why, reason="disk")
-        return Checkpoint(
-            kept, created=True, files=0, changed=0, uncovered=tuple(uncovered), uncovered_count=0, wall_s=0
-        )
-
-    async def restore(self, id: str, note: Note, scope: Sequence[str] | None = None) -> Restored:  # noqa: A002, ARG002
-        """What was put back then."""
-        back = self._recorded.put_back(note.agent, note.step)
-        return Restored(back.kept, ("",) * back.changed, (back.problem,) if back.problem else (), 0.0)
-
-
-def keep_recorded(created: RunCreated, recorded: Recorded) -> KeepWorkspace:
-    """A KeepWorkspace that keeps nothing, for runs whose settings had it kept."""
-    execution: dict[str, Any] = created.options.get("execution") or {}
-    kept = bool(execution.get("checkpoints"))
-    return lambda _workspace, _execution: cast("Checkpoints", RecordedCheckpoints(recorded)) if kept else None
 
 
 def start_recorded(configs: Mapping[AgentName, AgentConfig], served: Served) -> Callable[[Order], Any]:

@@ -17,6 +17,7 @@ from toka.core.clock import Clock
 from toka.core.ids import AgentName, RunId
 from toka.core.limits import Limits
 from toka.core.operator import OperatorPolicy
+from toka.events.workspace import BranchReturned, WorkspaceMade
 from toka.journal.journal import Journal
 from toka.journal.recorder import Recorder
 from toka.llm.gateway import LlmGateway
@@ -92,6 +93,7 @@ class Runtime:
         secret_files: files that hold such keys.
         toolchains: folders of programs that the settings have sandboxes show.
         keep: keeps a workspace under an execution's settings; None = nothing is kept.
+        private: makes the private workspaces of agents; None = as they are made in the state directory.
     """
 
     state: Path | None
@@ -118,6 +120,23 @@ class Runtime:
     secret_files: tuple[Path, ...] = ()
     toolchains: tuple[Toolchain, ...] = ()
     keep: KeepWorkspace = _not_kept
+    private: PrivateWorkspaces | None = None
+
+
+class PrivateWorkspaces(Protocol):
+    """Where agents work that have a workspace of their own."""
+
+    async def make(self, run: RunContext, config: AgentConfig) -> WorkspaceMade:
+        """Makes that of an agent, unless it is there. Raises UsageError: it cannot be made."""
+        ...
+
+    def need(self, run: RunContext, made: WorkspaceMade, agent: AgentName) -> None:
+        """Raises UsageError when it is gone."""
+        ...
+
+    async def bring_back(self, run: RunContext, made: WorkspaceMade, agent: AgentName) -> BranchReturned:
+        """Brings the branch of an agent that is done into the user's repository, and says what became of it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

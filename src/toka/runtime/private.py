@@ -70,24 +70,11 @@ async def settle_in(run: RunContext, config: AgentConfig) -> None:
         UsageError: it cannot be made, or is gone.
         JournalError: it cannot be recorded.
     """
-    state = run.recorder.state.agents.get(config.name)
+    state, private = run.recorder.state.agents.get(config.name), run.runtime.private or _OnDisk()
     if state is not None and state.private is not None:
-        _need(state.private.path)
-        return
-    if config.workspace == "shared":
-        return
-    if run.runtime.state is None:
-        raise UsageError(NEEDS_STATE)
-    place, branch = run.runtime.state.resolve(), ""
-    if config.workspace == "worktree":
-        branch = branch_of(config, run.id)
-    made = await make(Wanted(config.workspace, run.workspace, place, run.id, config.name, branch))
-    await run.recorder.record(config.name, WorkspaceMade(made.how, made.path, made.base, made.branch, made.objects))
-
-
-def _need(path: str) -> None:
-    if not Path(path).is_dir():
-        raise UsageError(f"its workspace {path} is gone", hint="start a new run")
+        private.need(run, state.private, config.name)
+    elif config.workspace != "shared":
+        await run.recorder.record(config.name, await private.make(run, config))
 
 
 async def bring_back(run: RunContext, name: AgentName) -> None:
@@ -102,13 +89,36 @@ async def bring_back(run: RunContext, name: AgentName) -> None:
     state = run.recorder.state.agents.get(name)
     if state is None or state.private is None or state.private.how != "worktree" or state.returned is not None:
         return
-    try:
-        returned = await _returned(run, state.private)
-    except JournalError:
-        raise
-    except (NotBrought, TokaError, OSError) as error:
-        returned = BranchReturned(state.private.branch, problem=str(error))
-    await run.recorder.record(name, returned)
+    private = run.runtime.private or _OnDisk()
+    await run.recorder.record(name, await private.bring_back(run, state.private, name))
+
+
+class _OnDisk:
+    """See PrivateWorkspaces."""
+
+    async def make(self, run: RunContext, config: AgentConfig) -> WorkspaceMade:
+        """See PrivateWorkspaces."""
+        assert config.workspace != "shared"
+        if run.runtime.state is None:
+            raise UsageError(NEEDS_STATE)
+        branch = branch_of(config, run.id) if config.workspace == "worktree" else ""
+        wanted = Wanted(config.workspace, run.workspace, run.runtime.state.resolve(), run.id, config.name, branch)
+        made = await make(wanted)
+        return WorkspaceMade(made.how, made.path, made.base, made.branch, made.objects)
+
+    def need(self, run: RunContext, made: WorkspaceMade, agent: AgentName) -> None:  # noqa: ARG002
+        """See PrivateWorkspaces."""
+        if not Path(made.path).is_dir():
+            raise UsageError(f"its workspace {made.path} is gone", hint="start a new run")
+
+    async def bring_back(self, run: RunContext, made: WorkspaceMade, agent: AgentName) -> BranchReturned:  # noqa: ARG002
+        """See PrivateWorkspaces. Raises JournalError."""
+        try:
+            return await _returned(run, made)
+        except JournalError:
+            raise
+        except (NotBrought, TokaError, OSError) as error:
+            return BranchReturned(made.branch, problem=str(error))
 
 
 async def _returned(run: RunContext, made: WorkspaceMade) -> BranchReturned:
