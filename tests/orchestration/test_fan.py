@@ -10,7 +10,8 @@ import pytest
 from harness import Team, agent, ask, eventually, succeed
 from toka.config.agent import AgentConfig
 from toka.config.flow import MAX_INSTANCES
-from toka.events.event import AgentStateChanged
+from toka.errors import StaleEpoch
+from toka.events.event import AgentStateChanged, CommandApplied
 from toka.events.flow import InstancesMade
 from toka.events.lifecycle import AgentStatus
 
@@ -185,6 +186,38 @@ async def test_no_instance_begins_that_was_stopped_with_its_agent_while_nobody_e
     assert {name: state for name, state in found.items() if name != "survey"} == dict.fromkeys(
         ("fix", "fix[1]", "fix[2]", "fix[3]"), "STOPPED"
     )
+
+
+@pytest.mark.parametrize("writes", [1, 2, 3])
+async def test_a_retry_of_an_instance_goes_on_wherever_its_process_died(
+    team: Team, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    team.execution = {**team.execution, "task_retries": 0}
+    team.__post_init__()
+    async with team.open() as runtime:
+        session = await team.start(runtime, survey("seq 2"), each("[ ${item} = 1 ] || [ -e good ]"))
+        assert ends(await session.run())["fix"] == "FAILED"
+        await session.context.recorder.close()
+        (team.work / "good").touch()
+        await ask(team, session.context.id, ("retry", "fix[2]"))
+        dying = await team.resume(runtime, session.context.id)
+        recorder, left = dying.context.recorder, [writes]
+        record = recorder.record
+
+        async def dies(stream: str, *events: Any) -> Any:
+            if any(isinstance(e, CommandApplied | AgentStateChanged) for e in events):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise StaleEpoch("gone")
+            return await record(stream, *events)
+
+        monkeypatch.setattr(recorder, "record", dies)
+        with pytest.raises(StaleEpoch):
+            await dying.run()
+        await recorder.close()
+        again = await team.resume(runtime, session.context.id)
+        found = ends(await again.run())
+    assert {found[name] for name in ("fix", "fix[1]", "fix[2]")} == {"COMPLETED"}
 
 
 async def test_stopping_an_agent_stops_its_instances(team: Team) -> None:

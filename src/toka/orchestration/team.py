@@ -10,7 +10,7 @@ from typing import Final
 from toka.config.agent import AgentConfig
 from toka.core.ids import AgentName
 from toka.events.flow import InstancesMade
-from toka.events.lifecycle import AGENT_ENDS, AgentStatus, Trigger
+from toka.events.lifecycle import AGENT_ENDS, RETRIED, AgentStatus, Trigger
 from toka.events.state import AgentState
 from toka.orchestration.fan import Fan, is_template, outcome_of, together
 from toka.orchestration.gates import Gates
@@ -138,18 +138,21 @@ class TeamExecution:
 
     async def try_again(self, names: Collection[AgentName], reason: str, author: str) -> None:
         """Reopens agents that failed, and with them what was skipped because of them; they start in their turn."""
-        whole = {name: self._manager.state(template_of(name) or name).status for name in names}
-        final = {name for name, status in whole.items() if status is AgentStatus.STOPPED}
-        again = [name for name in names if name not in final and await self._manager.retry(name, reason, author)]
-        for name in again:
-            self._launched.discard(name)
+        again: list[AgentName] = []
+        for name in names:
             whole = template_of(name)
-            if whole and self._manager.state(whole).status is AgentStatus.FAILED:
-                await self._manager.reopen(whole, Trigger.PERSON, reason)
+            status = self._manager.state(whole or name).status
+            if status is AgentStatus.STOPPED:
+                continue
+            if whole and status is AgentStatus.FAILED and self._manager.state(name).status in RETRIED:
+                await self._manager.reopen(whole, Trigger.PERSON, reason)  # first: else who dies now leaves it alone
                 self._fans.pop(whole, None)
                 self._launched.discard(whole)
-            elif (fan := self._fans.get(whole)) is not None and name not in fan.waiting:
-                fan.waiting.append(name)
+            if await self._manager.retry(name, reason, author):
+                again.append(name)
+                self._launched.discard(name)
+                if (fan := self._fans.get(whole)) is not None and name not in fan.waiting:
+                    fan.waiting.append(name)
         if again and self._schedule is not None:
             await self.reopen_skipped()
             await self._skip(self._plan_anew())

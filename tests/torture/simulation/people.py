@@ -79,7 +79,7 @@ def answer_all(world: World) -> None:
     for agent in state.agents.values():
         if agent.ended:
             continue
-        if agent.holds and world.hits_once(f"resume {agent.name} {world.state.last // 50} {len(world.lives)}"):
+        if agent.holds and world.hits_once(f"resume {agent.name} {agent.changed_at} {len(world.lives)}"):
             world.submit("resume", agent.name, "ann")
         for task in agent.tasks.values():
             if task.question and world.hits_once(f"resolve {agent.name} {task.id} {task.question} {len(world.lives)}"):
