@@ -230,6 +230,10 @@ class DyingJournal:
         """See Journal."""
         return await self._counted(lambda: self._inner.acquire(run))
 
+    def hurry(self, lease: Lease) -> None:
+        """See Journal."""
+        self._inner.hurry(lease)
+
     async def release(self, lease: Lease) -> None:
         """See Journal."""
         await self._counted(lambda: self._inner.release(lease))

@@ -30,6 +30,7 @@ from toka.journal.audit import verify
 from toka.journal.database import FILE
 from toka.journal.journal import STALL_S
 from toka.journal.sqlite import SqliteReader
+from toka.orchestration.session import SHUTDOWN_S
 from torture.crowd import LEDGER, write
 
 TOKA = Path(__file__).with_name("counted_toka.py")
@@ -155,6 +156,24 @@ async def test_a_run_goes_on_by_itself_when_a_full_disk_has_room_again(tmp_path:
         disk.free()
         assert await ended(disk.process) == 0, (disk.folder / "errors").read_text()
         assert len(disk.acknowledged()) > count
+
+
+@needs_mounts
+@pytest.mark.slow
+async def test_who_is_asked_to_end_while_the_disk_is_full_ends_in_time(tmp_path: Path, counted: dict[str, Any]) -> None:
+    async with running(tmp_path / "run", 6, mounted=True) as disk:
+        disk.fill()
+        await disk.quiet()
+        kept = os.open(disk.state, os.O_RDONLY)  # the disk stays although its process goes
+        began = time.monotonic()
+        disk.process.terminate()
+        code = await ended(disk.process)
+        took = time.monotonic() - began
+        disk.state = Path(f"/proc/self/fd/{kept}")
+        disk.judge(counted)
+        os.close(kept)
+        assert took < SHUTDOWN_S + 2, took
+        assert code in (JournalError.exit_code, 128 + signal.SIGTERM), (code, (disk.folder / "errors").read_text())
 
 
 @pytest.mark.slow

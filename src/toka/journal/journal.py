@@ -163,6 +163,10 @@ class Journal(Reader, Protocol):
         """
         ...
 
+    def hurry(self, lease: Lease) -> None:
+        """From here what cannot be written under this lease at once is refused, not waited for."""
+        ...
+
     async def release(self, lease: Lease) -> None:
         """Gives the lease back. Does nothing when it was lost before."""
         ...

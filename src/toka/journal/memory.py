@@ -89,6 +89,9 @@ class MemoryJournal:
             epochs[stream] += 1
         return Lease(run, self._tokens[run], dict(epochs))
 
+    def hurry(self, lease: Lease) -> None:
+        """Nothing is ever waited for."""
+
     async def release(self, lease: Lease) -> None:
         """See Journal."""
         await asyncio.sleep(0)

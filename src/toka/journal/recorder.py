@@ -87,6 +87,10 @@ class Recorder:
         """See Journal.put_blob."""
         return await self._journal.put_blob(data)
 
+    def hurry(self) -> None:
+        """From here what cannot be recorded at once is refused: the process is to end, whatever the disk says."""
+        self._journal.hurry(self._lease)
+
     async def close(self) -> None:
         """Gives the lease back and stops publishing."""
         self._journal.on_commit(self._lease.run, None)

@@ -186,6 +186,10 @@ class SqliteJournal(SqliteReader):
         self._writer.adopt(lease, until)
         return lease
 
+    def hurry(self, lease: Lease) -> None:
+        """See Journal."""
+        self._writer.hurry(lease.run)
+
     async def release(self, lease: Lease) -> None:
         """See Journal."""
 
@@ -193,7 +197,7 @@ class SqliteJournal(SqliteReader):
             db.execute("UPDATE leases SET until=0 WHERE run=? AND token=?", (lease.run, lease.token))
             self._writer.drop(lease.run)
 
-        self._writer.hurry(lease.run)
+        self.hurry(lease)
         await self._call(body)
 
     def holds(self, lease: Lease) -> bool:

@@ -357,6 +357,9 @@ class RecordCursor:
     def close(self) -> None:
         """See Reader."""
 
+    def hurry(self, lease: Lease) -> None:
+        """Nothing is ever waited for."""
+
     async def release(self, lease: Lease) -> None:
         """See Journal."""
 

@@ -313,6 +313,7 @@ class AgentProcessManager:
         moving = [e.task for e in live if not e.frozen and e.waiting is None]
         if moving:
             await asyncio.wait(moving, timeout=grace_s)
+        self._run.recorder.hurry()
         for execution in live:
             execution.task.cancel()
         for task in tuple(self._background):
