@@ -173,19 +173,31 @@ async def test_a_condition_that_is_no_truth_fails(team: Team) -> None:
 async def test_no_instance_begins_that_was_stopped_with_its_agent_while_nobody_executed_it(team: Team) -> None:
     team.execution = {**team.execution, "max_concurrent_agents": 2}
     team.__post_init__()
+    found = await stopped_meanwhile(team, "fix")
+    assert {name: state for name, state in found.items() if name != "survey"} == dict.fromkeys(
+        ("fix", "fix[1]", "fix[2]", "fix[3]"), "STOPPED"
+    )
+
+
+async def stopped_meanwhile(team: Team, *names: str) -> dict[str, str]:
+    """How the agents of a run end of which some were stopped while nobody executed it."""
     async with team.open() as runtime:
-        session = await team.start(runtime, survey("seq 3"), each("sleep 30", max_parallel=1))
+        line = "[ ${item} != 1 ] || sleep 30"
+        session = await team.start(runtime, survey("seq 3"), each(line, effect="idempotent"))
         running = asyncio.create_task(session.run())
         await eventually(lambda: "fix[1]" in session.context.recorder.state.agents)
         await session.shutdown(0.0)
         await running
         await session.context.recorder.close()
-        await ask(team, session.context.id, ("stop", "fix"))
+        for name in names:
+            await ask(team, session.context.id, ("stop", name))
         again = await team.resume(runtime, session.context.id)
-        found = ends(await again.run())
-    assert {name: state for name, state in found.items() if name != "survey"} == dict.fromkeys(
-        ("fix", "fix[1]", "fix[2]", "fix[3]"), "STOPPED"
-    )
+        return ends(await again.run())
+
+
+async def test_an_instance_that_was_stopped_while_nobody_executed_it_is_stopped(team: Team) -> None:
+    found = await stopped_meanwhile(team, "fix[1]", "fix[3]")
+    assert (found["fix[1]"], found["fix[2]"], found["fix[3]"]) == ("STOPPED", "COMPLETED", "STOPPED")
 
 
 @pytest.mark.parametrize("writes", [1, 2, 3])

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 PRICE = Price(3.0, 15.0)
 """Dollars per million tokens of the simulated model."""
+_BROKEN_OFF = frozenset({"timeout", "failed", "cancelled"})
+"""Errors of steps that something else ended: in the moment of its answer, what the answer cost is not known."""
 
 
 @dataclass
@@ -81,7 +83,7 @@ class Bills:
         execution.charged = charged
         who = f"{seen.step} of {seen.agent}: {event}"
         owed, last = _owed(execution), execution.attempts[-1].outcome if execution.attempts else ""
-        late = isinstance(event, StepFailed) and event.error in ("timeout", "failed")  # as its answer came
+        late = isinstance(event, StepFailed) and event.error in _BROKEN_OFF  # as its answer came
         if life is not execution.life:
             execution.lost, owed = True, execution.worst
         elif charged != owed and (
