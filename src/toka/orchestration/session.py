@@ -207,6 +207,8 @@ class RunSession:
             await self.team.try_again(names, command.reason, command.author)
             return
         names = [one for name in meant for one in (*self.team.instances(name), name)]
+        if command.verb == "stop":
+            self.team.stop(names)  # also instances that are not made here yet
         await asyncio.gather(*(self._request(name, command) for name in names if name in self.team.configs))
 
     async def _catch_up(self) -> bool:
@@ -260,7 +262,6 @@ class RunSession:
                 now = command.arguments.get("now") is True
                 await self.manager.pause(name, command.reason, command.author, now=now)
             case "stop":
-                self.team.stopped.add(name)
                 if self.team.executes(name):
                     await self.manager.stop(name, command.reason, command.author)
                 else:

@@ -110,6 +110,11 @@ class TeamExecution:
             await self.end_stop(name)  # instances, which come last, before the agent whose they are
         await self._skip(self._recovered()[1])
 
+    def stop(self, names: Collection[AgentName]) -> None:
+        """Notes that agents are to end for good, unless they have ended."""
+        states = self._context.recorder.state.agents
+        self.stopped.update(name for name in names if name not in states or not states[name].ended)
+
     def executes(self, name: AgentName) -> bool:
         """Whether an agent is being executed."""
         return name in self._running and not self._running[name].outcome.done()
