@@ -141,6 +141,7 @@ class RunSession:
         recorder = self.context.recorder
         await self._catch_up()
         await self.team.settle()
+        await asyncio.to_thread(_tidy, self.context)
         if all(agent.ended for agent in recorder.state.agents.values()):
             await recorder.record("", RunStateChanged(*verdict(recorder.state)))
         return recorder.state

@@ -71,6 +71,7 @@ class TeamExecution:
             while not self._closing and self._manager.places.free and (name := self._next()) is not None:
                 await self._begin(name)
                 await self._note(name)
+            self._manager.places.hand_out()
             if not self._running and self._ended.empty():
                 return
             name = await self._ended.get()

@@ -371,7 +371,7 @@ class Supervisor:
             for each in (sleep, wake):
                 each.cancel()
             await asyncio.gather(sleep, wake, return_exceptions=True)
-        while not await self._places.come_back(execution.name, int(execution.config.priority)):
+        while not await self._places.come_back(execution.name, int(execution.config.priority), behind=True):
             if execution.control.closing:
                 raise Closing
 
