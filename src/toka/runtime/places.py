@@ -13,8 +13,8 @@ from collections.abc import Callable
 class Places:
     """The places of one run.
 
-    Invariant: at most `most` agents are in, and while somebody waits to come back from a rest, no place is free: whoever
-    began before goes on before others begin.
+    Invariant: at most `most` agents are in, and while somebody waits to come back from a rest, no place is free:
+    whoever began before goes on before others begin.
     """
 
     def __init__(self, most: int, on_free: Callable[[], None] | None = None) -> None:
