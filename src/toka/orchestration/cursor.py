@@ -235,8 +235,13 @@ class RecordCursor:
             self._publish([record])
 
     def _answer(self, attempt: Attempt) -> None:
-        """Wakes an appender; later, when its agent is going to be halted before its next step."""
-        if attempt.stream and not is_asked(attempt.events[-1]) and self._is_halted_next(attempt.stream):
+        """Wakes an appender; later, when its agent is going to be halted before its next step.
+
+        Whoever stops an agent shuts its gate a moment after that was recorded: the agent may take a step meanwhile.
+        """
+        event = attempt.events[-1]
+        stops = isinstance(event, AgentStateChanged) and event.state == AgentStatus.STOPPING.value
+        if attempt.stream and (stops or (not is_asked(event) and self._is_halted_next(attempt.stream))):
             self._late.append(attempt)
         else:
             _wake(attempt)
