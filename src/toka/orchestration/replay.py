@@ -38,7 +38,7 @@ from toka.orchestration.cursor import RecordCursor
 from toka.orchestration.decisions import Divergence, is_asked, is_halt
 from toka.orchestration.engine import OrchestrationEngine, recorded_execution
 from toka.orchestration.idle import IdleLoop, RecordedClock
-from toka.orchestration.lives import lifting, lives_of, may_settle
+from toka.orchestration.lives import is_start, lifting, lives_of, may_settle, starts_next
 from toka.orchestration.recorded import Recorded
 from toka.orchestration.served import (
     RecordedGateway,
@@ -154,7 +154,7 @@ class _World:
         self._folder = folder
         self._run = RunId(records[0].run)
         self._count = 0
-        self._clock = RecordedClock()
+        self._clock = RecordedClock(self._starts)
         self._cursor = RecordCursor(records, blob, self._clock)
         configs = _configs(created, blob)
         self._recorded = Recorded(records, blob, configs, lambda: self._cursor.last)
@@ -203,6 +203,12 @@ class _World:
             if session is not None:
                 await session.context.recorder.close()
 
+    async def _starts(self) -> None:
+        """Keeps an agent that is about to start from doing so before its place: until then requests come first."""
+        name = _asking()
+        if starts_next(name, self._cursor.life) and not self._recorded.hangs(name):
+            await self._served.moments.until(name, is_start)
+
     def idle(self, timers: bool) -> bool:  # noqa: FBT001 - as IdleLoop calls it
         """Makes the next thing happen; see IdleLoop."""
         cursor = self._cursor
@@ -216,7 +222,7 @@ class _World:
             return False  # the session looks for requests now and then
         if (is_asked(head.event) or is_halt(head.event)) and self._ask(head):
             return True
-        if self._served.break_off(head) or cursor.let_on(head.stream) or self._clock.wake():
+        if self._served.moments.come(head) or cursor.let_on(head.stream) or self._clock.wake():
             return True
         self._clock.at = max(self._clock.at, head.at)  # who looks at the time now, sees that of the record
         if ticks < 2 * TICKS and timers:
@@ -225,6 +231,8 @@ class _World:
             return True
         if ticks < self._grace and timers:
             return False  # whoever stops an agent gives it some time
+        if self._served.moments.come(None):
+            return True
         cursor.diverge()
         return True
 

@@ -14,14 +14,13 @@ from toka.core.effect import Effect
 from toka.core.ids import AgentName
 from toka.core.message import Message, Usage
 from toka.errors import SandboxError, SandboxUnavailable
-from toka.events.event import AgentStateChanged, StepDone, StepFailed
-from toka.events.lifecycle import AgentStatus
-from toka.events.record import Record
+from toka.events.event import StepDone, StepFailed
 from toka.llm.estimate import Bounds
 from toka.llm.failure import CallFailed, Failure
 from toka.llm.gateway import CANCELLED, DEFAULT_MAX_TOKENS, LlmGateway
 from toka.llm.model import Estimate, Finish, Meter, Model, ModelReply, ModelRequest
 from toka.orchestration.idle import RecordedClock
+from toka.orchestration.moments import Moments, breaks
 from toka.orchestration.recorded import Ended, Recorded
 from toka.sandbox.command import CommandResult
 from toka.sandbox.host import Sandbox
@@ -41,7 +40,7 @@ class Served:
         """`served` takes (agent, step) of each result that was handed out."""
         self.recorded = recorded
         self._served = served
-        self._breaking: list[tuple[str, asyncio.Future[None]]] = []
+        self.moments = Moments()
 
     def redact(self, value: Any) -> Any:
         """Puts the recorded result in the place of what stands for it; anything else is as it is."""
@@ -84,28 +83,11 @@ class Served:
             case "cut_off":
                 return await asyncio.get_running_loop().create_future()
 
-
     async def _its_moment(self, key: str) -> None:
         """Returns when what broke an agent is to break it: others of its steps may end before."""
         known = self.recorded.intent(key)
         assert known is not None
-        moment: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._breaking.append((known[0], moment))
-        await moment
-
-    def break_off(self, head: Record) -> bool:
-        """Breaks what is to break at a record whose place has come; False when nothing is."""
-        event = head.event
-        breaks = (isinstance(event, StepFailed) and event.error == "failed") or (
-            isinstance(event, AgentStateChanged) and event.state == AgentStatus.BACKOFF.value
-        )
-        found = [moment for stream, moment in self._breaking if stream == head.stream and not moment.done()]
-        if not breaks or not found:
-            return False
-        self._breaking = [each for each in self._breaking if each[0] != head.stream]
-        for moment in found:
-            moment.set_result(None)
-        return True
+        await self.moments.until(known[0], breaks)
 
 
 class RecordedGateway(LlmGateway):
