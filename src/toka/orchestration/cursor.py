@@ -234,7 +234,8 @@ class RecordCursor:
             self._late.append(attempt)
             return
         stops = isinstance(event, AgentStateChanged) and event.state == AgentStatus.STOPPING.value
-        if attempt.stream and (stops or (not is_asked(event) and is_halted_next(attempt.stream, self.life))):
+        halted = is_halted_next(attempt.stream, self.life)
+        if attempt.stream and (not halted if stops else halted and not is_asked(event)):
             self._late.append(attempt)
         else:
             _wake(attempt)

@@ -21,8 +21,10 @@ from toka.events.record import Record
 from toka.events.state import RunState
 from toka.orchestration.decisions import OUTSIDE, is_asked, is_halt, is_wait
 
-_OVER: Final = ("COMPLETED", "FAILED", "WAITING", "BACKOFF", "QUARANTINED")
+_OVER: Final = ("COMPLETED", "FAILED", "WAITING", "BACKOFF", "QUARANTINED", "PAUSED")
 """What an agent comes to by itself while it works."""
+_AT_ONCE: Final = ("COMPLETED", "FAILED")
+"""What it is about to record already, when nothing else of it is recorded before."""
 
 
 def lifting(life: Sequence[Record], before: RunState) -> tuple[str, str, str] | None:
@@ -67,12 +69,19 @@ def too_late(asked: Event, coming: Sequence[Record]) -> bool:
     """
     if not isinstance(asked, CommandApplied) or asked.verb not in ("pause", "stop"):
         return False
-    first: dict[str, Event] = {}
+    said: set[str] = set()
+    told: set[str] = set()
     for record in coming:
-        if record.stream and asked.agent in ("", record.stream):
-            if is_asked(record.event) or isinstance(record.event, AgentStateChanged):
-                first.setdefault(record.stream, record.event)
-    return any(isinstance(e, AgentStateChanged) and e.state in _OVER and e.by != Trigger.PERSON for e in first.values())
+        stream, event = record.stream, record.event
+        if not stream or asked.agent not in ("", stream) or stream in told or isinstance(event, OUTSIDE):
+            continue
+        if is_asked(event) or isinstance(event, AgentStateChanged):
+            told.add(stream)
+        if isinstance(event, AgentStateChanged) and event.state in _OVER and event.by != Trigger.PERSON:
+            if stream in said or event.state not in _AT_ONCE:
+                return True
+        said.add(stream)
+    return False
 
 
 def rests_first(hold: Record, coming: Sequence[Record]) -> bool:

@@ -222,7 +222,8 @@ class _World:
             return False  # the session looks for requests now and then
         if (is_asked(head.event) or is_halt(head.event)) and self._ask(head):
             return True
-        if self._served.moments.come(head) or cursor.let_on(head.stream) or self._clock.wake():
+        served = self._served
+        if served.moments.come(head) or cursor.let_on(head.stream) or served.closings.come(None) or self._clock.wake():
             return True
         self._clock.at = max(self._clock.at, head.at)  # who looks at the time now, sees that of the record
         if ticks < 2 * TICKS and timers:
@@ -231,7 +232,7 @@ class _World:
             return True
         if ticks < self._grace and timers:
             return False  # whoever stops an agent gives it some time
-        if self._served.moments.come(None):
+        if served.moments.come(None):
             return True
         cursor.diverge()
         return True
@@ -283,7 +284,7 @@ class _World:
     def _over(self, ticks: int, timers: bool) -> bool:  # noqa: FBT001 - as above
         """The record of this life is over: whoever still runs, runs no more."""
         cursor = self._cursor
-        if cursor.let_on():
+        if cursor.let_on() or self._served.closings.come(None):
             return True
         if ticks < TICKS and timers:
             return False

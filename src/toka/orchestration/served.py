@@ -41,6 +41,7 @@ class Served:
         self.recorded = recorded
         self._served = served
         self.moments = Moments()
+        self.closings = Moments()
 
     def redact(self, value: Any) -> Any:
         """Puts the recorded result in the place of what stands for it; anything else is as it is."""
@@ -277,7 +278,8 @@ class RecordedSandbox:
         """Nothing is used."""
 
     async def close(self) -> None:
-        """There is nothing to end."""
+        """There is nothing to end, but that took its time then: what follows from it comes after all else."""
+        await self._served.closings.until("", lambda _: False)
 
 
 def start_recorded(configs: Mapping[AgentName, AgentConfig], served: Served) -> Callable[[Order], Any]:
