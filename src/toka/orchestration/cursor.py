@@ -28,6 +28,7 @@ from toka.orchestration.decisions import (
     is_wait,
 )
 from toka.orchestration.idle import RecordedClock
+from toka.orchestration.lives import is_halted_next, rests_first, too_late
 
 
 @dataclass(slots=True, eq=False)
@@ -159,7 +160,7 @@ class RecordCursor:
         attempt = next((a for a in self._pending.get(record.stream, ()) if self._is(record, a.next)), None)
         if attempt is None:
             return False
-        if self._rests_first(record) and self.let_on(record.stream):
+        if rests_first(record, self.life[1:]) and self.let_on(record.stream):
             return True
         self._take(record)
         if is_step(record.event):
@@ -214,18 +215,6 @@ class RecordCursor:
         served = (record.stream, getattr(event, "step", "")) in self.served
         return not differing(record.event, event, served=served)
 
-    def _rests_first(self, record: Record) -> bool:
-        """Whether an agent came to rest while its hold was being recorded: then it says so itself, without a reason."""
-        hold = record.event
-        own = (r.event for r in self.life[1:] if r.stream == record.stream)
-        said = next(own, None) if isinstance(hold, HoldPlaced) else None
-        return (
-            isinstance(hold, HoldPlaced)
-            and isinstance(said, AgentStateChanged)
-            and said.state == AgentStatus.PAUSING.value
-            and said.reason != hold.reason
-        )
-
     def _take(self, record: Record) -> None:
         self._head += 1
         self._clock.at = record.at
@@ -235,23 +224,21 @@ class RecordCursor:
             self._publish([record])
 
     def _answer(self, attempt: Attempt) -> None:
-        """Wakes an appender; later, when its agent is going to be halted before its next step."""
-        if attempt.stream and not is_asked(attempt.events[-1]) and self._is_halted_next(attempt.stream):
+        """Wakes an appender; later, when its agent is going to be halted before its next step.
+
+        Whoever stops an agent shuts its gate a moment after that was recorded: the agent may take a step meanwhile.
+        """
+        event = attempt.events[-1]
+        if isinstance(event, CommandApplied) and too_late(event, self.life):
+            attempt.stream = event.agent
+            self._late.append(attempt)
+            return
+        stops = isinstance(event, AgentStateChanged) and event.state == AgentStatus.STOPPING.value
+        halted = is_halted_next(attempt.stream, self.life)
+        if attempt.stream and (not halted if stops else halted and not is_asked(event)):
             self._late.append(attempt)
         else:
             _wake(attempt)
-
-    def _is_halted_next(self, stream: str) -> bool:
-        """Whether the next that an agent does itself, it does only because of a request that is recorded before."""
-        answered = False
-        for record in self.life:
-            event = record.event
-            if record.stream != stream or isinstance(event, OUTSIDE):
-                continue
-            if not is_asked(event):
-                return is_halt(event) or (answered and not is_wait(event))
-            answered = answered or isinstance(event, ApprovalAnswered | StepResolved)
-        return False
 
     # --- Journal ----------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -43,6 +44,8 @@ _OWN: Final[Mapping[type[Any], frozenset[str]]] = {
     StepDone: _FOUND | {"model"},
     StepPutBack: frozenset({"kept", "changed", "problem"}),
 }
+_STALLED_FOR: Final = re.compile(r"(has not ended after|no step was begun for) \d+ s")
+"""How long a stalled agent was watched, within a text: measured as well."""
 _EVIDENT: Final = frozenset({"evidence"})
 """Of these kinds' evidence is part of what was decided."""
 
@@ -145,4 +148,5 @@ class Divergence:
 
 
 def _text(data: Mapping[str, Any], name: str) -> str:
-    return json.dumps(data[name], sort_keys=True, ensure_ascii=False) if name in data else ""
+    text = json.dumps(data[name], sort_keys=True, ensure_ascii=False) if name in data else ""
+    return _STALLED_FOR.sub(r"\1", text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import selectors
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -72,9 +72,10 @@ class RecordedClock:
         at: the time of the record that everything has come to, in wall-clock seconds.
     """
 
-    def __init__(self) -> None:
-        """Time begins when `at` is set."""
+    def __init__(self, begins: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Time begins when `at` is set. `begins` is awaited before each timeout: it may put that off."""
         self.at = 0.0
+        self._begins = begins
         self._count = 0
         self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
         self._timeouts: list[RecordedTimer] = []
@@ -107,6 +108,8 @@ class RecordedClock:
 
     @asynccontextmanager
     async def _timeout(self, seconds: float) -> AsyncGenerator[Timer]:
+        if self._begins is not None:
+            await self._begins()
         async with asyncio.timeout(None) as real:
             timer = RecordedTimer(self, real, self.at + seconds)
             self._timeouts.append(timer)

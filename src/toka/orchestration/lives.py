@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from itertools import pairwise
+from typing import Final
 
-from toka.events.event import AgentStateChanged, CommandApplied, ExecutorAttached, HoldLifted
+from toka.events.event import (
+    AgentStateChanged,
+    CommandApplied,
+    Event,
+    ExecutorAttached,
+    HoldLifted,
+    HoldPlaced,
+    StepResolved,
+)
 from toka.events.flow import ApprovalAnswered
-from toka.events.lifecycle import AgentStatus
+from toka.events.lifecycle import AgentStatus, Trigger
 from toka.events.record import Record
 from toka.events.state import RunState
-from toka.orchestration.decisions import is_asked
+from toka.orchestration.decisions import OUTSIDE, is_asked, is_halt, is_wait
+
+_OVER: Final = ("COMPLETED", "FAILED", "WAITING", "BACKOFF", "QUARANTINED", "PAUSED")
+"""What an agent comes to by itself while it works."""
+_AT_ONCE: Final = ("COMPLETED", "FAILED")
+"""What it is about to record already, when nothing else of it is recorded before."""
 
 
 def lifting(life: Sequence[Record], before: RunState) -> tuple[str, str, str] | None:
@@ -44,6 +58,66 @@ def lives_of(records: Sequence[Record]) -> list[Sequence[Record]]:
     """The records of each process that executed the run."""
     begins = [n for n, record in enumerate(records) if isinstance(record.event, ExecutorAttached)]
     return [records[at:end] for at, end in pairwise((*begins, len(records)))]
+
+
+def too_late(asked: Event, coming: Sequence[Record]) -> bool:
+    """Whether an agent that is to pause or stop got its word in first: that it ended, or stands still.
+
+    Args:
+        asked: what was just recorded.
+        coming: the records after it.
+    """
+    if not isinstance(asked, CommandApplied) or asked.verb not in ("pause", "stop"):
+        return False
+    said: set[str] = set()
+    told: set[str] = set()
+    for record in coming:
+        stream, event = record.stream, record.event
+        if not stream or asked.agent not in ("", stream) or stream in told or isinstance(event, OUTSIDE):
+            continue
+        if is_asked(event) or isinstance(event, AgentStateChanged):
+            told.add(stream)
+        if isinstance(event, AgentStateChanged) and event.state in _OVER and event.by != Trigger.PERSON:
+            if stream in said or event.state not in _AT_ONCE:
+                return True
+        said.add(stream)
+    return False
+
+
+def rests_first(hold: Record, coming: Sequence[Record]) -> bool:
+    """Whether an agent came to rest while its hold was being recorded: then it says so itself, without a reason."""
+    event = hold.event
+    said = next((r.event for r in coming if r.stream == hold.stream), None) if isinstance(event, HoldPlaced) else None
+    return (
+        isinstance(event, HoldPlaced)
+        and isinstance(said, AgentStateChanged)
+        and said.state == AgentStatus.PAUSING.value
+        and said.reason != event.reason
+    )
+
+
+def is_halted_next(stream: str, coming: Sequence[Record]) -> bool:
+    """Whether the next that an agent does itself, it does only because of a request that is recorded before."""
+    answered = False
+    for record in coming:
+        event = record.event
+        if record.stream != stream or isinstance(event, OUTSIDE):
+            continue
+        if not is_asked(event):
+            return is_halt(event) or (answered and not is_wait(event))
+        answered = answered or isinstance(event, ApprovalAnswered | StepResolved)
+    return False
+
+
+def is_start(event: Event) -> bool:
+    """Whether an agent begins to start here."""
+    return isinstance(event, AgentStateChanged) and event.state == AgentStatus.STARTING.value
+
+
+def starts_next(stream: str, coming: Sequence[Record]) -> bool:
+    """Whether the next that is recorded of an agent's status is that it starts."""
+    own = (r.event for r in coming if r.stream == stream and isinstance(r.event, AgentStateChanged))
+    return (event := next(own, None)) is not None and is_start(event)
 
 
 def may_settle(life: Sequence[Record]) -> bool:

@@ -21,7 +21,7 @@ from toka.events.event import (
     TaskStateChanged,
 )
 from toka.events.flow import OutputsMade
-from toka.events.lifecycle import AgentStatus
+from toka.events.lifecycle import AgentStatus, Trigger
 from toka.events.record import Record
 from toka.events.workspace import BranchReturned, WorkspaceMade
 
@@ -95,7 +95,7 @@ class Recorded:
             if isinstance(event, StepDone) and event.step == step:
                 return Ended("done", event)
             if isinstance(event, StepFailed) and event.step == step:
-                return self._failed(event)
+                return _cause(event, after) or self._failed(event)
         return self._broken(step, after)
 
     def _failed(self, end: StepFailed) -> Ended:
@@ -112,6 +112,16 @@ class Recorded:
             if isinstance(r.event, StepIntent) and r.event.step == step and r.id <= there
         )
         return [r.event for r in records[max(starts, default=-1) + 1 :]]
+
+    def lost(self, key: str) -> list[Any] | None:
+        """What the next start of a step was charged with for the one under way; None when none follows.
+
+        Empty when it was charged with nothing.
+        """
+        stream, step = self._keys[key][0], self._keys[key][1].step
+        again = (e for e in self._after(stream, step) if isinstance(e, StepIntent) and e.step == step)
+        intent = next(again, None)
+        return None if intent is None else intent.lost or []
 
     def checkpoint(self, agent: str, step: str) -> tuple[str, str, Sequence[str]]:
         """What was kept before a step: the checkpoint, or why there is none, and what it does not hold."""
@@ -133,6 +143,18 @@ class Recorded:
                 if event.state != AgentStatus.STARTING.value:
                     return None
         return None
+
+    def hangs(self, agent: str) -> bool:
+        """Whether an agent's next start took too long."""
+        coming = (e for e in self._coming(agent) if isinstance(e, AgentStateChanged))
+        starting, then = next(coming, None), next(coming, None)
+        return (
+            starting is not None
+            and then is not None
+            and starting.state == AgentStatus.STARTING.value
+            and then.by == Trigger.LIMIT.value
+            and "did not start within " in then.reason
+        )
 
     def returned(self, agent: str, branch: str) -> BranchReturned:
         """What became of an agent's branch."""
@@ -157,7 +179,8 @@ class Recorded:
         for event in after:
             if isinstance(event, AgentStateChanged):
                 if event.state == AgentStatus.BACKOFF.value:
-                    return Ended("crash", message=event.reason)
+                    own = event.by in ("", Trigger.CRASH.value)  # else its work was broken off
+                    return Ended("crash", message=event.reason) if own else Ended("cut_off")
                 if event.why == "sandbox":
                     return Ended("no_sandbox", message=event.reason)
             if isinstance(event, TaskStateChanged) and event.task == task and "/run/" in step and event.reason:
@@ -229,3 +252,15 @@ class Recorded:
             if isinstance(event, AgentStateChanged) and event.why == "output":
                 why = event.reason
         return why
+
+
+def _cause(end: StepFailed, after: Sequence[Any]) -> Ended | None:
+    """What broke in a step so that its agent failed at once; None: nothing did."""
+    last = next((e for e in after if isinstance(e, AgentStateChanged)), None)
+    if end.error != "failed" or last is None or last.state != AgentStatus.FAILED.value:
+        return None
+    if last.why == "sandbox" and last.reason == end.message:
+        return Ended("no_sandbox", message=end.message)
+    if last.by == Trigger.CRASH.value and last.reason == f"crashed: {end.message}":
+        return Ended("crash", message=end.message)
+    return None

@@ -30,15 +30,15 @@ from toka.events.event import (
     StepDenied,
 )
 from toka.events.fold import fold_all
-from toka.events.lifecycle import AgentStatus
+from toka.events.lifecycle import AgentStatus, Trigger
 from toka.events.record import Record
 from toka.events.state import RunState
 from toka.llm.names import AUTO
 from toka.orchestration.cursor import RecordCursor
-from toka.orchestration.decisions import Divergence, is_asked
+from toka.orchestration.decisions import Divergence, is_asked, is_halt
 from toka.orchestration.engine import OrchestrationEngine, recorded_execution
 from toka.orchestration.idle import IdleLoop, RecordedClock
-from toka.orchestration.lives import lifting, lives_of, may_settle
+from toka.orchestration.lives import is_start, lifting, lives_of, may_settle, starts_next
 from toka.orchestration.recorded import Recorded
 from toka.orchestration.served import (
     RecordedGateway,
@@ -154,11 +154,12 @@ class _World:
         self._folder = folder
         self._run = RunId(records[0].run)
         self._count = 0
-        self._clock = RecordedClock()
+        self._clock = RecordedClock(self._starts)
         self._cursor = RecordCursor(records, blob, self._clock)
         configs = _configs(created, blob)
         self._recorded = Recorded(records, blob, configs, lambda: self._cursor.last)
-        runtime = _runtime(created, terms, configs, self._recorded, self._cursor, self._clock)
+        self._served = Served(self._recorded, self._cursor.served)
+        runtime = _runtime(created, terms, configs, self._served, self._cursor, self._clock)
         self._runtime = replace(runtime, state=_state(created, terms, folder))
         self._grace = GRACE_TICKS + int(2 * self._runtime.execution.grace_s)
         self._tried = (0, 0)
@@ -167,6 +168,7 @@ class _World:
         self.settles = True
         self._current: RunSession | None = None
         self._asked = 0
+        self._stops: set[AgentName] = set()
         self._asking: set[asyncio.Task[None]] = set()
 
     async def lives(self) -> None:
@@ -184,6 +186,7 @@ class _World:
         self._session = opening
         session: RunSession | None = None
         self._ending = False
+        self._stops.clear()
         try:
             session = self._current = await opening
             session.lifting = lifting(life, before)
@@ -200,6 +203,12 @@ class _World:
             if session is not None:
                 await session.context.recorder.close()
 
+    async def _starts(self) -> None:
+        """Keeps an agent that is about to start from doing so before its place: until then requests come first."""
+        name = _asking()
+        if starts_next(name, self._cursor.life) and not self._recorded.hangs(name):
+            await self._served.moments.until(name, is_start)
+
     def idle(self, timers: bool) -> bool:  # noqa: FBT001 - as IdleLoop calls it
         """Makes the next thing happen; see IdleLoop."""
         cursor = self._cursor
@@ -211,9 +220,10 @@ class _World:
         head = cursor.head
         if is_asked(head.event) and ticks < TICKS and timers:
             return False  # the session looks for requests now and then
-        if is_asked(head.event) and self._ask(head):
+        if (is_asked(head.event) or is_halt(head.event)) and self._ask(head):
             return True
-        if cursor.let_on(head.stream) or self._clock.wake():
+        served = self._served
+        if served.moments.come(head) or cursor.let_on(head.stream) or served.closings.come(None) or self._clock.wake():
             return True
         self._clock.at = max(self._clock.at, head.at)  # who looks at the time now, sees that of the record
         if ticks < 2 * TICKS and timers:
@@ -222,6 +232,8 @@ class _World:
             return True
         if ticks < self._grace and timers:
             return False  # whoever stops an agent gives it some time
+        if served.moments.come(None):
+            return True
         cursor.diverge()
         return True
 
@@ -239,12 +251,23 @@ class _World:
             case AgentStateChanged(state=AgentStatus.STOPPING.value) if not manager.state(name).stop:
                 reason, _, author = event.reason.removesuffix(")").rpartition(" (")
                 body = manager.stop(name, reason or event.reason, author if reason else "")
+            case _ if (reason := self._stopped(head)) and not manager.state(name).stop and name not in self._stops:
+                self._stops.add(name)
+                body = manager.stop(name, reason)
             case _:
                 return False
         task = asyncio.get_running_loop().create_task(body)
         self._asking.add(task)
         task.add_done_callback(self._answered)
         return True
+
+    def _stopped(self, head: Record) -> str:
+        """Why an agent was stopped that was not at work then: nothing else tells of that; empty when it was not."""
+        if not is_halt(head.event) or getattr(head.event, "by", Trigger.PERSON.value) != Trigger.PERSON.value:
+            return ""
+        own = (r.event for r in self._cursor.life if r.stream == head.stream)
+        end = next((e for e in own if isinstance(e, AgentStateChanged)), None)
+        return end.reason if end is not None and end.state == AgentStatus.STOPPED.value else ""
 
     def _answered(self, task: asyncio.Task[None]) -> None:
         self._asking.discard(task)
@@ -261,7 +284,7 @@ class _World:
     def _over(self, ticks: int, timers: bool) -> bool:  # noqa: FBT001 - as above
         """The record of this life is over: whoever still runs, runs no more."""
         cursor = self._cursor
-        if cursor.let_on():
+        if cursor.let_on() or self._served.closings.come(None):
             return True
         if ticks < TICKS and timers:
             return False
@@ -302,14 +325,16 @@ def _runtime(
     created: RunCreated,
     terms: Terms,
     configs: Mapping[AgentName, AgentConfig],
-    recorded: Recorded,
+    served: Served,
     cursor: RecordCursor,
     clock: RecordedClock,
 ) -> Runtime:
     """The ports of a process in which nothing can happen but what is recorded."""
-    served = Served(recorded, cursor.served)
+    recorded = served.recorded
 
     async def resolve(chosen: str) -> str:
+        if recorded.hangs(_asking()):
+            await asyncio.get_running_loop().create_future()
         model, why = recorded.model(chosen, AUTO, created.model)
         if not model:
             raise ModelUnavailable(why)
@@ -337,6 +362,12 @@ def _runtime(
         keep=keep_recorded(created, recorded),
         private=RecordedWorkspaces(recorded),
     )
+
+
+def _asking() -> str:
+    """The agent in whose execution this is called; its task has its name."""
+    task = asyncio.current_task()
+    return task.get_name().removeprefix("agent ") if task is not None else ""
 
 
 def _under(runtime: Runtime, first: Record | None) -> Runtime:

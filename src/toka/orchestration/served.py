@@ -17,9 +17,10 @@ from toka.errors import SandboxError, SandboxUnavailable
 from toka.events.event import StepDone, StepFailed
 from toka.llm.estimate import Bounds
 from toka.llm.failure import CallFailed, Failure
-from toka.llm.gateway import DEFAULT_MAX_TOKENS, LlmGateway
+from toka.llm.gateway import CANCELLED, DEFAULT_MAX_TOKENS, LlmGateway
 from toka.llm.model import Estimate, Finish, Meter, Model, ModelReply, ModelRequest
 from toka.orchestration.idle import RecordedClock
+from toka.orchestration.moments import Moments, breaks
 from toka.orchestration.recorded import Ended, Recorded
 from toka.sandbox.command import CommandResult
 from toka.sandbox.host import Sandbox
@@ -39,6 +40,8 @@ class Served:
         """`served` takes (agent, step) of each result that was handed out."""
         self.recorded = recorded
         self._served = served
+        self.moments = Moments()
+        self.closings = Moments()
 
     def redact(self, value: Any) -> Any:
         """Puts the recorded result in the place of what stands for it; anything else is as it is."""
@@ -72,12 +75,20 @@ class Served:
             case "sandbox":
                 raise SandboxError(ended.message)
             case "no_sandbox":
+                await self._its_moment(key)
                 raise SandboxUnavailable(ended.message)
             case "crash":
+                await self._its_moment(key)
                 name, _, text = ended.message.partition(": ")
                 raise type(name, (Exception,), {})(text)
             case "cut_off":
                 return await asyncio.get_running_loop().create_future()
+
+    async def _its_moment(self, key: str) -> None:
+        """Returns when what broke an agent is to break it: others of its steps may end before."""
+        known = self.recorded.intent(key)
+        assert known is not None
+        await self.moments.until(known[0], breaks)
 
 
 class RecordedGateway(LlmGateway):
@@ -102,7 +113,11 @@ class RecordedGateway(LlmGateway):
         estimate = self.estimate(request)
         if (outcome := meter.reserve(1, estimate)) is not None:
             await outcome
-        end = await self._served_by.act(request.key)
+        try:
+            end = await self._served_by.act(request.key)
+        except asyncio.CancelledError:
+            meter.settle(1, *self._lost(request.key, estimate), CANCELLED)
+            raise
         usage = Usage.from_json(end.usage) if end.usage else Usage()
         if (settled := meter.settle(1, usage, end.cost_usd, None)) is not None:
             await settled
@@ -115,6 +130,14 @@ class RecordedGateway(LlmGateway):
         if "cut_at" in value:
             usage = Usage(usage.input_tokens, int(value["cut_at"]), calls=usage.calls)
         return ModelReply(message, usage, end.model, end.cost_usd, finish)
+
+
+    def _lost(self, key: str, estimate: Estimate) -> tuple[Usage, float | None]:
+        """What a call is charged with that was ended: what was recorded of it, else all that was reserved."""
+        lost = self._served_by.recorded.lost(key)
+        if lost is None:
+            return Usage(estimate.input_tokens, estimate.max_tokens, calls=1), estimate.cost_usd
+        return (Usage.from_json(lost), lost[5]) if lost else (Usage(), 0.0)
 
 
 def _no_model(model: str) -> Model:
@@ -255,7 +278,8 @@ class RecordedSandbox:
         """Nothing is used."""
 
     async def close(self) -> None:
-        """There is nothing to end."""
+        """There is nothing to end, but that took its time then: what follows from it comes after all else."""
+        await self._served.closings.until("", lambda _: False)
 
 
 def start_recorded(configs: Mapping[AgentName, AgentConfig], served: Served) -> Callable[[Order], Any]:
