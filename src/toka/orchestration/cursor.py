@@ -10,7 +10,7 @@ from typing import Any
 
 from toka.core.ids import RunId
 from toka.errors import StaleEpoch
-from toka.events.event import AgentStateChanged, CommandApplied, Event, HoldPlaced, RunCreated, StepResolved
+from toka.events.event import AgentStateChanged, CommandApplied, Event, RunCreated, StepResolved
 from toka.events.flow import ApprovalAnswered
 from toka.events.lifecycle import AgentStatus
 from toka.events.record import Record
@@ -22,10 +22,8 @@ from toka.orchestration.decisions import (
     differing,
     is_asked,
     is_end,
-    is_halt,
     is_life,
     is_step,
-    is_wait,
 )
 from toka.orchestration.idle import RecordedClock
 from toka.orchestration.lives import is_halted_next, rests_first, too_late
