@@ -106,7 +106,7 @@ def test_who_waits_for_its_turn_to_write_says_for_whom(place: Place) -> None:
     """Also to a run elsewhere, which waits for this one's."""
     writes = {"grants": {"write": ["src"]}}
     long = {"tasks": [{"id": "t", "run": "touch src/on; while [ ! -e src/go ]; do sleep 0.05; done"}], **writes}
-    on = {"id": "on", "run": "until [ -e src/on ]; do sleep 0.05; done", "effect": "idempotent"}
+    on = {"id": "on", "run": "until [ -e src/on ]; do sleep 0.05; done", "effect": "pure"}
     short = {"tasks": [on, {"id": "t", "run": "touch src/over"}], **writes}
     team(place, long=long, short=short)
     first = place.toka("run", "team.yaml", "--workspace", str(place.work), "--quiet")

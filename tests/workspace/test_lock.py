@@ -205,3 +205,56 @@ async def test_who_waits_only_shortly_is_told_nothing(checkpoints: Checkpoints) 
     await held.__aexit__(None, None, None)
     await waiting
     await asyncio.sleep(1.1)
+
+
+async def test_what_is_never_put_back_shares_its_part_and_keeps_out_what_may_be(open_checkpoints: Open) -> None:
+    one, two = open_checkpoints(), open_checkpoints()
+    async with one.lock(ONE, ["src"], shared=True), two.lock(TWO, ["src/a"], shared=True):
+        for checkpoints in (one, two):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1), checkpoints.lock(Note("r", "alone"), ["src"]):
+                    pass
+    async with asyncio.timeout(5), one.lock(Note("r", "alone"), ["src"]):
+        for checkpoints in (one, two):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1), checkpoints.lock(TWO, ["src/a"], shared=True):
+                    pass
+
+
+async def test_who_shares_does_not_pass_one_that_waits_to_be_alone(checkpoints: Checkpoints) -> None:
+    first = checkpoints.lock(ONE, ["src"], shared=True)
+    await first.__aenter__()
+    alone = asyncio.ensure_future(checkpoints.lock(Note("r", "alone"), ["src"]).__aenter__())
+    await asyncio.sleep(0.02)
+    later = asyncio.ensure_future(checkpoints.lock(TWO, ["src"], shared=True).__aenter__())
+    await asyncio.sleep(0.05)
+    assert not alone.done() and not later.done()
+    await first.__aexit__(None, None, None)
+    held = await alone
+    await asyncio.sleep(0.02)
+    assert not later.done()
+    await held.__aexit__(None, None, None)
+    await (await later).__aexit__(None, None, None)
+
+
+async def test_two_of_one_agent_that_share_end_one_by_one(open_checkpoints: Open) -> None:
+    one, two = open_checkpoints(), open_checkpoints()
+    async with one.lock(ONE, ["src"], shared=True):
+        async with one.lock(ONE, ["src"], shared=True):
+            pass
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1), two.lock(TWO, ["src"]):
+                pass
+    async with asyncio.timeout(5), two.lock(TWO, ["src"]):
+        pass
+
+
+async def test_what_was_shared_after_a_step_that_died_is_not_undone(open_checkpoints: Open) -> None:
+    """It cannot be told apart from what the step left."""
+    dead, lives = open_checkpoints(), open_checkpoints()
+    await dead.lock(ONE, ["src"]).__aenter__()
+    await dead.close()
+    async with lives.lock(TWO, ["src/a"], shared=True):
+        pass
+    assert lives.overtaken(ONE, ["src"]) == "agent two of run run_2 has written there since"
+    assert lives.overtaken(ONE, ["docs"]) == ""

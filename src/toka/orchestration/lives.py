@@ -78,7 +78,8 @@ def too_late(asked: Event, coming: Sequence[Record]) -> bool:
         if is_asked(event) or isinstance(event, AgentStateChanged):
             told.add(stream)
         if isinstance(event, AgentStateChanged) and event.state in _OVER and event.by != Trigger.PERSON:
-            if stream in said or event.state not in _AT_ONCE:
+            at_once = stream not in said and event.state in _AT_ONCE
+            if not at_once:
                 return True
         said.add(stream)
     return False

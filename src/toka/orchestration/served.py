@@ -131,7 +131,6 @@ class RecordedGateway(LlmGateway):
             usage = Usage(usage.input_tokens, int(value["cut_at"]), calls=usage.calls)
         return ModelReply(message, usage, end.model, end.cost_usd, finish)
 
-
     def _lost(self, key: str, estimate: Estimate) -> tuple[Usage, float | None]:
         """What a call is charged with that was ended: what was recorded of it, else all that was reserved."""
         lost = self._served_by.recorded.lost(key)

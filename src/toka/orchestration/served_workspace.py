@@ -33,6 +33,8 @@ class RecordedCheckpoints:
         note: Note,  # noqa: ARG002
         scope: Sequence[str] = (".",),  # noqa: ARG002
         told: Told | None = None,  # noqa: ARG002
+        *,
+        shared: bool = False,  # noqa: ARG002
     ) -> AbstractAsyncContextManager[None]:
         """Nobody is waited for: what each writes comes at its recorded place."""
         return nullcontext()

@@ -58,15 +58,19 @@ Told = Callable[[str, str], Awaitable[None]]
 """Called with the run, empty when it is the same, and the agent that are waited for."""
 
 
-class Guard(Protocol):
-    """What keeps the workspace as it was before an act, so that the act can run again."""
+class Turn(Protocol):
+    """What keeps acts apart that would undo each other's work."""
 
     def hold(self, told: Told | None = None) -> AbstractAsyncContextManager[Any]:
-        """Around the act: nobody else who is guarded writes to what it may write to.
+        """Around the act: nobody who may be put back writes to what it may write to, and nobody at all if it may.
 
         `told` is called once, if it takes longer than a second.
         """
         ...
+
+
+class Guard(Turn, Protocol):
+    """What keeps the workspace as it was before an act, so that the act can run again."""
 
     async def checkpoint(self) -> tuple[Effect, dict[str, Any]]:
         """The act's effect with what `put_back` will need, as JSON: ONCE when the workspace cannot be kept."""
@@ -95,7 +99,8 @@ class Act:
         used: what its commands used of the machine until now, as JSON; None when it ran none.
         probe: of a checkable act: did it happen? Called with the evidence of the recorded intent.
         within_s: how long it may take, in seconds; None = as long as it likes.
-        guard: of one that changes the workspace: keeps and puts back what was there.
+        turn: of one that may change the workspace: its turn to do so; a guard's own, where there is one.
+        guard: of one that may be put back: keeps and puts back what was there.
     """
 
     key: StepKey
@@ -113,6 +118,7 @@ class Act:
         None
     )
     within_s: float | None = None
+    turn: Turn | None = None
     guard: Guard | None = None
 
 

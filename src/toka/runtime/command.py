@@ -13,7 +13,7 @@ from toka.core.shellwords import ShellCommand, shell_command
 from toka.errors import LimitExceeded, SandboxError
 from toka.runtime.act import Act, Result, StepFailure
 from toka.runtime.context import AgentContext
-from toka.runtime.guard import guarded
+from toka.runtime.guard import cared_for
 from toka.runtime.meter import Meter
 from toka.sandbox.command import FLOOD_BYTES
 from toka.sandbox.host import CommandResult, shell
@@ -34,7 +34,7 @@ TAIL_CHARACTERS = 2_000
 async def run_line(
     agent: AgentContext, key: StepKey, line: str, declared: Effect | None, timeout_s: float | None
 ) -> Result:
-    """Runs a command line as a journaled step; its effect is as `declared`, or that of a command (see `guarded`).
+    """Runs a command line as a journaled step; its effect is as `declared`, or that of a command (see `cared_for`).
 
     The result's value is {"exit": int or None, "ended", "output", "dropped", "wall_s", "cpu_s", "max_rss_bytes"}; it is
     `failed` unless the command ended by itself with 0.
@@ -66,8 +66,11 @@ async def run_line(
 
     assumed = {"exit": 0, "ended": "exited", "output": BY_WORD, "dropped": 0}
     rule = "written by a person"
-    effect, guard = guarded(agent, key, declared)
-    act = Act(key, effect, line, shown or None, rule, assumed=assumed, used=meter.used, within_s=timeout_s, guard=guard)
+    care = cared_for(agent, key, declared)
+    act = Act(
+        key, care.effect, line, shown or None, rule,
+        assumed=assumed, used=meter.used, within_s=timeout_s, guard=care.guard, turn=care.turn,
+    )  # fmt: skip
     return await agent.steps.run(act, do)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from toka.core.effect import Effect
 from toka.core.ids import AgentName, RunId, StepKey
@@ -22,6 +23,34 @@ from toka.workspace.lock import Note
 from toka.workspace.private import FOLDER, prune
 
 
+class WorkspaceTurn:
+    """See Turn. Many may have theirs at one time, unless one of them may be put back."""
+
+    def __init__(self, checkpoints: Checkpoints, note: Note, scope: tuple[str, ...]) -> None:
+        self._checkpoints = checkpoints
+        self._note = note
+        self._scope = scope
+
+    @asynccontextmanager
+    async def hold(self, told: Told | None = None) -> AsyncGenerator[None]:
+        """See Turn. Who writes elsewhere is not waited for."""
+        lock = partial(self._checkpoints.lock, self._note, self._scope, shared=True)
+        async with AsyncExitStack() as stack:
+            with contextlib.suppress(CheckpointRefused, OSError):  # then nothing is put back here either
+                await stack.enter_async_context(lock(_telling(self._note, told)))
+            yield
+
+
+def _telling(note: Note, told: Told | None) -> Callable[[Note], Awaitable[None]] | None:
+    if told is None:
+        return None
+
+    async def tell(whom: Note) -> None:
+        await told("" if whom.run == note.run else whom.run, whom.agent)
+
+    return tell
+
+
 class WorkspaceGuard:
     """See Guard. What the agent may write is kept, and nothing else is put back."""
 
@@ -32,15 +61,11 @@ class WorkspaceGuard:
 
     @asynccontextmanager
     async def hold(self, told: Told | None = None) -> AsyncGenerator[None]:
-        """See Guard. Who writes elsewhere is not waited for."""
-
-        async def tell(note: Note) -> None:
-            if told is not None:
-                await told("" if note.run == self._note.run else note.run, note.agent)
-
+        """See Turn. Who writes elsewhere is not waited for."""
         async with AsyncExitStack() as stack:
             try:
-                await stack.enter_async_context(self._checkpoints.lock(self._note, self._scope, tell))
+                lock = self._checkpoints.lock(self._note, self._scope, _telling(self._note, told))
+                await stack.enter_async_context(lock)
             except (CheckpointRefused, OSError) as e:
                 self._checkpoints.given_up = str(e)
             yield
@@ -145,22 +170,41 @@ def _left(run: RunContext, agent: AgentName, flying: Collection[str]) -> dict[st
     return found
 
 
-def guarded(agent: AgentContext, key: StepKey, effect: Effect | None) -> tuple[Effect, WorkspaceGuard | None]:
-    """What a crash in a step that may change the workspace means, and what guards it.
+class Care(NamedTuple):
+    """What is done about an act that may change the workspace.
+
+    Attributes:
+        effect: what a crash in it means.
+        guard: of one that can be put back.
+        turn: of another one; None where it changes nothing.
+    """
+
+    effect: Effect
+    guard: WorkspaceGuard | None = None
+    turn: WorkspaceTurn | None = None
+
+
+def cared_for(agent: AgentContext, key: StepKey, effect: Effect | None, scope: Sequence[str] | None = None) -> Care:
+    """What a crash in a step that may change the workspace means, and what keeps it from others' changes.
 
     Args:
         agent: whose step it is.
         key: the step.
         effect: as it is declared; None = it is not.
+        scope: the paths that it may change; None = all that the agent may.
 
     Returns:
         The effect as declared, where that is none of the workspace. Else WORKSPACE with its guard; but ONCE, unless a
         person declared otherwise, where the agent may reach the network: what it did there nobody can put back.
     """
-    if effect not in (None, Effect.WORKSPACE):
-        return effect or Effect.ONCE, None
     checkpoints, policy = agent.checkpoints, agent.policy
-    if checkpoints is None or (effect is None and policy.network):
-        return Effect.ONCE, None
-    note = Note(agent.run.id, agent.name, key.task, key.text)
-    return Effect.WORKSPACE, WorkspaceGuard(checkpoints, note, policy.changeable)
+    if checkpoints is None:
+        return Care(Effect.ONCE if effect in (None, Effect.WORKSPACE) else effect)
+    if effect is Effect.PURE:
+        return Care(effect)
+    paths = policy.changeable if scope is None else tuple(scope)
+    if effect is Effect.WORKSPACE or (effect is None and not policy.network):
+        note = Note(agent.run.id, agent.name, key.task, key.text)
+        return Care(Effect.WORKSPACE, guard=WorkspaceGuard(checkpoints, note, paths))
+    turn = WorkspaceTurn(checkpoints, Note(agent.run.id, agent.name), paths) if paths else None
+    return Care(effect or Effect.ONCE, turn=turn)

@@ -181,13 +181,14 @@ class Steps:
     @asynccontextmanager
     async def _turn(self, act: Act) -> AsyncGenerator[None]:
         """Waits for its turn to write to the workspace, where it needs one."""
-        if act.guard is None:
+        turn = act.guard or act.turn
+        if turn is None:
             yield
             return
         self._patient += 1
         waits = True
         try:
-            async with act.guard.hold(partial(self._waits, act.key.text)):
+            async with turn.hold(partial(self._waits, act.key.text)):
                 self._patient -= 1
                 waits = False
                 yield

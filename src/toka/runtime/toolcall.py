@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeGuard
 
 from toka.core.capability import CapabilityError
+from toka.core.catalogue import FILESYSTEM_READ, FILESYSTEM_WRITE, NETWORK_ACCESS
 from toka.core.decision import Decision
 from toka.core.effect import Effect
 from toka.core.ids import StepKey
@@ -18,12 +19,14 @@ from toka.runtime.act import Act, Result, StepFailure
 from toka.runtime.approval import consent
 from toka.runtime.command import limit_met, met
 from toka.runtime.context import AgentContext
-from toka.runtime.guard import guarded
+from toka.runtime.guard import cared_for
 from toka.runtime.meter import Meter
 from toka.tools.tool import CheckableTool, Tool, ToolContext, ToolResult, validate
 
 BEYOND: Final = "nothing can grant this"
 """The rule of a denial for what no capability stands for: a path outside the workspace, a shell beside a list."""
+_PLAIN: Final = frozenset({FILESYSTEM_READ, FILESYSTEM_WRITE, NETWORK_ACCESS})
+"""What a call needs that runs no program: it changes no other paths than it names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +125,11 @@ async def _run(
 
     assumed = _value(tool.name, ToolResult("this call was made before a crash; a person says that it happened"))
     declared = None if tool.effect is Effect.WORKSPACE else tool.effect  # a tool's word is no person's
-    effect, guard = guarded(agent, key, declared)
-    act = Act(key, effect, tool.name, arguments, rule, assumed=assumed, used=meter.used, within_s=within, guard=guard)
+    care = cared_for(agent, key, declared, _written(tool, arguments))
+    act = Act(
+        key, care.effect, tool.name, arguments, rule,
+        assumed=assumed, used=meter.used, within_s=within, guard=care.guard, turn=care.turn,
+    )  # fmt: skip
     if _is_checkable(tool):
         checkable = tool
 
@@ -136,6 +142,15 @@ async def _run(
 
         act = replace(act, evidence=evidence, probe=probe)
     return _answer(call, await agent.steps.run(act, do))
+
+
+def _written(tool: Tool, arguments: dict[str, Any]) -> tuple[str, ...] | None:
+    """The paths that a call may change; None = all that its agent may."""
+    needs = tool.needs(arguments)
+    named, writes = {need.name for need in needs}, [need for need in needs if need.name == FILESYSTEM_WRITE]
+    if not named or not named <= _PLAIN or any(need.paths is None for need in writes):
+        return None
+    return tuple(path for need in writes for path in need.paths or ())
 
 
 def subject(arguments: Mapping[str, Any]) -> str:

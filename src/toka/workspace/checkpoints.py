@@ -54,6 +54,7 @@ class Checkpoints:
         self._using = asyncio.Lock()
         self._locks = WriteLocks(self._folder, clock)
         self.given_up = ""
+        self._made = False
         self._packs = 0
         self._idle: asyncio.TimerHandle | None = None
         self._resting: asyncio.Task[None] | None = None
@@ -70,19 +71,22 @@ class Checkpoints:
 
     # ---- the write lock
 
-    def lock(self, note: Note, scope: Sequence[str] = (".",), told: Told | None = None) -> WriteLock:
+    def lock(
+        self, note: Note, scope: Sequence[str] = (".",), told: Told | None = None, *, shared: bool = False
+    ) -> WriteLock:
         """The workspace's write lock, for `async with`: whoever holds an overlapping part is waited for.
 
         Args:
             note: who takes it.
             scope: paths relative to the workspace, normalised.
             told: called once with whoever is waited for, if it takes longer than a second.
+            shared: for what is never put back: others that share it are not waited for.
 
         Raises:
             CheckpointRefused: the store cannot be made (reason `disk`).
         """
         self._make()
-        return self._locks.lock(note, scope, told)
+        return self._locks.lock(note, scope, told, shared=shared)
 
     def overtaken(self, note: Note, scope: Sequence[str]) -> str:
         """Why going back to what `note` held may undo another's work, for people; empty when it cannot."""
@@ -211,6 +215,8 @@ class Checkpoints:
 
     def _make(self) -> None:
         """Makes the store's folder, closed to everybody else."""
+        if self._made:
+            return
         try:
             git = self._folder / "git"
             git.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -225,6 +231,7 @@ class Checkpoints:
                 f"checkpoints cannot be kept in {self._folder}: {error.strerror}", reason="disk",
                 hint="free some space, or name another state directory",
             ) from None  # fmt: skip
+        self._made = True
 
     def _plan(self, writable: tuple[str, ...] = ()) -> Plan:
         settings = self._settings

@@ -1,8 +1,10 @@
-"""The write lock of a workspace: who changes which part of it in steps that may be put back.
+"""The write lock of a workspace: who changes which part of it, in steps that may be put back and in others.
 
-Those whose parts overlap go one after the other, also over processes; others do not wait for each other. Who holds what
-stands in a table beside the store. Each process keeps a file of its own locked there (flock), and what it holds counts
-as long as that lasts: the kernel lets go of it when the process ends, whatever it dies of.
+A step that may be put back holds its part alone: whatever another wrote there meanwhile would be put back with it.
+Others share theirs: they wait for such a step, and it for them, but not for each other. Parts that do not overlap are
+nobody's concern. This holds over processes, too: who holds what stands in a table beside the store. Each process keeps
+a file of its own locked there (flock), and what it holds counts as long as that lasts: the kernel lets go of it when
+the process ends, whatever it dies of.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ class _Entry:
     note: Note
     scope: tuple[str, ...]
     live: str
+    shared: bool = False
 
 
 Told = Callable[[Note], Awaitable[None]]
@@ -62,7 +65,13 @@ class _Ticket:
 
     note: Note
     scope: tuple[str, ...]
+    shared: bool = False
     holds: bool = False
+
+
+def _meet(one: _Entry | _Ticket, two: _Entry | _Ticket) -> bool:
+    """Whether one has to wait for the other."""
+    return not (one.shared and two.shared) and overlap(one.scope, two.scope)
 
 
 def overlap(one: Sequence[str], two: Sequence[str]) -> bool:
@@ -82,9 +91,9 @@ class WriteLocks:
         self._tickets: list[_Ticket] = []
         self._left = asyncio.Event()
 
-    def lock(self, note: Note, scope: Sequence[str], told: Told | None = None) -> WriteLock:
+    def lock(self, note: Note, scope: Sequence[str], told: Told | None = None, *, shared: bool = False) -> WriteLock:
         """The lock for some paths, for `async with`; one use only. `told` is called once, if it takes a second."""
-        return WriteLock(self, note, tuple(scope), told)
+        return WriteLock(self, _Ticket(note, tuple(scope), shared), told)
 
     def overtaken(self, note: Note, scope: Sequence[str]) -> str:
         """Why what `note` held before may be another's by now, for people; empty when nobody has held it since."""
@@ -103,17 +112,15 @@ class WriteLocks:
             with contextlib.suppress(OSError):
                 (self._folder / "live" / self._live).unlink()
 
-    def begin(self, note: Note, scope: tuple[str, ...]) -> _Ticket:
+    def begin(self, ticket: _Ticket) -> None:
         """Queues up."""
-        ticket = _Ticket(note, scope)
         self._tickets.append(ticket)
-        return ticket
 
     def ahead(self, ticket: _Ticket) -> Note | None:
         """Who is next before somebody that waits: of this process, else of another one; None = nobody any more."""
         before = self._tickets[: self._tickets.index(ticket)]
-        mine = [each.note for each in before if overlap(each.scope, ticket.scope)]
-        return mine[-1] if mine else next((row.note for row in self._others(self._rows(), ticket.scope)), None)
+        mine = [each.note for each in before if _meet(each, ticket)]
+        return mine[-1] if mine else next((row.note for row in self._others(self._rows(), ticket)), None)
 
     def take(self, ticket: _Ticket) -> bool | None:
         """Takes the lock if it is free. False: somebody of this process is before; None: another process has it.
@@ -122,16 +129,18 @@ class WriteLocks:
             OSError: the store's folder cannot be written.
         """
         before = self._tickets[: self._tickets.index(ticket)]
-        if any(overlap(each.scope, ticket.scope) for each in before):
+        if any(_meet(each, ticket) for each in before):
             return False
         self._open()
         with self._table():
             rows = self._rows()
-            if any(self._others(rows, ticket.scope)):
+            if any(self._others(rows, ticket)):
                 return None
+            if ticket.shared:  # of what is over, when it was last is enough
+                rows = [row for row in rows if row != _entry(ticket, "")]
             if len(rows) > 2 * REMEMBERED:
                 rows = [*(row for row in rows[:-REMEMBERED] if row.live), *rows[-REMEMBERED:]]
-            self._write([*rows, _Entry(ticket.note, ticket.scope, self._live)])
+            self._write([*rows, _entry(ticket, self._live)], durable=not ticket.shared)
         ticket.holds = True
         return True
 
@@ -142,9 +151,10 @@ class WriteLocks:
         left.set()
         if ticket.holds:
             with contextlib.suppress(OSError), self._table():
-                ours = _Entry(ticket.note, ticket.scope, self._live)
-                over = _Entry(ticket.note, ticket.scope, "")
-                self._write([over if row == ours else row for row in self._rows()], durable=False)
+                rows, ours = self._rows(), _entry(ticket, self._live)
+                if ours in rows:  # two of one agent that share look alike: each ends one
+                    rows[rows.index(ours)] = _entry(ticket, "")
+                self._write(rows, durable=False)
 
     async def changed(self, *, elsewhere: bool) -> None:
         """Returns when it may be worth another look."""
@@ -161,10 +171,10 @@ class WriteLocks:
         self._fd = os.open(self._folder / "live" / self._live, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._fd, fcntl.LOCK_EX)
 
-    def _others(self, rows: Sequence[_Entry], scope: tuple[str, ...]) -> Iterator[_Entry]:
-        """Of the rows those of other processes that hold something of it."""
+    def _others(self, rows: Sequence[_Entry], ticket: _Ticket) -> Iterator[_Entry]:
+        """Of the rows those of other processes for which somebody has to wait."""
         others = (row for row in rows if row.live and row.live != self._live)
-        return (row for row in others if overlap(row.scope, scope) and self._lives(row.live))
+        return (row for row in others if _meet(row, ticket) and self._lives(row.live))
 
     def _lives(self, live: str) -> bool:
         """Whether the process of a file still holds it; the file of one that does not is removed."""
@@ -197,7 +207,10 @@ class WriteLocks:
         """The table; empty when there is none, or it is not ours."""
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             data = cast("list[Any]", json.loads((self._folder / "holders.json").read_text(encoding="utf-8")))
-            return [_Entry(Note(**row["note"]), tuple(row["scope"]), str(row["live"])) for row in data]
+            return [
+                _Entry(Note(**row["note"]), tuple(row["scope"]), str(row["live"]), row.get("shared") is True)
+                for row in data
+            ]
         return []
 
     def _write(self, rows: Sequence[_Entry], *, durable: bool = True) -> None:
@@ -210,13 +223,16 @@ class WriteLocks:
         beside.replace(self._folder / "holders.json")
 
 
+def _entry(ticket: _Ticket, live: str) -> _Entry:
+    return _Entry(ticket.note, ticket.scope, live, ticket.shared)
+
+
 class WriteLock:
     """An async context that holds the lock for some paths; one use only."""
 
-    def __init__(self, locks: WriteLocks, note: Note, scope: tuple[str, ...], told: Told | None) -> None:
+    def __init__(self, locks: WriteLocks, wanted: _Ticket, told: Told | None) -> None:
         self._locks = locks
-        self._note = note
-        self._scope = scope
+        self._wanted = wanted
         self._told = told
         self._ticket: _Ticket | None = None
 
@@ -226,9 +242,10 @@ class WriteLock:
         Raises:
             OSError: the store's folder cannot be written.
         """
-        if not self._scope:
+        if not self._wanted.scope:
             return self
-        self._ticket = ticket = self._locks.begin(self._note, self._scope)
+        self._ticket = ticket = self._wanted
+        self._locks.begin(ticket)
         telling: asyncio.Task[None] | None = None
         try:
             while not (taken := self._locks.take(ticket)):
