@@ -46,7 +46,7 @@ def test_a_database_with_a_broken_page(toka: Toka, recorded: Recorded, command: 
         data[page * size : page * size + 64] = b"\xff" * 64
     file.write_bytes(data)
     done = toka(*command, "--state", recorded.state)
-    assert done.code in ((0, 4, 75) if command == ("ps",) else (4, 70, 75)), done.err
+    assert done.code in ((0, 4) if command == ("ps",) else (4, 70)), "to try again would not help"
     assert "internal error" not in done.err
     assert "Traceback" not in done.err
 

@@ -302,3 +302,49 @@ def test_a_command_that_stands_still_can_be_stopped_and_killed(place: Place) -> 
     say(place, "stop", "@last", "two")
     time.sleep(0.3)
     assert steps(place, "two") == before, "nothing of a killed run goes on"
+
+
+@pytest.mark.slow
+def test_an_instance_is_stopped_at_once_also_while_nobody_executes_it(place: Place) -> None:
+    each = ticking("each")
+    team(place, each={**each, "for_each": [1, 2, 3], "max_parallel": 2})
+    process = begin(place, "each")
+    until(lambda: "each[2]" in shown(place)["agents"])
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert say(place, "stop", "@last", "each[2]", "--reason", "no").splitlines()[0] == "stopped: each[2]"
+    again = place.toka("resume", "@last", "--quiet")
+    until(lambda: "each[3]" in shown(place)["agents"], "its place to be free")
+    assert shown(place)["agents"]["each[2]"]["reason"].startswith("no (")
+    told = say(place, "pause", "@last", "each").splitlines()[0]
+    assert told == "paused: each, each[1], each[3]", "who was stopped is not paused"
+    say(place, "stop", "@last")
+    assert again.wait(30) == 8
+
+
+@pytest.mark.slow
+def test_who_asks_a_process_that_stands_still_is_told_so(place: Place) -> None:
+    team(place, one=ticking("one"))
+    process = begin(place, "one")
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        told = say(place, "pause", "@last", "one")
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+    assert f"noted for 1 agent: process {process.pid} has the run and did not answer within 5 s" in told
+    until(lambda: shown(place)["agents"]["one"]["state"] == "PAUSED", "what was noted")
+    say(place, "stop", "@last")
+    assert process.wait(30) == 8
+
+
+@pytest.mark.slow
+def test_a_retry_of_a_run_names_those_that_had_failed(place: Place) -> None:
+    team(place, bad={"run": "exit 1", "retries": 0}, two=ticking("two"))
+    process = begin(place, "two")
+    until(lambda: shown(place)["agents"]["bad"]["state"] == "FAILED")
+    assert say(place, "retry", "@last").splitlines() == ["tried again: bad"]
+    until(lambda: shown(place)["agents"]["bad"]["state"] == "FAILED")
+    document = json.loads(say(place, "retry", "@last", "--json"))
+    assert list(document["agents"]) == ["bad"]
+    say(place, "stop", "@last")
+    assert process.wait(30) == 1

@@ -19,7 +19,7 @@ from toka.errors import UsageError
 from toka.events.lifecycle import RETRIED, AgentStatus
 from toka.events.state import AgentState, RunState
 
-RETRY: Final = Verb("retry", lambda agent: agent.retry is None, "tried again")
+RETRY: Final = Verb("retry", lambda agent: agent.retry is None, "tried again", named=lambda _: True)
 
 
 @click.command()
@@ -43,12 +43,13 @@ def retry(run_id: str, agent: str | None, state: Path | None, reason: str, **fla
         recorded = folded(run, reader.read(run))
         only = match_name(recorded.agents, agent) if agent is not None else ""
         _check(recorded, only)
+        failed = {a.name for a in recorded.agents.values() if a.status in RETRIED}
         number = asyncio.run(submit_command(settings, run, RETRY.name, agent=only, by=by))
         lease = reader.lease(run)
         if lease is not None and lease.alive:
             pid, recorded = effect(reader, run, RETRY, only, number)
             if number in recorded.commands:
-                about = [a for a in meant(recorded, only) if a.name == only or a.tries or not a.ended]
+                about = [a for a in meant(recorded, only) if a.name in failed]
                 if shown.as_json:
                     request_json(RETRY, recorded, about, (by, pid, None))
                 else:

@@ -46,6 +46,7 @@ class Verb:
         past: what is said of such an agent.
         within_s: how long to wait for it.
         arguments: of the request.
+        named: whether an agent that is there is named; the others had ended before.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Verb:
     past: str
     within_s: float = TAKEN_S
     arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    named: Callable[[AgentState], bool] = lambda agent: not agent.ended
 
 
 _AT_WORK: Final = (AgentStatus.STARTING, AgentStatus.RUNNING, AgentStatus.PAUSING)
@@ -64,7 +66,7 @@ def _rests(agent: AgentState) -> bool:
 
 
 PAUSE: Final = Verb("pause", _rests, "paused")
-STOP: Final = Verb("stop", lambda a: a.ended, "stopped", STOP_S)
+STOP: Final = Verb("stop", lambda a: a.ended, "stopped", STOP_S, named=lambda a: a.status is AgentStatus.STOPPED)
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,10 +104,11 @@ def _steer(verb: Verb, run_id: str, agent: str | None, reason: str, state: Path 
     with open_run(state, run_id) as (reader, run):
         recorded = folded(run, reader.read(run))
         only = match_name(recorded.agents, agent) if agent is not None else ""
-        said, pid = _nothing_to_do(verb, recorded, only), None
+        said, pid, taken = _nothing_to_do(verb, recorded, only), None, True
         if said is None:
             number = asyncio.run(submit_command(settings, run, verb.name, by=by, agent=only, arguments=verb.arguments))
             pid, recorded = effect(reader, run, verb, only, number)
+            taken = number in recorded.commands
             if pid is None and verb is STOP and not recorded.ended:  # nobody executes it: it is brought to its end here
                 recorded = asyncio.run(_settled(settings, run)) or recorded
     resume = None if recorded.ended else f"toka resume {run}{again(state)}"
@@ -113,7 +116,7 @@ def _steer(verb: Verb, run_id: str, agent: str | None, reason: str, state: Path 
     if as_json:
         request_json(verb, recorded, about, (by, pid, resume))
         return 0
-    for line in [said] if said is not None else lines(verb, about, pid):
+    for line in [said] if said is not None else lines(verb, about, pid, taken=taken):
         say(line)
     if resume is not None and (verb is not STOP or pid is None):
         say(f"go on with: {resume}")
@@ -169,19 +172,27 @@ def effect(reader: SqliteReader, run: RunId, verb: Verb, only: str, number: int)
         time.sleep(LOOK_S)
 
 
-def lines(verb: Verb, about: Sequence[AgentState], pid: int | None) -> Iterator[str]:
-    """What became of the agents that were meant."""
+def lines(verb: Verb, about: Sequence[AgentState], pid: int | None, *, taken: bool = True) -> Iterator[str]:
+    """What became of the agents that were meant; `taken`: a process has seen the request."""
     left = [a for a in about if not verb.done(a)]
-    done = [a for a in about if a not in left and (not a.ended or a.status is AgentStatus.STOPPED)]
+    done = [a for a in about if a not in left and verb.named(a)]
     if done:
         more = f" and {len(done) - SHOWN} more" if done[SHOWN:] else ""
         yield f"{verb.past}: {', '.join(line_of(a.name, 60) for a in done[:SHOWN])}{more}"
     if left and pid is None:
         yield f"noted for {some(len(left), 'agent')}: no process executes the run"
-        return
-    for agent in left:
-        flying = ", ".join(in_flight(agent))
-        yield f"{line_of(agent.name, 60)} is {agent.status.value}" + (f"; first ends {flying}" if flying else "")
+    elif left and not taken:
+        yield (
+            f"noted for {some(len(left), 'agent')}: process {pid} has the run and did not answer within "
+            f"{verb.within_s:g} s; it takes this up when it goes on, else whoever resumes the run does"
+        )
+    else:
+        for agent in left:
+            flying = ", ".join(in_flight(agent))
+            yield f"{line_of(agent.name, 60)} is {agent.status.value}" + (f"; first ends {flying}" if flying else "")
+    if not done and not left:
+        for agent in about[:SHOWN]:
+            yield f"{line_of(agent.name, 60)} had ended before ({agent.status.value})"
 
 
 async def _settled(settings: Settings, run: RunId) -> RunState | None:

@@ -149,6 +149,7 @@ def failure(error: sqlite3.Error, path: Path) -> JournalError:
         hint = "mend the permissions of the file and its directory, or choose another with --state DIR"
     elif code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
         hint = "the file is damaged or is no journal; restore it from a backup or choose another --state DIR"
+        return JournalUnavailable(f"journal {path}: {text}", hint=hint)  # to try again would change nothing
     else:
         hint = None
     return JournalError(f"journal {path}: {text}", hint=hint)
