@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from harness import Team, agent, eventually, memory, pass_time
+from harness import Team, agent, call, eventually, memory, pass_time, succeed
 from runtime.test_process import ONE, Door, with_door
 from toka.core.ids import AgentName
 from toka.errors import StaleEpoch
 from toka.events.event import ExecutorAttached
 from toka.events.lifecycle import AgentStatus, TaskStatus
+from toka.events.steps import StepDone, StepIntent
 from toka.orchestration.session import RunSession
 from toka.runtime.context import Runtime
 from toka.testing import ManualClock, MemoryJournal, settle
@@ -112,3 +113,22 @@ async def _ask_at_the_end(runtime: Runtime, session: RunSession) -> None:
         return records
 
     journal.append = slowly  # type: ignore[method-assign]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("other", ["a tool", "a command"])
+async def test_nobody_writes_where_a_step_that_may_be_put_back_is_at_work(team: Team, other: str) -> None:
+    """What another wrote meanwhile would be put back with it, although it is recorded as done."""
+    writes = {"grant": ["filesystem-write"]}
+    team.script = {"default": [call("write_file", path="theirs", content="x"), succeed()]}
+    team.__post_init__()
+    began = "until [ -e began ]; do sleep 0.02; done"
+    work = ["Write."] if other == "a tool" else [{"run": "echo x > theirs", "effect": "idempotent"}]
+    tasks = [{"run": began, "effect": "pure"}, *work]
+    slow = agent("slow", tasks=[{"run": "touch began; sleep 1; ! ls theirs"}], **writes)
+    result = await team.run(slow, agent("quick", tasks=tasks, **writes))
+    assert result.exit_code == 0, result.reason
+    done = next(r.id for r in team.records if r.stream == "slow" and isinstance(r.event, StepDone))
+    acts = [r for r in team.records if r.stream == "quick" and isinstance(r.event, StepIntent)]
+    (act,) = [r for r in acts if r.event.what in ("write_file", "echo x > theirs")]
+    assert act.id > done
