@@ -101,9 +101,7 @@ async def test_denied_it_is_stopped_and_what_needs_it_is_skipped(team: Team) -> 
 
 
 async def test_it_goes_on_at_once_while_others_work(team: Team) -> None:
-    other = agent(
-        "other", tasks=[{"run": "until [ -e shipped ]; do sleep 0.02; done", "effect": "idempotent"}], grant=WRITE
-    )
+    other = agent("other", tasks=[{"run": "until [ -e shipped ]; do sleep 0.02; done", "effect": "pure"}], grant=WRITE)
     async with team.open() as runtime:
         session = await team.start(runtime, ship(), other)
         running = asyncio.create_task(session.run())
@@ -186,7 +184,7 @@ async def test_each_instance_asks_for_itself_and_keeps_its_place_in_the_row(team
 
 async def test_answered_while_it_lives_instances_still_work_one_at_a_time(team: Team) -> None:
     flow = {"for_each": ["a", "b", "c"], "max_parallel": 1}
-    other = agent("other", tasks=[{"run": "until [ -e c ]; do sleep 0.02; done", "effect": "idempotent"}], grant=WRITE)
+    other = agent("other", tasks=[{"run": "until [ -e c ]; do sleep 0.02; done", "effect": "pure"}], grant=WRITE)
     async with team.open() as runtime:
         line = "mkdir lock && sleep 0.2 && rmdir lock && touch ${item}"
         session = await team.start(runtime, ship("Mend ${item}?", line, flow=flow), other)

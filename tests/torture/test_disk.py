@@ -196,6 +196,8 @@ async def test_a_disk_that_is_full_again_and_again(tmp_path: Path, seed: int, co
     chance = random.Random(seed)
     for number in range(8):
         async with running(tmp_path / str(number), 30, mounted=True) as disk:
+            kept = os.open(disk.state, os.O_RDONLY)
+            disk.state = Path(f"/proc/self/fd/{kept}")  # the disk stays although its process may go
             while disk.process.poll() is None and len(disk.acknowledged()) < 700:
                 disk.fill()
                 counted["times full"] = counted.get("times full", 0) + 1
@@ -203,6 +205,7 @@ async def test_a_disk_that_is_full_again_and_again(tmp_path: Path, seed: int, co
                 disk.judge(counted)
                 disk.free()
                 await asyncio.sleep(chance.uniform(0.05, 0.5))
+            os.close(kept)
             assert await ended(disk.process) == 0, (disk.folder / "errors").read_text()
     assert counted["times full"] >= 16
 

@@ -88,6 +88,7 @@ class RunSession:
                 await self.lift_holds(*self.lifting)
             await self._reopen()
             await put_back_all(self.context)
+            await asyncio.to_thread(_tidy, self.context)  # whoever dies at the end of the run leaves nothing, too
             while (result := await self._round()) is None:
                 pass
             if result.status is not RunStatus.INTERRUPTED:
