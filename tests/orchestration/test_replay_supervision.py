@@ -180,19 +180,6 @@ async def test_a_sandbox_that_is_not_there_for_a_tool_is_not_there_again(fast: T
     await asyncio.to_thread(same, [fast], seen)
 
 
-@pytest.mark.parametrize("turns", range(2, 24))
-async def test_steps_that_an_agent_began_while_its_stop_was_recorded_are_begun_again(
-    fast: Team, seen: Seen, turns: int
-) -> None:
-    async with fast.open() as runtime:
-        session = await fast.start(runtime, agent(tasks=["a", "b", "c", "d"]))
-        run = asyncio.create_task(session.run())
-        await settle(turns)
-        await session.manager.stop(ONE)
-        await run
-    await asyncio.to_thread(same, [fast], seen)
-
-
 @pytest.mark.slow
 async def test_who_stood_still_with_all_it_runs_goes_on_again(team: Team) -> None:
     async with team.open() as runtime:

@@ -346,8 +346,8 @@ async def test_a_paused_agent_takes_nobodys_place_and_waits_for_one_to_go_on(fas
         await session.manager.pause(ONE)
         assert session.manager.state(TWO).status is AgentStatus.CONFIGURED, "a call is in flight"
         door.open.set()
+        door.open = asyncio.Event()  # it shuts behind the one
         await eventually(lambda: session.manager.state(ONE).status is AgentStatus.PAUSED)
-        door.open.clear()
         await eventually(lambda: door.inside)
         assert session.manager.state(TWO).status is AgentStatus.RUNNING
         await session.manager.resume(ONE)
