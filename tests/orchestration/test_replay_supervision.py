@@ -28,7 +28,7 @@ from toka.events.health import HealthChanged
 from toka.events.lifecycle import AgentStatus, RunStatus
 from toka.events.record import Record
 from toka.orchestration.replay import Replayed, Terms, replay
-from toka.testing import ManualClock, MemoryJournal, settle
+from toka.testing import ManualClock, MemoryJournal
 from toka.tools.builtin import Toolbox
 
 WRITES = {"grant": ["filesystem-write"]}
