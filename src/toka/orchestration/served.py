@@ -131,7 +131,6 @@ class RecordedGateway(LlmGateway):
             usage = Usage(usage.input_tokens, int(value["cut_at"]), calls=usage.calls)
         return ModelReply(message, usage, end.model, end.cost_usd, finish)
 
-
     def _lost(self, key: str, estimate: Estimate) -> tuple[Usage, float | None]:
         """What a call is charged with that was ended: what was recorded of it, else all that was reserved."""
         lost = self._served_by.recorded.lost(key)
@@ -178,6 +177,9 @@ class RecordedTool:
 
     async def call(self, args: Arguments, ctx: ToolContext) -> ToolResult:  # noqa: ARG002
         """See Tool."""
+        known = self._served.recorded.intent(ctx.key)
+        if known is not None and self._served.recorded.has_sandbox(known[0]):
+            await ctx.hands()  # what follows from its end comes as late as then
         end = await self._served.act(ctx.key)
         return ToolResult(_MARK + ctx.key, failed=isinstance(end, StepDone) and end.failed)
 
