@@ -328,10 +328,12 @@ async def one_then_two(fast: Team, seen: Seen, *tasks: Any) -> list[Record]:
     return seen[0].read(run)
 
 
-@pytest.mark.parametrize("after", [0, 1])
-async def test_a_stop_finds_agents_that_have_no_place_yet(fast: Team, seen: Seen, after: int) -> None:
-    """Also in the moment in which the sandbox of the one before is ended."""
-    records = await one_then_two(fast, seen, {"run": "true"})
+@pytest.mark.parametrize(("task", "after"), [({"run": "true"}, 0), ({"run": "true"}, 1), ("Look.", 1)])
+async def test_a_stop_finds_agents_that_have_no_place_yet(fast: Team, seen: Seen, task: Any, after: int) -> None:
+    """Also in the moment in which the sandbox of the one before is ended, whoever used it."""
+    fast.script = {"default": [supervision.call("list_dir"), {**supervision.succeed(), "repeat": True}]}
+    fast.__post_init__()
+    records = await one_then_two(fast, seen, task)
     place = first(records, "one", AgentStateChanged, state="COMPLETED")
     stopped = ("two", AgentStateChanged("STOPPED", "enough (ada)", "stopped", "person"))
     records = put(records, place + 1, stopped)[: place + 2]

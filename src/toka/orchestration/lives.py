@@ -80,9 +80,10 @@ def too_late(asked: Event, coming: Sequence[Record]) -> bool:
             told.add(stream)
         if isinstance(event, StepIntent) and asked.verb == "pause" and stream in said:
             return True
-        late = isinstance(event, AgentStateChanged) and event.state in _OVER and event.by != Trigger.PERSON
-        if late and (stream in said or event.state not in _AT_ONCE):
-            return True
+        if isinstance(event, AgentStateChanged) and event.state in _OVER and event.by != Trigger.PERSON:
+            at_once = stream not in said and event.state in _AT_ONCE
+            if not at_once:
+                return True
         said.add(stream)
     return False
 
