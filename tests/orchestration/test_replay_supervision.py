@@ -23,7 +23,17 @@ from runtime.test_lifecycle_machine import NAMES, Lifecycle
 from runtime.test_process import ONE, Door
 from toka.core.clock import Clock
 from toka.errors import SandboxUnavailable
-from toka.events.event import AgentStateChanged, CommandApplied, StepDone, StepFailed, StepIntent, StepWaits
+from toka.events.event import (
+    AgentStateChanged,
+    CommandApplied,
+    HoldLifted,
+    HoldPlaced,
+    StepDone,
+    StepFailed,
+    StepIntent,
+    StepWaits,
+    TaskStateChanged,
+)
 from toka.events.health import HealthChanged
 from toka.events.lifecycle import AgentStatus, RunStatus
 from toka.events.record import Record
@@ -269,6 +279,73 @@ async def test_requests_are_taken_up_while_an_agent_is_about_to_start(fast: Team
     records = asked(journal.read(run), starts, "resume", "resume", "resume")
     found = await asyncio.to_thread(replay, records, journal.blob, Terms())
     assert found.same, found.divergences
+
+
+def put(records: Sequence[Record], place: int, *events: tuple[str, Any]) -> list[Record]:
+    """The records with others at a place."""
+    new = [replace(records[place], stream=stream, event=event) for stream, event in events]
+    return [replace(r, id=n) for n, r in enumerate([*records[:place], *new, *records[place:]], 1)]
+
+
+def first(records: Sequence[Record], stream: str, kind: type[Any], number: int = 1, **fields: str) -> int:
+    """Where the record of a kind is that is number `number` of those with these fields."""
+    found = (n for n, r in enumerate(records) if r.stream == stream and isinstance(r.event, kind))
+    return [n for n in found if all(getattr(records[n].event, k) == v for k, v in fields.items())][number - 1]
+
+
+STOP = ("", CommandApplied(1, "stop", "", {}, "ada", "enough"))
+PAUSE = ("", CommandApplied(1, "pause", "one", {}, "ada", "enough"))
+RESUME = ("", CommandApplied(2, "resume", "one", {}, "ada", "on"))
+PLACED = ("one", HoldPlaced("person", "enough", "ada"))
+LIFTED = ("one", HoldLifted("person", "on", "ada"))
+PAUSING = ("one", AgentStateChanged("PAUSING", "enough", by="person"))
+PAUSED = ("one", AgentStateChanged("PAUSED", "enough", by="work"))
+RUNNING = ("one", AgentStateChanged("RUNNING", by="person"))
+
+
+async def decided(seen: Seen, records: Sequence[Record]) -> None:
+    found = await asyncio.to_thread(replay, records, seen[0].blob, Terms())
+    assert found.same, found.divergences
+
+
+async def one_then_two(fast: Team, seen: Seen, *tasks: Any) -> list[Record]:
+    fast.execution = {"max_concurrent_agents": 1}
+    one = agent("one", tasks=tasks, priority="high", **WRITES)
+    run = (await fast.run(one, agent("two", priority="low"))).run
+    return seen[0].read(run)
+
+
+@pytest.mark.parametrize(("task", "after"), [({"run": "true"}, 0), ({"run": "true"}, 1), ("Look.", 1)])
+async def test_a_stop_finds_agents_that_have_no_place_yet(fast: Team, seen: Seen, task: Any, after: int) -> None:
+    """Also in the moment in which the sandbox of the one before is ended, whoever used it."""
+    fast.script = {"default": [supervision.call("list_dir"), {**supervision.succeed(), "repeat": True}]}
+    fast.__post_init__()
+    records = await one_then_two(fast, seen, task)
+    place = first(records, "one", AgentStateChanged, state="COMPLETED")
+    stopped = ("two", AgentStateChanged("STOPPED", "enough (ada)", "stopped", "person"))
+    records = put(records, place + 1, stopped)[: place + 2]
+    await decided(seen, put(records, place + after, STOP))
+
+
+async def test_a_step_that_was_begun_before_its_pause_came_through_is_begun_again(fast: Team, seen: Seen) -> None:
+    records = await one_then_two(fast, seen, "a", "b")
+    begun = first(records, "one", StepIntent, 2)
+    records = put(records[: begun + 2], begun + 1, PLACED, PAUSING)[: begun + 3]
+    await decided(seen, put(records, first(records, "one", TaskStateChanged, state="SUCCEEDED"), PAUSE))
+
+
+async def test_who_came_to_rest_while_its_hold_was_lifted_rests_again(fast: Team, seen: Seen) -> None:
+    records = await one_then_two(fast, seen, "a", "b")
+    begun = first(records, "one", TaskStateChanged, 2, state="RUNNING")
+    records = put(records, begun + 1, LIFTED, PAUSED, RUNNING)
+    await decided(seen, put(records, begun, PAUSE, PLACED, PAUSING, RESUME))
+
+
+async def test_who_rests_for_a_moment_keeps_its_place(fast: Team, seen: Seen) -> None:
+    records = await one_then_two(fast, seen, "a", "b")
+    begun = first(records, "one", TaskStateChanged, 2, state="RUNNING")
+    records = put(records, begun + 1, RESUME, PAUSED, LIFTED, RUNNING)
+    await decided(seen, put(records, begun, PAUSE, PLACED, PAUSING))
 
 
 class Requests(Lifecycle):

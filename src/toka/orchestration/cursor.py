@@ -26,7 +26,7 @@ from toka.orchestration.decisions import (
     is_step,
 )
 from toka.orchestration.idle import RecordedClock
-from toka.orchestration.lives import is_halted_next, rests_first, too_late
+from toka.orchestration.lives import goes_on_at_once, is_halted_next, rests_first, too_late
 
 
 @dataclass(slots=True, eq=False)
@@ -155,7 +155,8 @@ class RecordCursor:
         if isinstance(record.event, OUTSIDE):
             self._take(record)
             return True
-        attempt = next((a for a in self._pending.get(record.stream, ()) if self._is(record, a.next)), None)
+        wanted = [a for a in self._pending.get(record.stream, ()) if self._is(record, a.next)]
+        attempt = next((a for a in wanted if not a.future.done()), wanted[0] if wanted else None)
         if attempt is None:
             return False
         if rests_first(record, self.life[1:]) and self.let_on(record.stream):
@@ -233,7 +234,8 @@ class RecordCursor:
             return
         stops = isinstance(event, AgentStateChanged) and event.state == AgentStatus.STOPPING.value
         halted = is_halted_next(attempt.stream, self.life)
-        if attempt.stream and (not halted if stops else halted and not is_asked(event)):
+        late = not halted if stops else halted and not is_asked(event)
+        if attempt.stream and (late or goes_on_at_once(attempt.stream, event, self.life)):
             self._late.append(attempt)
         else:
             _wake(attempt)

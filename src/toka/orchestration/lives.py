@@ -13,6 +13,7 @@ from toka.events.event import (
     ExecutorAttached,
     HoldLifted,
     HoldPlaced,
+    StepIntent,
     StepResolved,
 )
 from toka.events.flow import ApprovalAnswered
@@ -61,7 +62,7 @@ def lives_of(records: Sequence[Record]) -> list[Sequence[Record]]:
 
 
 def too_late(asked: Event, coming: Sequence[Record]) -> bool:
-    """Whether an agent that is to pause or stop got its word in first: that it ended, or stands still.
+    """Whether an agent that is to pause or stop got its word in first: that it ended, stands still, or takes a step.
 
     Args:
         asked: what was just recorded.
@@ -77,6 +78,8 @@ def too_late(asked: Event, coming: Sequence[Record]) -> bool:
             continue
         if is_asked(event) or isinstance(event, AgentStateChanged):
             told.add(stream)
+        if isinstance(event, StepIntent) and asked.verb == "pause" and stream in said:
+            return True
         if isinstance(event, AgentStateChanged) and event.state in _OVER and event.by != Trigger.PERSON:
             at_once = stream not in said and event.state in _AT_ONCE
             if not at_once:
@@ -86,15 +89,32 @@ def too_late(asked: Event, coming: Sequence[Record]) -> bool:
 
 
 def rests_first(hold: Record, coming: Sequence[Record]) -> bool:
-    """Whether an agent came to rest while its hold was being recorded: then it says so itself, without a reason."""
+    """Whether an agent came to rest while a hold of it was being recorded, or lifted: then it says so itself."""
     event = hold.event
-    said = next((r.event for r in coming if r.stream == hold.stream), None) if isinstance(event, HoldPlaced) else None
-    return (
-        isinstance(event, HoldPlaced)
-        and isinstance(said, AgentStateChanged)
-        and said.state == AgentStatus.PAUSING.value
-        and said.reason != event.reason
-    )
+    if not isinstance(event, HoldPlaced | HoldLifted):
+        return False
+    said = next((r.event for r in coming if r.stream == hold.stream), None)
+    if not isinstance(said, AgentStateChanged):
+        return False
+    if isinstance(event, HoldLifted):
+        return said.state in (AgentStatus.PAUSING.value, AgentStatus.PAUSED.value)
+    return said.state == AgentStatus.PAUSING.value and said.reason != event.reason
+
+
+def goes_on_at_once(stream: str, event: Event, coming: Sequence[Record]) -> bool:
+    """Whether an agent that just came to rest was let go on before anybody took its place."""
+    if not isinstance(event, AgentStateChanged) or event.state != AgentStatus.PAUSED.value:
+        return False
+    lifted = False
+    for record in coming:
+        now = record.event
+        if record.stream == stream and not isinstance(now, OUTSIDE):
+            if lifted or not isinstance(now, HoldLifted):
+                return lifted and isinstance(now, AgentStateChanged) and now.state == AgentStatus.RUNNING.value
+            lifted = True
+        elif is_start(now):
+            return False
+    return False
 
 
 def is_halted_next(stream: str, coming: Sequence[Record]) -> bool:

@@ -13,6 +13,7 @@ from toka.core.ids import AgentName
 from toka.events.event import (
     AgentStateChanged,
     ObjectiveChanged,
+    SandboxReady,
     StepDone,
     StepFailed,
     StepInDoubt,
@@ -144,6 +145,10 @@ class Recorded:
                     return None
         return None
 
+    def has_sandbox(self, agent: str) -> bool:
+        """Whether an agent had a sandbox at its tools' hands in this life."""
+        return any(isinstance(r.event, SandboxReady) for r in self._streams.get(agent, ()))
+
     def hangs(self, agent: str) -> bool:
         """Whether an agent's next start took too long."""
         coming = (e for e in self._coming(agent) if isinstance(e, AgentStateChanged))
@@ -179,8 +184,7 @@ class Recorded:
         for event in after:
             if isinstance(event, AgentStateChanged):
                 if event.state == AgentStatus.BACKOFF.value:
-                    own = event.by in ("", Trigger.CRASH.value)  # else its work was broken off
-                    return Ended("crash", message=event.reason) if own else Ended("cut_off")
+                    return Ended("crash", message=event.reason)
                 if event.why == "sandbox":
                     return Ended("no_sandbox", message=event.reason)
             if isinstance(event, TaskStateChanged) and event.task == task and "/run/" in step and event.reason:

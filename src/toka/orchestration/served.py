@@ -177,6 +177,9 @@ class RecordedTool:
 
     async def call(self, args: Arguments, ctx: ToolContext) -> ToolResult:  # noqa: ARG002
         """See Tool."""
+        known = self._served.recorded.intent(ctx.key)
+        if known is not None and self._served.recorded.has_sandbox(known[0]):
+            await ctx.hands()  # what follows from its end comes as late as then
         end = await self._served.act(ctx.key)
         return ToolResult(_MARK + ctx.key, failed=isinstance(end, StepDone) and end.failed)
 
