@@ -88,6 +88,10 @@ class ManualClock:
         heapq.heapify(self._timeouts)
         return max(0.0, entry[0] - self._elapsed)
 
+    def sleeping(self) -> list[float]:
+        """How many seconds each sleeper has left, the next to wake first."""
+        return [when - self._elapsed for when, _, _ in sorted(self._sleepers)]
+
     async def advance(self, seconds: float) -> None:
         """Lets time pass: everything that was due in between wakes, in order, and runs until it waits again."""
         goal = self._elapsed + seconds

@@ -29,6 +29,8 @@ def place(tmp_path: Path) -> Iterator[Place]:
     for process in made.started:
         process.kill()
         process.communicate()
+    if made.state.is_dir():
+        replayed(made)
 
 
 def team(place: Place, **agents: dict[str, Any]) -> None:

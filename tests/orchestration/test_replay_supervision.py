@@ -37,8 +37,9 @@ from toka.events.event import (
 from toka.events.health import HealthChanged
 from toka.events.lifecycle import AgentStatus, RunStatus
 from toka.events.record import Record
+from toka.journal.poke import poke
 from toka.orchestration.replay import Replayed, Terms, replay
-from toka.testing import ManualClock, MemoryJournal
+from toka.testing import ManualClock, MemoryJournal, settle
 from toka.tools.builtin import Toolbox
 
 WRITES = {"grant": ["filesystem-write"]}
@@ -403,6 +404,25 @@ def test_any_sequence_of_requests_and_ends_of_the_process_is_decided_the_same() 
     )
     run_state_machine_as_test(Requests, settings=profile)
     illegal.clear()
+
+
+@pytest.mark.parametrize("who", ["one", ""])
+@pytest.mark.parametrize("verb", ["stop", "pause"])
+@pytest.mark.parametrize("turns", range(2, 60, 6))
+async def test_what_an_agent_began_while_a_request_was_recorded_is_decided_the_same(
+    fast: Team, seen: Seen, turns: int, verb: str, who: str
+) -> None:
+    async with fast.open() as runtime:
+        session = await fast.start(runtime, agent(tasks=["a", "b", "c", "d"]), agent("two", ["a", "b", "c", "d"]))
+        run = asyncio.create_task(session.run())
+        await settle(turns)
+        await runtime.journal.submit(session.context.id, verb, agent=who, arguments={}, by=("ada", "enough"))
+        poke(runtime.state, session.context.id)
+        if verb == "pause":
+            await eventually(lambda: run.done() or session.manager.state(ONE).status is AgentStatus.PAUSED)
+            await runtime.journal.submit(session.context.id, "stop", agent="", arguments={}, by=("ada", "enough"))
+        await run
+    await asyncio.to_thread(same, [fast], seen)
 
 
 # --- what must not be called the same ------------------------------------------------------------------------------

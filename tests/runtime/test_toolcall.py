@@ -33,6 +33,7 @@ class Lever:
 
     def __init__(self) -> None:
         self.pulled: list[Arguments] = []
+        self.by: list[str] = []
         self.needed: tuple[Capability, ...] = ()
         self.does: ToolResult | Exception = ToolResult("it moved", data={"moved": True})
 
@@ -41,6 +42,7 @@ class Lever:
 
     async def call(self, args: Arguments, ctx: ToolContext) -> ToolResult:
         self.pulled.append(args)
+        self.by.append(ctx.agent)
         if isinstance(self.does, Exception):
             raise self.does
         return self.does
@@ -76,6 +78,7 @@ async def test_an_allowed_call_is_recorded_with_its_rule_before_it_is_run(fast: 
     assert intent.rule == "filesystem-read: docs"
     assert (done.failed, done.result["data"]) == (False, {"moved": True})
     assert not answer.failed and "it moved" in answer.text and lever.pulled == [{"times": 2}]
+    assert lever.by == ["one"], "a tool knows whose name to sign with"
 
 
 async def test_an_unknown_tool_is_recorded_as_invalid_and_answered_with_the_known_ones(

@@ -79,6 +79,6 @@ async def ctx(workspace: Path) -> AsyncIterator[ToolContext]:
             started.append(await Sandbox.start(workspace, policy, Surroundings(SystemClock())))
         return started[0]
 
-    yield ToolContext(hands=hands, key="k" * 32, timeout_s=10, output_limit=20_000)
+    yield ToolContext(hands=hands, key="k" * 32, timeout_s=10, output_limit=20_000, agent="fixer")
     for sandbox in started:
         await sandbox.close()

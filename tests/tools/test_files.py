@@ -13,7 +13,7 @@ from toka.tools.tool import ToolContext, ToolResult
 
 
 def narrow(ctx: ToolContext, output_limit: int) -> ToolContext:
-    return ToolContext(ctx.hands, ctx.key, ctx.timeout_s, output_limit)
+    return ToolContext(ctx.hands, ctx.key, ctx.timeout_s, output_limit, ctx.agent)
 
 
 @pytest.mark.parametrize("tool", [ReadFile(), ListDir(), Search(), WriteFile(), EditFile()])

@@ -30,7 +30,7 @@ async def test_a_command_line_is_interpreted(ctx: ToolContext) -> None:
     ],
 )
 async def test_the_end_is_told(ctx: ToolContext, command: str, text: str) -> None:
-    result = await RunCommand().call({"command": command}, ToolContext(ctx.hands, ctx.key, 0.2, 1000))
+    result = await RunCommand().call({"command": command}, ToolContext(ctx.hands, ctx.key, 0.2, 1000, ctx.agent))
     assert (result.text, result.failed) == (text, True)
 
 
@@ -39,7 +39,7 @@ async def test_silence_is_told(ctx: ToolContext) -> None:
 
 
 async def test_long_output_is_cut_in_the_middle(ctx: ToolContext) -> None:
-    small = ToolContext(ctx.hands, ctx.key, 10, 20)
+    small = ToolContext(ctx.hands, ctx.key, 10, 20, ctx.agent)
     result = await RunCommand().call({"command": "seq 1 1000"}, small)
     assert result.text.startswith("1\n2\n3\n4\n5\n\n[... 3873 bytes are missing here ...]\n")
     assert result.text.endswith("999\n1000\n")

@@ -177,7 +177,7 @@ class RecordCursor:
             stream: whose; None: anybody's.
         """
         for attempt in self._late:
-            if stream in (None, attempt.stream):
+            if stream is None or attempt.stream in ("", stream):  # "": a request to all of them
                 self._late.remove(attempt)
                 _wake(attempt)
                 return True
@@ -297,7 +297,9 @@ class RecordCursor:
         beside, self._looked = self._looked, True
         applied = self._answered_by() if beside else None
         out: list[Command] = []
-        for record in self.life if applied is None else (applied,):
+        for place, record in enumerate(self.life if applied is None else (applied,), 1):
+            if not beside and too_late(record.event, self.life[place:]):
+                break  # somebody was at work before it was taken up
             command = _command(run, record.event)
             if command is not None and command.id > after:
                 out.append(command)

@@ -62,7 +62,7 @@ def lives_of(records: Sequence[Record]) -> list[Sequence[Record]]:
 
 
 def too_late(asked: Event, coming: Sequence[Record]) -> bool:
-    """Whether an agent that is to pause or stop got its word in first: that it ended, stands still, or takes a step.
+    """Whether an agent that is to pause or stop got its word in first: it starts or ended, stands still, takes a step.
 
     Args:
         asked: what was just recorded.
@@ -76,6 +76,8 @@ def too_late(asked: Event, coming: Sequence[Record]) -> bool:
         stream, event = record.stream, record.event
         if not stream or asked.agent not in ("", stream) or stream in told or isinstance(event, OUTSIDE):
             continue
+        if is_start(event) and stream not in said:
+            return True
         if is_asked(event) or isinstance(event, AgentStateChanged):
             told.add(stream)
         if isinstance(event, StepIntent) and asked.verb == "pause" and stream in said:

@@ -256,10 +256,11 @@ class AgentProcessManager:
             return
         if execution.stopping is None:
             execution.stopping = reason or "stopped by a person"
-            if agent_may(self.state(name).status, AgentStatus.STOPPING):
-                text = f"{execution.stopping} ({author})" if author else execution.stopping
-                await self._statuses.change(name, Trigger.PERSON, AgentStatus.STOPPING, reason=text)
-            self._close(execution)
+            text = f"{execution.stopping} ({author})" if author else execution.stopping
+            async with self._statuses.turn(name):
+                self._close(execution)  # before it is recorded: no step begins after that
+                if agent_may(self.state(name).status, AgentStatus.STOPPING):
+                    await self._statuses.change_now(name, Trigger.PERSON, AgentStatus.STOPPING, reason=text)
         if self.state(name).status is not AgentStatus.BACKOFF and not execution.frozen:
             await asyncio.wait({execution.task}, timeout=self._run.execution.grace_s)
         execution.task.cancel()

@@ -101,6 +101,7 @@ async def _run(
         key=agent.steps.key(key),
         timeout_s=execution.command_timeout_s,
         output_limit=execution.output_bytes,
+        agent=agent.name,
         mask=agent.run.runtime.mask,
     )
 

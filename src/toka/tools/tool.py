@@ -75,7 +75,7 @@ class ToolContext:
     key: str
     timeout_s: float
     output_limit: int
-    agent: str = "agent"
+    agent: str
     mask: Mask = unmasked
 
     def shown(self, text: str, *, missing: int = 0) -> str:
