@@ -72,14 +72,19 @@ def too_late(asked: Event, coming: Sequence[Record]) -> bool:
         return False
     said: set[str] = set()
     told: set[str] = set()
+    started: set[str] = set()
     for record in coming:
         stream, event = record.stream, record.event
         if not stream or asked.agent not in ("", stream) or stream in told or isinstance(event, OUTSIDE):
             continue
         if is_start(event) and stream not in said:
+            started.add(stream)
+        elif stream in started and isinstance(event, HoldPlaced):
             return True
-        if is_asked(event) or isinstance(event, AgentStateChanged):
+        elif is_asked(event) or (stream not in started and isinstance(event, AgentStateChanged)):
             told.add(stream)
+        if stream in started and asked.verb == "stop":
+            return True
         if isinstance(event, StepIntent) and asked.verb == "pause" and stream in said:
             return True
         if isinstance(event, AgentStateChanged) and event.state in _OVER and event.by != Trigger.PERSON:
