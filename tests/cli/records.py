@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from toka.app import open_runtime, read_settings
 from toka.config.agent import AgentConfig
 from toka.core.clock import SystemClock
 from toka.core.ids import RunId
-from toka.events.event import Event
+from toka.events.event import Event, RunCreated
 from toka.journal.sqlite import SqliteJournal
 from toka.orchestration.engine import OrchestrationEngine
 from toka.orchestration.request import RunRequest
@@ -123,7 +123,9 @@ def write_run(state: Path, run: str, streams: Sequence[tuple[str, Sequence[Event
         journal = SqliteJournal(state, SystemClock())
         lease = await journal.acquire(RunId(run))
         for stream, events in streams:
-            await journal.append(lease, stream, lease.epochs.get(stream, 1), list(events))
+            specs = await journal.put_blob(b"[]")
+            written = [replace(e, specs=specs) if isinstance(e, RunCreated) else e for e in events]
+            await journal.append(lease, stream, lease.epochs.get(stream, 1), written)
         if release:
             await journal.release(lease)
         await journal.aclose()

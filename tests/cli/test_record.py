@@ -172,6 +172,23 @@ def test_records_swapped_between_streams_are_named_in_both(toka: Toka, recorded:
     assert problems[0]["what"].startswith("it belongs to stream 'two'")
 
 
+def test_a_file_that_is_damaged_elsewhere_is_told(toka: Toka, recorded: Recorded) -> None:
+    """Of the records themselves nothing is lost."""
+    with closing(sqlite3.connect(recorded.state / "journal.db")) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name='commands'").fetchone()
+    with (recorded.state / "journal.db").open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    done = toka("audit", "verify", "@last", "--state", recorded.state)
+    assert done.code == 70
+    assert "no contradiction" in done.out and "journal.db: " in done.out
+    assert ".recover" in done.err and "It cannot show that" not in done.err
+    lines = toka("audit", "verify", "--all", "--json", "--state", recorded.state).out.splitlines()
+    assert [json.loads(line)["ok"] for line in lines][-1] is False
+
+
 def rewrite(state: Path, run: str, stream: str, old: str, new: str) -> None:
     """What somebody does who knows how the chain works: changes a record, then all hashes and the head."""
     from toka.journal.journal import GENESIS, chain

@@ -81,7 +81,8 @@ def test_an_agent_rests_from_pause_to_resume_and_the_others_go_on(place: Place) 
     began = time.monotonic()
     told = say(place, "pause", "@last", "one", "--reason", "look first")
     assert told.splitlines()[0] == "paused: one"
-    assert "go on with: toka resume " in told
+    (run,) = [json.loads(line)["run_id"] for line in say(place, "ps", "--json").splitlines()]
+    assert told.splitlines()[-1].startswith(f"go on with: toka resume {run} one"), "and not all of them"
     assert time.monotonic() - began < 4
     before, others = steps(place, "one"), steps(place, "two")
     time.sleep(0.5)
@@ -320,6 +321,37 @@ def test_an_instance_is_stopped_at_once_also_while_nobody_executes_it(place: Pla
     assert told == "paused: each, each[1], each[3]", "who was stopped is not paused"
     say(place, "stop", "@last")
     assert again.wait(30) == 8
+
+
+@pytest.mark.slow
+def test_an_instance_that_has_not_begun_is_paused_and_resumed_by_name(place: Place) -> None:
+    each = ticking("each")
+    team(place, each={**each, "for_each": [1, 2], "max_parallel": 1})
+    process = begin(place, "each")
+    assert "each[2]" not in shown(place)["agents"]
+    assert say(place, "pause", "@last", "each[2]").splitlines()[0] == "paused: each[2]"
+    assert "no agent 'each[3]'" in say(place, "pause", "@last", "each[3]", code=9)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    again = place.toka("resume", "@last", "each[1]", "--quiet")
+    before = steps(place, "each")
+    until(lambda: steps(place, "each") > before + 2)
+    say(place, "stop", "@last", "each[1]")
+    until(lambda: shown(place)["agents"]["each[2]"]["state"] == "PAUSED", "its turn, at which it rests")
+    before = steps(place, "each")
+    follower = place.toka("resume", "@last", "each[2]", "--quiet")
+    until(lambda: steps(place, "each") > before)
+    say(place, "stop", "@last")
+    assert again.wait(30) == follower.wait(30) == 8
+
+
+@pytest.mark.slow
+def test_a_retry_after_the_time_of_the_run_is_refused(place: Place) -> None:
+    team(place, bad={"run": "exit 1", "retries": 0}, two={"run": "sleep 60"})
+    process = place.toka("run", "team.yaml", "--workspace", str(place.work), "--quiet", "--deadline", "2s")
+    assert process.wait(30) == 6
+    told = say(place, "retry", "@last", code=2)
+    assert "had 2s, and they are over; another try would end at once" in told and "--deadline" in told
 
 
 @pytest.mark.slow

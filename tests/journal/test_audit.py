@@ -11,6 +11,9 @@ import pytest
 
 from journal.conftest import OTHER, RUN, event
 from toka.core.clock import SystemClock
+from toka.errors import JournalCorrupt, NotFound
+from toka.events.event import StepDone
+from toka.events.flow import InstancesMade
 from toka.journal.audit import Problem, Verdict, verify
 from toka.journal.database import FILE
 from toka.journal.journal import GENESIS, chain
@@ -151,3 +154,25 @@ def test_who_rewrites_chain_and_head_is_caught_only_by_a_head_noted_before(
     assert verdict.problems == (), "in this file there is no trace"
     assert verdict.heads["b"] == noted["b"]
     assert verdict.heads["a"] != noted["a"]
+
+
+SPOILT = "UPDATE blobs SET data=x'00' WHERE digest=?"
+LOST = "DELETE FROM blobs WHERE digest=?"
+
+
+@pytest.mark.parametrize(("sql", "what"), [(SPOILT, "was changed"), (LOST, "is missing")])
+async def test_a_large_value_is_known_by_its_hash(state: Path, sql: str, what: str) -> None:
+    journal = SqliteJournal(state, SystemClock())
+    lease = await journal.acquire(RUN)
+    digest = await journal.put_blob(b'"' + b"x" * 50_000 + b'"')
+    for result in ({"text": "small"}, {"text": digest}, {"blob": digest}):
+        await journal.append(lease, "a", 1, [StepDone("s", result)])
+    await journal.append(lease, "b", 1, [InstancesMade(count=1, blob=digest)])
+    await journal.aclose()
+    assert audit(state).problems == ()
+    with closing(sqlite3.connect(state / FILE, isolation_level=None)) as db:
+        assert db.execute(sql, (digest,)).rowcount == 1
+    bad = f"its large value, blob {digest[:12]}, {what}"
+    assert audit(state).problems == (Problem("a", 3, 3, bad), Problem("b", 1, 4, bad))
+    with closing(SqliteReader(state, SystemClock())) as reader, pytest.raises((JournalCorrupt, NotFound), match=digest):
+        reader.blob(digest)

@@ -23,7 +23,7 @@ from toka.errors import JournalCorrupt, JournalError, NotFound, UsageError
 from toka.events.event import KINDS
 from toka.events.record import Record, payload
 from toka.journal.audit import Problem, Verdict, verify
-from toka.journal.database import failure
+from toka.journal.database import FILE, failure
 from toka.journal.sqlite import SqliteReader
 
 
@@ -84,6 +84,8 @@ def audit() -> None:
 def audit_verify(run_id: str | None, state: Path | None, every: bool, heads: Path | None, as_json: bool) -> int:  # noqa: FBT001
     """Verify the hash chains of a run, or of all runs; names the first bad record of each stream.
 
+    The database file as a whole is looked at, too.
+
     Exits 0 when nothing is wrong, else 70.
     """
     noted = _read_noted(heads)
@@ -105,6 +107,10 @@ def audit_verify(run_id: str | None, state: Path | None, every: bool, heads: Pat
             emit(json_line(_verdict_json(verdict)) if as_json else "\n".join(_verdict_lines(verdict)))
             if not as_json and not verdict.problems and _is_scripted(reader, run):
                 say(f"SCRIPTED: in run {run} a script answered in place of a model")
+        if damage := reader.damage():
+            bad = True
+            emit(json_line({"type": "audit_file", "ok": False, "what": damage}) if as_json else f"{FILE}: {damage}")
+            say(f"help: copy {reader.path} away, and what can be read of it: sqlite3 FILE .recover")
     if not as_json and not bad:
         say(CAN if noted is None else "the noted heads are part of the record: it was not rewritten before them")
     return JournalCorrupt.exit_code if bad else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Final
 
@@ -15,9 +16,11 @@ from toka.cli.ids import match_name
 from toka.cli.output import say
 from toka.cli.run import NO_SANDBOX_OPTION, as_recorded, go_on
 from toka.cli.steer import Verb, effect, lines, meant, request_json
+from toka.core.units import format_duration
 from toka.errors import UsageError
 from toka.events.lifecycle import RETRIED, AgentStatus
-from toka.events.state import AgentState, RunState
+from toka.events.state import AgentState, RunState, with_unbegun
+from toka.orchestration.engine import recorded_execution
 
 RETRY: Final = Verb("retry", lambda agent: agent.retry is None, "tried again", named=lambda _: True)
 
@@ -40,7 +43,7 @@ def retry(run_id: str, agent: str | None, state: Path | None, reason: str, **fla
     by = (author(), reason_of(reason))
     shown = Display(flags["as_json"], flags["quiet"], again(state))
     with open_run(state, run_id) as (reader, run):
-        recorded = folded(run, reader.read(run))
+        recorded = with_unbegun(folded(run, reader.read(run)), agent or "")
         only = match_name(recorded.agents, agent) if agent is not None else ""
         _check(recorded, only)
         failed = {a.name for a in recorded.agents.values() if a.status in RETRIED}
@@ -63,7 +66,11 @@ def retry(run_id: str, agent: str | None, state: Path | None, reason: str, **fla
 
 
 def _check(run: RunState, only: str) -> None:
-    """Raises UsageError when there is nothing to try again."""
+    """Raises UsageError when there is nothing to try again, or no time for it."""
+    limit = recorded_execution(run.created).run_timeout_s if run.created is not None else None
+    if limit is not None and run.started_at is not None and run.started_at + limit <= time.time():
+        told = f"run {run.id} had {format_duration(limit)}, and they are over; another try would end at once"
+        raise UsageError(told, hint="start a new run; give it more time with --deadline")
     if not only:
         if not any(agent.status in RETRIED for agent in run.agents.values()):
             raise UsageError(f"no agent of run {run.id} has failed; there is nothing to retry")

@@ -35,7 +35,7 @@ from toka.config.settings import Settings
 from toka.core.ids import RunId
 from toka.errors import ConfigError, JournalError, RunBusy, TokaError, UsageError
 from toka.events.lifecycle import RETRIED, RunStatus
-from toka.events.state import RunState
+from toka.events.state import RunState, with_unbegun
 from toka.journal.mounted import network_filesystem
 from toka.orchestration.engine import OrchestrationEngine
 from toka.orchestration.preflight import preflight
@@ -117,7 +117,7 @@ def resume(run_id: str, agent: str | None, state: Path | None, reason: str, **fl
     shown = Display(flags["as_json"], flags["quiet"], again(state))
     while True:
         with open_run(state, run_id) as (reader, run):
-            recorded = folded(run, reader.read(run))
+            recorded = with_unbegun(folded(run, reader.read(run)), agent or "")
             if recorded.ended:
                 return already_ended(reader, recorded, shown)
             only = match_name(recorded.agents, agent) if agent is not None else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from toka.core.ids import RunId
 from toka.errors import RunBusy, UsageError
 from toka.events.fold import fold_all
 from toka.events.lifecycle import AgentStatus, RunStatus
-from toka.events.state import AgentState, RunState
+from toka.events.state import AgentState, RunState, with_unbegun
 from toka.journal.sqlite import SqliteReader
 from toka.orchestration.engine import OrchestrationEngine
 
@@ -102,7 +103,7 @@ def _steer(verb: Verb, run_id: str, agent: str | None, reason: str, state: Path 
     settings = read_settings(state)
     by = (author(), reason_of(reason))
     with open_run(state, run_id) as (reader, run):
-        recorded = folded(run, reader.read(run))
+        recorded = with_unbegun(folded(run, reader.read(run)), agent or "")
         only = match_name(recorded.agents, agent) if agent is not None else ""
         said, pid, taken = _nothing_to_do(verb, recorded, only), None, True
         if said is None:
@@ -111,7 +112,8 @@ def _steer(verb: Verb, run_id: str, agent: str | None, reason: str, state: Path 
             taken = number in recorded.commands
             if pid is None and verb is STOP and not recorded.ended:  # nobody executes it: it is brought to its end here
                 recorded = asyncio.run(_settled(settings, run)) or recorded
-    resume = None if recorded.ended else f"toka resume {run}{again(state)}"
+    whom = f" {shlex.quote(only)}" if only and verb is not STOP else ""
+    resume = None if recorded.ended else f"toka resume {run}{whom}{again(state)}"
     about = meant(recorded, only)
     if as_json:
         request_json(verb, recorded, about, (by, pid, resume))

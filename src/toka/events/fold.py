@@ -34,7 +34,7 @@ from toka.events.lifecycle import (
     Trigger,
 )
 from toka.events.record import Record
-from toka.events.state import LEVELS, AgentState, ApprovalState, ObjectiveState, RunState, weaker
+from toka.events.state import LEVELS, AgentState, ApprovalState, ObjectiveState, RunState, weaker, with_unbegun
 from toka.events.workspace import BranchReturned, WorkspaceMade
 
 JSON = dict[str, Any]
@@ -101,7 +101,7 @@ def _applied(state: RunState, record: Record) -> RunState:
     event = record.event
     assert isinstance(event, CommandApplied)
     rule = _COMMANDS.get(event.verb)
-    agents = state.agents
+    agents = with_unbegun(state, event.agent).agents
     if rule is not None:
         named = [a for a in agents.values() if event.agent in ("", a.name, a.name.partition("[")[0])]
         meant = [a for a in named if (a.status in RETRIED if event.verb == "retry" else not a.ended)]

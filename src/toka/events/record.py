@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Final
 
-from toka.events.event import JSON, KINDS, Event, Unknown
+from toka.events.event import JSON, KINDS, Event, RunCreated, StepDone, Unknown
+from toka.events.flow import InstancesMade, OutputsMade
 
 VERSION: Final = 1
 """Of the stored form. It changes only when a reader of an older version would misread."""
@@ -107,3 +108,14 @@ def decode(id_: int, body: str) -> Record:
         return Record(id_, raw["run"], raw["stream"], raw["seq"], raw["epoch"], raw["at"], event)
     except (KeyError, TypeError) as e:
         raise ValueError(f"record {id_} is not a stored event: {e}") from e
+
+
+def blobs_of(event: Event) -> tuple[str, ...]:
+    """The digests of the large values that an event keeps beside itself."""
+    match event:
+        case RunCreated(specs=digest) | InstancesMade(blob=digest) | OutputsMade(blob=digest):
+            return (digest,) if digest else ()
+        case StepDone(result={"blob": str(digest)}):
+            return (digest,)
+        case _:
+            return ()

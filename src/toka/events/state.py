@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from toka.core.message import Usage
@@ -250,3 +250,13 @@ class RunState:
     def ended(self) -> bool:
         """Whether it can change no more."""
         return self.status in RUN_ENDS
+
+
+def with_unbegun(run: RunState, name: str) -> RunState:
+    """The same with an instance that is made and of which nothing is recorded yet, if `name` is that of one."""
+    template, _, number = name.removesuffix("]").partition("[")
+    whole = run.agents.get(template)
+    made = whole.made if whole is not None and name not in run.agents else None
+    if made is None or not number.isdecimal() or name != f"{template}[{int(number)}]":
+        return run
+    return replace(run, agents={**run.agents, name: AgentState(name)}) if 0 < int(number) <= made.count else run

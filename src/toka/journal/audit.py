@@ -2,7 +2,8 @@
 
 Each stream is a hash chain: every record's hash covers the one before it and its own stored bytes, which name the
 run, the stream, the sequence number and the epoch. An edited, deleted, inserted, reordered or transplanted record
-breaks its chain there; a cut tail contradicts the streams table. Whoever rewrites both a chain and its head leaves no
+breaks its chain there; a cut tail contradicts the streams table; a large value that is kept beside its record is known
+there by its hash. Whoever rewrites both a chain and its head leaves no
 trace in this file: only a head noted elsewhere at an earlier time shows that.
 """
 
@@ -14,7 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from toka.core.ids import RunId
-from toka.errors import JournalError
+from toka.errors import JournalCorrupt, JournalError, NotFound
+from toka.events.record import blobs_of, decode
 from toka.journal.journal import GENESIS, Reader, chain
 
 
@@ -53,6 +55,7 @@ def verify(reader: Reader, run: RunId) -> Verdict:
     bad: dict[str, Problem] = {}
     count = 0
     rows = _Rows(reader, run)
+    values = _Values(reader)
     for id_, stream, body, stored in rows:
         count += 1
         if stream in bad:
@@ -62,6 +65,7 @@ def verify(reader: Reader, run: RunId) -> Verdict:
         expected = chain(link, body) if not what else link
         if not what and stored != expected:
             what = "its hash does not match"
+        what = what or values.missing(id_, body)
         if what:
             bad[stream] = Problem(stream, seq + 1, id_, what)
         else:
@@ -78,6 +82,40 @@ def verify(reader: Reader, run: RunId) -> Verdict:
             bad[stream] = Problem(stream, end[0] + 1, None, what)
     problems = tuple(bad[s] for s in sorted(bad))
     return Verdict(run, count, problems, {s: link.hex() for s, (_, link) in sorted(seen.items())})
+
+
+class _Values:
+    """The large values that records keep beside themselves: each is known by its own hash."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._seen: dict[str, str] = {}
+
+    def missing(self, id_: int, body: str) -> str:
+        """What is wrong with those that a stored event names; empty when nothing is."""
+        if '"blob":"' not in body and '"specs":"' not in body:
+            return ""
+        try:
+            named = blobs_of(decode(id_, body).event)
+        except ValueError as e:
+            return str(e)
+        for digest in named:
+            if digest not in self._seen:
+                self._seen[digest] = self._look(digest)
+            if self._seen[digest]:
+                return self._seen[digest]
+        return ""
+
+    def _look(self, digest: str) -> str:
+        try:
+            self._reader.blob(digest)
+        except NotFound:
+            return f"its large value, blob {digest[:12]}, is missing"
+        except JournalCorrupt:
+            return f"its large value, blob {digest[:12]}, was changed"
+        except JournalError as e:
+            return f"its large value, blob {digest[:12]}, cannot be read ({e.message})"
+        return ""
 
 
 class _Rows:

@@ -132,7 +132,7 @@ class Reader(Protocol):
         ...
 
     def blob(self, digest: str) -> bytes:
-        """The bytes stored under a digest. Raises NotFound."""
+        """The bytes stored under a digest. Raises NotFound, or JournalCorrupt when they are others by now."""
         ...
 
     def stored(self, run: RunId) -> Iterator[tuple[int, str, str, bytes]]:

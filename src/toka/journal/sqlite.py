@@ -79,7 +79,19 @@ class SqliteReader:
         rows = self._all("SELECT data FROM blobs WHERE digest=?", (digest,))
         if not rows:
             raise NotFound(f"no blob {digest} in {self.path}")
-        return rows[0][0]
+        data = rows[0][0]
+        if not isinstance(data, bytes) or hashlib.sha256(data).hexdigest() != digest:
+            hint = "toka audit verify names every record that needs it"
+            raise JournalCorrupt(f"journal {self.path}: blob {digest} was changed", hint=hint)
+        return data
+
+    def damage(self) -> str:
+        """What SQLite finds wrong with the file as a whole, its first finding; empty when it finds nothing."""
+        try:
+            found = str(self._all("PRAGMA quick_check(1)")[0][0])
+        except JournalError as e:
+            return e.message
+        return "" if found == "ok" else " ".join(found.split())
 
     def stored(self, run: RunId) -> Iterator[tuple[int, str, str, bytes]]:
         """See Reader."""
