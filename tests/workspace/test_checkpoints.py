@@ -421,6 +421,23 @@ async def test_a_diff_names_and_shows_what_changed(checkpoints: Checkpoints, wor
     assert (await checkpoints.diff(second.id)).changes == ()
     some = await checkpoints.diff(first.id, second.id, ["src"])
     assert [c.path for c in some.changes] == ["src/main.py", "src/run.sh"]
+    assert b"src/main.py" in some.text and b"Binary" not in some.text
+
+
+async def test_a_diff_counts_gits_own_files_and_does_not_show_them(checkpoints: Checkpoints, workspace: Path) -> None:
+    for folder in ("", "src/nested", "src/[odd]*"):
+        subprocess.run(["git", "init", "-q", workspace / folder], check=True)
+    first = await checkpoints.take(NOTE)
+    for path in (".git/note", "src/nested/.git/note", "src/[odd]*/.git/note", "src/[odd]*/a", ".github", "x.git"):
+        (workspace / path).write_text(f"in {path}\n")
+    own = [".git/note", "src/[odd]*/.git/note", "src/nested/.git/note"]
+    others = [".github", "src/[odd]*/a", "x.git"]
+    for paths, shown in (([], others), ([".github", "src/[odd]*"], others[:2]), ([".git"], [])):
+        found = await checkpoints.diff(first.id, None, paths)
+        assert {c.path for c in found.changes} >= set(shown), "they are among the changes"
+        lines = [line.removeprefix("+in ") for line in found.text.decode().splitlines() if line.startswith("+in ")]
+        assert lines == shown
+    assert sorted(c.path for c in (await checkpoints.diff(first.id)).changes) == sorted(own + others)
 
 
 @pytest.mark.parametrize("name", ["0" * 40, "HEAD", "", "--help"])

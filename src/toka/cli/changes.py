@@ -68,8 +68,15 @@ def diff(run_id: str, agent: str | None, step: str | None, state: Path | None, *
     sys.stdout.flush()
     sys.stdout.buffer.write(found.text)
     sys.stdout.buffer.flush()
-    say(some(len(found.changes), "path") + " changed" if found.changes else "nothing changed")
+    say(_counted([change.path for change in found.changes]))
     return 0
+
+
+def _counted(paths: Sequence[str]) -> str:
+    own = sum(".git" in path.split("/")[:-1] for path in paths)
+    if own == len(paths):
+        return "nothing changed" if not own else f"nothing changed but files of git's own: {own}"
+    return f"{some(len(paths) - own, 'path')} changed" + (f", and files of git's own: {own}" if own else "")
 
 
 @click.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sqlite3
 import time
 from contextlib import closing
@@ -87,10 +88,10 @@ def prepare(state: Path) -> Path:
     try:
         path = make(state, FILE)
     except OSError as e:
-        raise JournalUnavailable(
-            f"cannot use the state directory {state}: {e.strerror or e}",
-            hint="choose another with --state DIR or TOKA_STATE, or mend its permissions",
-        ) from e
+        hint = "choose another with --state DIR or TOKA_STATE, or mend its permissions"
+        if os.access(state / FILE, os.R_OK):
+            hint += "; to look at the runs that are there, copy it to where you may write"
+        raise JournalUnavailable(f"cannot use the state directory {state}: {e.strerror or e}", hint=hint) from e
     _refuse_newer(path)
     connection = connect(path)
     try:

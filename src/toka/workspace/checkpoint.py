@@ -93,7 +93,7 @@ class Diff:
 
     Attributes:
         changes: by path.
-        text: a unified diff as git writes it; of binary files it says only that they differ.
+        text: a unified diff as git writes it, without git's own files; of binary files it says only that they differ.
         cut: whether that is only its beginning, 64 MiB.
     """
 

@@ -238,7 +238,7 @@ class Operations:
     # ---- looking
 
     def diff(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-        """Compares two checkpoints, or one with what is there now.
+        """Compares two checkpoints, or one with what is there now. Git's own files are among the changes, not in the text.
 
         Args:
             request: `old`; `new`, None for the workspace; `paths`, empty for all.
@@ -257,7 +257,10 @@ class Operations:
         for head, path in zip(raw[::2], raw[1::2]):
             old_mode, new_mode, _, _, status = head.decode().lstrip(":").split(" ")
             changes.append([status[:1], os.fsdecode(path), old_mode, new_mode])
-        text = self._store.git("diff-tree", "-p", "--no-color", "--full-index", *common, *ends)
+        shown = [f":(literal){path}" for path in ends[3:]] or [":(glob)**"]
+        ends = (*ends[:3], *shown, ":(exclude,glob)**/.git/**")  # nobody reads an index
+        magic = {"GIT_LITERAL_PATHSPECS": "0"}
+        text = self._store.git("diff-tree", "-p", "--no-color", "--full-index", *common, *ends, also=magic)
         return {"changes": changes, "cut": len(text) > LONGEST}, text[:LONGEST]
 
     def history(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
