@@ -238,7 +238,7 @@ class Operations:
     # ---- looking
 
     def diff(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-        """Compares two checkpoints, or one with what is there now. Git's own files are among the changes, not in the text.
+        """Compares two checkpoints, or one with what is there now. The text leaves out the files of git itself.
 
         Args:
             request: `old`; `new`, None for the workspace; `paths`, empty for all.
