@@ -9,7 +9,7 @@ import pytest
 from toka.core.clock import SystemClock
 from toka.workspace.checkpoint import Settings
 from toka.workspace.checkpoints import Checkpoints
-from toka.workspace.lock import Note
+from toka.workspace.claims import Note
 
 NOTE = Note("run_1", "fixer", "task_1", "step_1")
 Open = Callable[..., Checkpoints]

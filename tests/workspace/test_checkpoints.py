@@ -16,7 +16,7 @@ from toka.sandbox.idmap import agent_uid
 from toka.workspace import cell
 from toka.workspace.checkpoint import Settings
 from toka.workspace.checkpoints import Checkpoints
-from toka.workspace.lock import Note
+from toka.workspace.claims import Note
 from workspace.conftest import NOTE, Open
 from workspace.trees import Snapshot, snapshot
 

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import fcntl
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from harness import eventually
 from toka.core.clock import SystemClock
 from toka.workspace.checkpoints import Checkpoints
-from toka.workspace.lock import Note, WriteLocks, overlap
+from toka.workspace.claims import Note, overlap
+from toka.workspace.lock import WriteLocks
 from workspace.conftest import Open
 
 ONE, TWO = Note("run_1", "one", "task", "step"), Note("run_2", "two", "task", "step")
@@ -18,7 +22,7 @@ HOLDS = """
 import asyncio, pathlib, sys
 from toka.core.clock import SystemClock
 from toka.workspace.checkpoints import Checkpoints
-from toka.workspace.lock import Note
+from toka.workspace.claims import Note
 
 async def main():
     checkpoints = Checkpoints(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), SystemClock())
@@ -134,25 +138,129 @@ async def test_it_is_told_whether_somebody_wrote_there_since(open_checkpoints: O
     assert two.overtaken(ONE, ["a"]) == "agent two of run run_2 has written there since"
 
 
-@pytest.mark.parametrize("text", ["", "{", "{}", '[{"note": {"run": 1, "odd": 2}}]', '[{"note": {}}]', "[1]"])
-async def test_a_table_that_is_not_ours_counts_as_none(text: str, tmp_path: Path) -> None:
-    (tmp_path / "holders.json").write_text(text)
-    async with asyncio.timeout(5), WriteLocks(tmp_path, SystemClock()).lock(ONE, ["a"]):
-        pass
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "h", "h000000000000001", "h000000000000001 {}\n", "h00000000000000x {}\n", "\0" * 300),
+        'h000000000000001 {"note": {"run": "r"}, "scope": ["a"], "shared": false}',
+        'h000000000000001 {"note": {"run": 1, "odd": 2}, "scope": ["a"]}\n',
+        '!000000000000001 {"note": {"run": "r"}, "scope": ["a"], "shared": false}\n',
+    ],
+)
+async def test_what_is_no_whole_claim_counts_as_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "live").mkdir()
+    with (tmp_path / "live/0").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        (tmp_path / "live/0.rows").write_text(text)
+        async with asyncio.timeout(5), WriteLocks(tmp_path, SystemClock()).lock(ONE, ["a"]):
+            pass
 
 
-async def test_the_table_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("toka.workspace.lock.REMEMBERED", 5)
-    locks = WriteLocks(tmp_path, SystemClock())
-    async with locks.lock(ONE, ["kept"]):
-        for number in range(40):
-            async with locks.lock(Note("r", f"a{number}"), ["x"]):
-                pass
-        rows = json.loads((tmp_path / "holders.json").read_text())
-        assert len(rows) <= 12
-        assert rows[0]["scope"] == ["kept"], "who holds it is never forgotten"
-    locks.close()
-    assert not list((tmp_path / "live").iterdir())
+async def test_what_is_remembered_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toka.workspace.claims.REMEMBERED", 5)
+    for process in range(9):
+        locks, other = (WriteLocks(tmp_path, SystemClock()) for _ in range(2))
+        async with locks.lock(ONE, ["kept"]):
+            for number in range(40):
+                async with locks.lock(Note("r", f"a{number}"), ["x"]), other.lock(TWO, ["y"], shared=True):
+                    pass
+            rows = [file.read_text().splitlines() for file in (tmp_path / "live").glob("*.rows")]
+            assert max(map(len, rows)) <= 12 and len(rows) <= 2 * (process + 1) <= 18
+            assert any(line.startswith("h") and "kept" in line for lines in rows for line in lines), "it is held"
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05), other.lock(TWO, ["kept"]):
+                    pass
+        assert locks.overtaken(TWO, ["y"]) == "", "the same again and again is remembered once"
+        locks.close()
+        other.close()
+    assert {file.suffix for file in (tmp_path / "live").iterdir()} == {".rows"}
+    assert len(list((tmp_path / "live").iterdir())) < 6
+
+
+async def test_a_disk_that_is_full_leaves_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = WriteLocks(tmp_path, SystemClock()), WriteLocks(tmp_path, SystemClock())
+    real, room = os.pwrite, 40
+
+    def full(file: int, data: bytes, at: int) -> int:
+        return real(file, data[: max(0, room - at)], at)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space"):
+        await one.lock(ONE, ["a"]).__aenter__()
+    monkeypatch.setattr(os, "pwrite", real)
+    for locks in (two, one):
+        async with asyncio.timeout(5), locks.lock(TWO, ["a"]):
+            pass
+
+
+CLAIMS = """
+import asyncio, pathlib, sys
+from toka.core.clock import SystemClock
+from toka.workspace.claims import Note
+from toka.workspace.lock import WriteLocks
+
+async def main():
+    folder, name, times = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    locks, count = WriteLocks(folder, SystemClock()), folder / "count"
+    for n in range(times):
+        async with locks.lock(Note("r", name), [sys.argv[4]], shared=name == "shares"):
+            if name == "adds":
+                seen = int(count.read_text())
+                await asyncio.sleep(0.002)
+                count.write_text(str(seen + 1))
+                print(n, flush=True)
+            elif name == "looks":
+                seen = count.read_text()
+                await asyncio.sleep(0.005)
+                assert count.read_text() == seen, "somebody was there meanwhile"
+
+asyncio.run(main())
+"""
+
+
+def claiming(folder: Path, name: str, times: int, path: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", CLAIMS, str(folder), name, str(times), path]
+    return subprocess.Popen(command, stdout=subprocess.PIPE)
+
+
+@pytest.mark.slow
+def test_several_processes_exclude_each_other_also_when_some_are_killed(tmp_path: Path) -> None:
+    (tmp_path / "count").write_text("0")
+    doomed = claiming(tmp_path, "adds", 10_000, "src/deep")
+    said = doomed.stdout
+    assert said is not None and said.readline() == b"0\n"
+    workers = [
+        claiming(tmp_path, *each) for each in (("adds", 60, "src"), ("adds", 60, "."), ("looks", 40, "src/deep"))
+    ]
+    for _ in range(20):
+        said.readline()
+    doomed.kill()
+    doomed.wait()
+    lost = len(said.read().splitlines()) + 21
+    said.close()
+    assert [worker.wait(60) for worker in workers] == [0, 0, 0]
+    done = sum(len(worker.communicate()[0].splitlines()) for worker in workers)
+    assert done == 120
+    assert int((tmp_path / "count").read_text()) - done - lost in (0, 1), "one may have died before it could say so"
+
+
+@pytest.mark.slow
+async def test_a_process_that_stands_still_keeps_out_those_alone_who_want_its_part(tmp_path: Path) -> None:
+    """At whatever moment of claiming: nobody waits for a file of the others'."""
+    locks, shares = WriteLocks(tmp_path, SystemClock()), claiming(tmp_path, "shares", 10**9, "src")
+    try:
+        await eventually(lambda: list(tmp_path.glob("live/*.rows")))
+        for n in range(60):
+            await asyncio.sleep(0.003 + n % 7 / 1000)
+            os.kill(shares.pid, signal.SIGSTOP)
+            for shared, path in ((True, "src/deep"), (False, "docs")):
+                async with asyncio.timeout(5), locks.lock(ONE, [path], shared=shared):
+                    pass
+            os.kill(shares.pid, signal.SIGCONT)
+    finally:
+        shares.kill()
+        shares.communicate()
+        locks.close()
 
 
 @pytest.mark.slow

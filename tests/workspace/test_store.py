@@ -16,7 +16,7 @@ import pytest
 from toka.errors import CheckpointRefused, NotFound
 from toka.workspace import packs
 from toka.workspace.checkpoints import Checkpoints
-from toka.workspace.lock import Note
+from toka.workspace.claims import Note
 from toka.workspace.store import commit_text, read_commit
 from toka.workspace.trees import below, within
 from workspace.conftest import NOTE, Open

@@ -26,7 +26,7 @@ from toka.events.steps import StepPutBack
 from toka.orchestration.engine import OrchestrationEngine, recorded_execution
 from toka.workspace.checkpoint import Diff, Restored
 from toka.workspace.checkpoints import Checkpoints, shown
-from toka.workspace.lock import Note
+from toka.workspace.claims import Note
 
 SHOWN = 20
 """Paths that are named."""

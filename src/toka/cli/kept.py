@@ -9,7 +9,7 @@ from toka.errors import NotFound, UsageError
 from toka.events.event import StepIntent
 from toka.events.record import Record
 from toka.events.steps import StepPutBack
-from toka.workspace.lock import overlap
+from toka.workspace.claims import overlap
 
 
 @dataclass(frozen=True, slots=True)

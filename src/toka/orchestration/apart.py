@@ -17,7 +17,7 @@ from toka.orchestration.dependency import DependencyResolver
 from toka.runtime.values import branch_of
 from toka.sandbox.level import Level
 from toka.sandbox.policy import SandboxPolicy
-from toka.workspace.lock import overlap
+from toka.workspace.claims import overlap
 from toka.workspace.repository import Repository, look_at, unfit
 
 NAMED: Final = 5

@@ -15,7 +15,8 @@ from toka.orchestration.recorded import Recorded
 from toka.runtime.context import KeepWorkspace, RunContext
 from toka.workspace.checkpoint import Checkpoint, Restored
 from toka.workspace.checkpoints import Checkpoints
-from toka.workspace.lock import Note, Told
+from toka.workspace.claims import Note
+from toka.workspace.lock import Told
 
 
 class RecordedCheckpoints:

@@ -19,7 +19,7 @@ from toka.runtime.act import Told
 from toka.runtime.context import AgentContext, RunContext
 from toka.runtime.private import checkpoints_of, site_of
 from toka.workspace.checkpoints import Checkpoints
-from toka.workspace.lock import Note
+from toka.workspace.claims import Note
 from toka.workspace.private import FOLDER, prune
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from toka.sandbox.level import Level
-from toka.workspace.lock import Note
+from toka.workspace.claims import Note
 
 GIB: Final = 1024**3
 IDLE_S: Final = 60.0

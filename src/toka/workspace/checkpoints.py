@@ -19,7 +19,8 @@ from toka.sandbox.idmap import agent_uid
 from toka.sandbox.level import check_owner
 from toka.workspace.cell import Cell, Plan, find_git, start_cell
 from toka.workspace.checkpoint import Change, Checkpoint, Diff, Entry, Restored, Settings
-from toka.workspace.lock import Note, Told, WriteLock, WriteLocks
+from toka.workspace.claims import Note
+from toka.workspace.lock import Told, WriteLock, WriteLocks
 
 CROWDED: Final = 64
 """Packs of the store from which on they are made one, when nobody waits."""

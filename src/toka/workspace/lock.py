@@ -2,57 +2,25 @@
 
 A step that may be put back holds its part alone: whatever another wrote there meanwhile would be put back with it.
 Others share theirs: they wait for such a step, and it for them, but not for each other. Parts that do not overlap are
-nobody's concern. This holds over processes, too: who holds what stands in a table beside the store. Each process keeps
-a file of its own locked there (flock), and what it holds counts as long as that lasts: the kernel lets go of it when
-the process ends, whatever it dies of.
+nobody's concern. This holds over processes, too; see `claims.py` for how they agree.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
-import json
-import os
-import secrets
-from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import Final, Self
 
 from toka.core.clock import Clock
+from toka.workspace.claims import Claim, Claims, Note, meet
 
 PAUSE_S: Final = 0.02
 """Seconds between two looks while another process holds what is wanted."""
 WAIT_S: Final = 1.0
 """Seconds of waiting after which it is told."""
-REMEMBERED: Final = 500
-"""Holders that are remembered after they let go, for `overtaken`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """For whom a checkpoint is taken or the lock is held. Lock and store give it back as it was.
-
-    Attributes:
-        run, agent, task, step: ids; a run's consists of letters, digits, `_`, `.` and `-`.
-    """
-
-    run: str
-    agent: str = ""
-    task: str = ""
-    step: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A row of the table: who holds or held which paths, and under which process's file; that is empty afterwards."""
-
-    note: Note
-    scope: tuple[str, ...]
-    live: str
-    shared: bool = False
 
 
 Told = Callable[[Note], Awaitable[None]]
@@ -67,16 +35,7 @@ class _Ticket:
     scope: tuple[str, ...]
     shared: bool = False
     holds: bool = False
-
-
-def _meet(one: _Entry | _Ticket, two: _Entry | _Ticket) -> bool:
-    """Whether one has to wait for the other."""
-    return not (one.shared and two.shared) and overlap(one.scope, two.scope)
-
-
-def overlap(one: Sequence[str], two: Sequence[str]) -> bool:
-    """Whether a path of one set is, or lies below, one of the other. Paths are normalised, `.` is all."""
-    return any(a == b or "." in (a, b) or a.startswith(f"{b}/") or b.startswith(f"{a}/") for a in one for b in two)
+    claim: Claim | None = None
 
 
 class WriteLocks:
@@ -84,10 +43,8 @@ class WriteLocks:
 
     def __init__(self, folder: Path, clock: Clock) -> None:
         """`folder` is that of the workspace's store; `clock` is for the pauses."""
-        self._folder = folder
         self.clock = clock
-        self._live = ""
-        self._fd = -1
+        self._claims = Claims(folder)
         self._tickets: list[_Ticket] = []
         self._left = asyncio.Event()
 
@@ -97,20 +54,11 @@ class WriteLocks:
 
     def overtaken(self, note: Note, scope: Sequence[str]) -> str:
         """Why what `note` held before may be another's by now, for people; empty when nobody has held it since."""
-        rows = self._rows()
-        earlier = [n for n, row in enumerate(rows) if row.note == note and row.live != (self._live or None)]
-        if not earlier:
-            return "who wrote there since is not known any more"
-        later = [row.note for row in rows[earlier[-1] + 1 :] if row.note != note and overlap(row.scope, scope)]
-        return f"agent {later[-1].agent} of run {later[-1].run} has written there since" if later else ""
+        return self._claims.overtaken(note, scope)
 
     def close(self) -> None:
         """Lets go of everything."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            with contextlib.suppress(OSError):
-                (self._folder / "live" / self._live).unlink()
+        self._claims.close()
 
     def begin(self, ticket: _Ticket) -> None:
         """Queues up."""
@@ -118,29 +66,24 @@ class WriteLocks:
 
     def ahead(self, ticket: _Ticket) -> Note | None:
         """Who is next before somebody that waits: of this process, else of another one; None = nobody any more."""
-        before = self._tickets[: self._tickets.index(ticket)]
-        mine = [each.note for each in before if _meet(each, ticket)]
-        return mine[-1] if mine else next((row.note for row in self._others(self._rows(), ticket)), None)
+        mine = [each.note for each in self._before(ticket)]
+        if mine or ticket.claim is None:
+            return mine[-1] if mine else None
+        return next((each.note for each in self._claims.before(ticket.claim)), None)
 
     def take(self, ticket: _Ticket) -> bool | None:
-        """Takes the lock if it is free. False: somebody of this process is before; None: another process has it.
+        """Takes the lock if it is free. False: somebody of this process is before; None: another process is.
 
         Raises:
             OSError: the store's folder cannot be written.
         """
-        before = self._tickets[: self._tickets.index(ticket)]
-        if any(_meet(each, ticket) for each in before):
+        if self._before(ticket):
             return False
-        self._open()
-        with self._table():
-            rows = self._rows()
-            if any(self._others(rows, ticket)):
-                return None
-            if ticket.shared:  # of what is over, when it was last is enough
-                rows = [row for row in rows if row != _entry(ticket, "")]
-            if len(rows) > 2 * REMEMBERED:
-                rows = [*(row for row in rows[:-REMEMBERED] if row.live), *rows[-REMEMBERED:]]
-            self._write([*rows, _entry(ticket, self._live)], durable=not ticket.shared)
+        if ticket.claim is None:
+            ticket.claim = self._claims.make(ticket.note, ticket.scope, shared=ticket.shared)
+        if any(self._claims.before(ticket.claim)):
+            return None
+        self._claims.hold(ticket.claim)
         ticket.holds = True
         return True
 
@@ -149,12 +92,8 @@ class WriteLocks:
         self._tickets.remove(ticket)
         left, self._left = self._left, asyncio.Event()
         left.set()
-        if ticket.holds:
-            with contextlib.suppress(OSError), self._table():
-                rows, ours = self._rows(), _entry(ticket, self._live)
-                if ours in rows:  # two of one agent that share look alike: each ends one
-                    rows[rows.index(ours)] = _entry(ticket, "")
-                self._write(rows, durable=False)
+        if ticket.claim is not None:
+            self._claims.end(ticket.claim)
 
     async def changed(self, *, elsewhere: bool) -> None:
         """Returns when it may be worth another look."""
@@ -163,68 +102,9 @@ class WriteLocks:
         else:
             await self._left.wait()
 
-    def _open(self) -> None:
-        if self._fd >= 0:
-            return
-        (self._folder / "live").mkdir(mode=0o700, exist_ok=True)
-        self._live = secrets.token_hex(8)
-        self._fd = os.open(self._folder / "live" / self._live, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
-
-    def _others(self, rows: Sequence[_Entry], ticket: _Ticket) -> Iterator[_Entry]:
-        """Of the rows those of other processes for which somebody has to wait."""
-        others = (row for row in rows if row.live and row.live != self._live)
-        return (row for row in others if _meet(row, ticket) and self._lives(row.live))
-
-    def _lives(self, live: str) -> bool:
-        """Whether the process of a file still holds it; the file of one that does not is removed."""
-        path = self._folder / "live" / Path(live).name
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        else:
-            path.unlink(missing_ok=True)
-            return False
-        finally:
-            os.close(fd)
-
-    @contextlib.contextmanager
-    def _table(self) -> Generator[None]:
-        """Around a change of the table; nobody holds it for longer than that takes."""
-        fd = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
-
-    def _rows(self) -> list[_Entry]:
-        """The table; empty when there is none, or it is not ours."""
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            data = cast("list[Any]", json.loads((self._folder / "holders.json").read_text(encoding="utf-8")))
-            return [
-                _Entry(Note(**row["note"]), tuple(row["scope"]), str(row["live"]), row.get("shared") is True)
-                for row in data
-            ]
-        return []
-
-    def _write(self, rows: Sequence[_Entry], *, durable: bool = True) -> None:
-        beside = self._folder / "holders.new"
-        with beside.open("w", encoding="utf-8") as file:
-            json.dump([asdict(row) for row in rows], file)
-            if durable:
-                file.flush()
-                os.fdatasync(file.fileno())
-        beside.replace(self._folder / "holders.json")
-
-
-def _entry(ticket: _Ticket, live: str) -> _Entry:
-    return _Entry(ticket.note, ticket.scope, live, ticket.shared)
+    def _before(self, ticket: _Ticket) -> list[_Ticket]:
+        before = self._tickets[: self._tickets.index(ticket)]
+        return [each for each in before if meet(each, ticket)]
 
 
 class WriteLock:
