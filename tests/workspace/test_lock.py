@@ -13,7 +13,7 @@ import pytest
 from harness import eventually
 from toka.core.clock import SystemClock
 from toka.workspace.checkpoints import Checkpoints
-from toka.workspace.claims import Note, overlap
+from toka.workspace.claims import Claim, Claims, Note, overlap
 from toka.workspace.lock import WriteLocks
 from workspace.conftest import Open
 
@@ -175,6 +175,37 @@ async def test_what_is_remembered_does_not_grow_for_ever(tmp_path: Path, monkeyp
         other.close()
     assert {file.suffix for file in (tmp_path / "live").iterdir()} == {".rows"}
     assert len(list((tmp_path / "live").iterdir())) < 6
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_who_claims_first_is_before_the_other_until_its_end(tmp_path: Path, *, shared: bool) -> None:
+    for n in range(10):  # whatever names they give themselves
+        one, two = Claims(tmp_path / str(n)), Claims(tmp_path / str(n))
+        (tmp_path / str(n)).mkdir()
+        first = one.make(ONE, ["a"], shared=shared)
+        second = two.make(TWO, ["a/b", "c"], shared=False)
+        elsewhere = two.make(TWO, ["d"], shared=False)
+        for _ in ("it waits", "it holds"):
+            assert [c.note for c in two.before(second)] == [ONE]
+            assert not list(one.before(first)) and not list(two.before(elsewhere))
+            one.hold(first)
+        one.end(first)
+        assert not list(two.before(second))
+        two.close()
+        assert not list(one.before(one.make(ONE, ["a", "d"], shared=False))), "who has ended is before nobody"
+        one.close()
+
+
+def test_who_is_still_choosing_may_be_before(tmp_path: Path) -> None:
+    claims = Claims(tmp_path)
+    mine = claims.make(ONE, ["a"], shared=False)
+    text = Claim(TWO, ("a",), shared=False, live="0").line()
+    with (tmp_path / "live/0").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        (tmp_path / "live/0.rows").write_bytes(text)
+        assert [c.note for c in claims.before(mine)] == [TWO]
+    assert not list(claims.before(mine)), "it has ended"
+    claims.close()
 
 
 async def test_a_disk_that_is_full_leaves_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

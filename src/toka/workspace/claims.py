@@ -122,11 +122,7 @@ class Claims:
             self._compact()
         claim = Claim(note, tuple(scope), shared, self._live, at=self._size)
         line = claim.line()
-        try:
-            self._write(line, claim.at)
-        except OSError:
-            os.ftruncate(self._file, claim.at)  # half a line must not become a claim
-            raise
+        self._write(line, claim.at)  # half a line is none, and the next one takes its place
         self._size += len(line)
         self._lines += 1
         self._own.append(claim)
