@@ -138,9 +138,9 @@ class Claims:
     def before(self, claim: Claim) -> Iterator[Claim]:
         """The claims of other processes that one has to wait for."""
         for other in self._of_others():
-            if other.state in "cwh" and meet(other, claim) and other.live not in self._dead:
-                if other.state != "w" or other.place < claim.place:
-                    yield other
+            here = other.state in "ch" or (other.state == "w" and other.place < claim.place)
+            if here and other.live not in self._dead and meet(other, claim):
+                yield other
 
     def hold(self, claim: Claim) -> None:
         """Notes that a claim is held now: nothing was before it. Durable for one that is alone. Raises OSError."""
