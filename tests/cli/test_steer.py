@@ -346,6 +346,36 @@ def test_an_instance_that_has_not_begun_is_paused_and_resumed_by_name(place: Pla
 
 
 @pytest.mark.slow
+def test_an_instance_goes_on_alone_while_its_agent_is_held(place: Place) -> None:
+    step = "echo x >> each/${item}; sleep 0.03"
+    tasks = [{"id": f"t{n}", "run": step, "effect": "idempotent"} for n in range(400)]
+    team(place, each={"for_each": [1, 2, 3], "max_parallel": 2, "tasks": tasks, "grants": {"write": ["each"]}})
+
+    def done(number: int) -> int:
+        file = place.work / f"each/{number}"
+        return len(file.read_text()) if file.exists() else 0
+
+    process = place.toka("run", "team.yaml", "--workspace", str(place.work), "--quiet")
+    until(lambda: done(1) and done(2))
+    say(place, "pause", "@last", "each")
+    follower = place.toka("resume", "@last", "each[2]", "--quiet")
+    before = done(2)
+    until(lambda: done(2) > before + 2)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    follower.wait(30)
+    say(place, "pause", "@last", "each[1]", "--reason", "twice is no more than once")
+    again = place.toka("resume", "@last", "each[3]", "--quiet")
+    rests, before = done(1), done(2)
+    until(lambda: done(2) > before + 2, "who was let go before the kill")
+    say(place, "stop", "@last", "each[2]")
+    until(lambda: done(3) > 4, "who was let go before it began, by somebody who executes the run")
+    assert done(1) == rests
+    say(place, "stop", "@last")
+    assert again.wait(30) == 8
+
+
+@pytest.mark.slow
 def test_a_retry_after_the_time_of_the_run_is_refused(place: Place) -> None:
     team(place, bad={"run": "exit 1", "retries": 0}, two={"run": "sleep 60"})
     process = place.toka("run", "team.yaml", "--workspace", str(place.work), "--quiet", "--deadline", "2s")

@@ -110,12 +110,12 @@ def _applied(state: RunState, record: Record) -> RunState:
 
 
 def _ask_pause(agent: AgentState, event: CommandApplied) -> AgentState:
-    return replace(agent, holds={**agent.holds, "person": event.reason})
+    return replace(agent, holds={**agent.holds, "person": event.reason}, let_go=False)
 
 
 def _ask_resume(agent: AgentState, event: CommandApplied) -> AgentState:  # noqa: ARG001 - called as all of them are
     holds = {k: v for k, v in agent.holds.items() if k not in ("person", "health")}
-    return replace(agent if "health" not in agent.holds else _forgiven(agent), holds=holds)
+    return replace(agent if "health" not in agent.holds else _forgiven(agent), holds=holds, let_go=True)
 
 
 def _ask_retry(agent: AgentState, event: CommandApplied) -> AgentState:
@@ -147,8 +147,14 @@ def _run_hold(state: RunState, record: Record) -> RunState:
 
 
 def _agent_hold(state: AgentState, record: Record) -> AgentState:
-    lifted = isinstance(record.event, HoldLifted) and record.event.hold == "health"
-    return replace(_forgiven(state) if lifted else state, holds=_holds(state.holds, record), changed_at=record.at)
+    event = record.event
+    assert isinstance(event, HoldPlaced | HoldLifted)
+    lifted = isinstance(event, HoldLifted)
+    if event.hold == "person":
+        state = replace(state, let_go=lifted)
+    elif lifted and event.hold == "health":
+        state = _forgiven(state)
+    return replace(state, holds=_holds(state.holds, record), changed_at=record.at)
 
 
 def _holds(holds: Mapping[str, str], record: Record) -> Mapping[str, str]:

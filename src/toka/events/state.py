@@ -139,6 +139,7 @@ class AgentState:
         approvals: questions to a person, by id, in the order in which they were asked.
         outputs: the values that it left; None before it left any.
         made: the elements for which an agent with `for_each` is there; None before that.
+        let_go: whether a person let it go on since one last held it: an instance then does not rest with its agent.
         usage: tokens of its model calls, tasks and repairs together.
         cost_usd: None when a call of unknown price was made.
         steps: how many of its steps were completed.
@@ -194,6 +195,7 @@ class AgentState:
     until: float | None = None
     private: WorkspaceMade | None = None
     returned: BranchReturned | None = None
+    let_go: bool = False
 
     def crashes_at(self, now: float) -> int:
         """How many crashes in a row one at `now`, in wall-clock seconds, would make."""

@@ -48,7 +48,7 @@ def lifting(life: Sequence[Record], before: RunState) -> tuple[str, str, str] | 
     if held <= lifted.keys():
         return event.author, event.reason, ""
     names = {name.partition("[")[0] for name in lifted}
-    return event.author, event.reason, min(names)
+    return event.author, event.reason, next(iter(lifted)) if len(lifted) == 1 else min(names)
 
 
 def _held(holds: Collection[str]) -> bool:

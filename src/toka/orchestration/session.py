@@ -13,7 +13,7 @@ from toka.core.units import format_duration
 from toka.errors import JournalError, StaleEpoch
 from toka.events.event import CommandApplied, HoldLifted, RunStateChanged, StepResolved
 from toka.events.lifecycle import AgentStatus, RunStatus
-from toka.events.state import RunState
+from toka.events.state import RunState, with_unbegun
 from toka.journal.journal import Command
 from toka.journal.poke import Inbox
 from toka.orchestration.approvals import VERBS, Approvals
@@ -154,13 +154,15 @@ class RunSession:
             author, reason: who asks for it, and why.
             only: the agent whose holds are meant, with its instances; empty: all.
         """
-        state = self.context.recorder.state
+        state = with_unbegun(self.context.recorder.state, only)
+        whole = state.agents.get(template_of(only)) if only else None
         for hold in ("person", "health"):
             if hold in state.holds and not only:
                 await self.context.recorder.record("", HoldLifted(hold, reason, author))
             for agent in state.agents.values():
                 meant = not only or only in (agent.name, template_of(agent.name))
-                if hold in agent.holds and not agent.ended and meant:
+                with_all = whole is not None and hold in whole.holds and not agent.let_go
+                if (hold in agent.holds or with_all) and not agent.ended and meant:
                     await self.context.recorder.record(agent.name, HoldLifted(hold, reason, author))
 
     async def _reopen(self) -> None:

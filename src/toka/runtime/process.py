@@ -77,7 +77,7 @@ class AgentProcessManager:
         control = AgentControl(
             self._run.runtime.clock, lambda: self._rested(name), lambda: self._went_on(name, int(config.priority))
         )
-        of_all = self.state(template_of(name) or name).holds
+        of_all: Mapping[str, str] = {} if state.let_go else self.state(template_of(name) or name).holds
         control.holds.update({**self._run.recorder.state.holds, **of_all, **state.holds})
         self.places.enter(name)
         task = asyncio.create_task(self._supervise(name, dict(results or {})), name=f"agent {name}")
