@@ -131,6 +131,8 @@ async def test_it_is_told_whether_somebody_wrote_there_since(open_checkpoints: O
     assert two.overtaken(ONE, ["a"]) == ""
     async with two.lock(ONE, ["a"]):
         assert two.overtaken(ONE, ["a"]) == "", "that it holds it again does not count"
+    async with one.lock(ONE, ["a"]):
+        assert one.overtaken(ONE, ["a"]) == "", "also in one process"
     async with one.lock(TWO, ["a/deep"]):
         pass
     async with two.lock(Note("run_9", "late"), ["c"]):

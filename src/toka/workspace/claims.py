@@ -154,10 +154,11 @@ class Claims:
             self._turn(claim, "o" if claim.state == "h" else "x")
 
     def overtaken(self, note: Note, scope: Sequence[str]) -> str:
-        """Why what `note` held in an earlier process may be another's by now; empty when nobody has held it since."""
+        """Why what `note` held before may be another's by now, for people; empty when nobody has held it since."""
         held = [each for each in (*self._own, *self._of_others()) if each.state in "ho"]
         held.sort(key=lambda claim: claim.place)
-        earlier = [n for n, each in enumerate(held) if each.note == note and each.live != (self._live or None)]
+        mine = (n for n, each in enumerate(held) if each.note == note)
+        earlier = [n for n in mine if held[n].state == "o" or held[n].live != self._live]
         if not earlier:
             return "who wrote there since is not known any more"
         later = [each.note for each in held[earlier[-1] + 1 :] if each.note != note and overlap(each.scope, scope)]
