@@ -127,6 +127,7 @@ class Rules:
         self._holds: dict[str, dict[str, tuple[float, Life | None]]] = defaultdict(dict)
         self._stops: dict[str, float] = {}
         self._closed: dict[str, float] = {}
+        self._ended: dict[str, float] = {}
         self._commands = 0
         self._approved: set[str] = set()
         self.bills = Bills(world)
@@ -293,7 +294,8 @@ class Rules:
                 self.check("dependencies-first", done, f"{name} starts before {other} is COMPLETED")
             for other in self.optional.get(whole, ()):
                 first = old.started_at is None and (whole not in states or states[whole].started_at is None)
-                over = other in states and states[other].ended  # later a person may have it tried again
+                over = other in states and states[other].ended  # later a person may have it tried again,
+                over = over or self._world.loop.time() - self._ended.get(other, -9.0) < 1.0  # or in the same moment
                 self.check("dependencies-first", over or not first, f"{name} before {other}")
         if new is AgentStatus.READY:
             self._closed.pop(name, None)
@@ -304,6 +306,7 @@ class Rules:
             self._agent_ended(after.agents[name])
 
     def _agent_ended(self, agent: AgentState) -> None:
+        self._ended[agent.name] = self._world.loop.time()
         for task in agent.tasks.values():
             left = [s for s in task.in_flight if not self._by_step[agent.name, s].doubt]
             self.check("ends-leave-no-flight", not left, f"{agent.name} ended {agent.status}, in flight: {left}")
