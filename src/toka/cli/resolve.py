@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -11,8 +13,12 @@ from toka.app import submit_command
 from toka.cli.attach import author, reason_of
 from toka.cli.door import again, folded, open_run, read_settings, state_option
 from toka.cli.output import say
+from toka.cli.text import line_of
 from toka.errors import NotFound, UsageError
+from toka.events.event import StepResolved
+from toka.events.record import Record
 from toka.events.state import AgentState, RunState
+from toka.journal.journal import Command
 
 ANSWERS = ("happened", "not-happened", "abandon")
 
@@ -34,14 +40,20 @@ def resolve(run_id: str, task: str, answer: str | None, agent: str | None, reaso
     """
     if answer is None:
         raise UsageError("which answer?", hint="add --happened, --not-happened or --abandon")
-    reason_of(reason)
-    with open_run(state, run_id) as (reader, run):
-        recorded = folded(run, reader.read(run))
-        asking = _asking(recorded, task, agent)
-        lease = reader.lease(run)
-    arguments = {"task": task, "answer": answer}
+    by = (author(), reason_of(reason))
     settings = read_settings(state)
-    asyncio.run(submit_command(settings, run, "resolve", agent=asking, arguments=arguments, by=(author(), reason)))
+    with open_run(state, run_id) as (reader, run):
+        records = reader.read(run)
+        recorded = folded(run, records)
+        asking = _asking(recorded, task, agent, records)
+        if (before := _noted(reader.commands(run), recorded, asking, task)) is not None:
+            raise _answered_already(asking, task, before)
+        arguments = {"task": task, "answer": answer}
+        number = asyncio.run(submit_command(settings, run, "resolve", agent=asking, arguments=arguments, by=by))
+        first = _noted(reader.commands(run), recorded, asking, task)
+        if first is not None and first.number != number:
+            raise _answered_already(asking, task, first)
+        lease = reader.lease(run)
     if lease is None or not lease.alive:
         say(f"noted: {asking}, task {task}: {answer}. Go on with: toka resume {run}{again(state)}")
     else:
@@ -49,12 +61,49 @@ def resolve(run_id: str, task: str, answer: str | None, agent: str | None, reaso
     return 0
 
 
-def _asking(run: RunState, task: str, agent: str | None) -> str:
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """Who answered what, and why; `number` of the request, 0 when it was taken up."""
+
+    answer: str
+    author: str
+    reason: str
+    number: int = 0
+
+
+def _noted(commands: Iterable[Command], run: RunState, agent: str, task: str) -> _Answer | None:
+    """The first answer to an open question that no executor has taken up yet."""
+    for command in commands:
+        mine = command.verb == "resolve" and command.agent == agent and command.arguments.get("task") == task
+        if mine and command.id not in run.commands:
+            return _Answer(str(command.arguments.get("answer")), command.author, command.reason, command.id)
+    return None
+
+
+def _taken_up(records: Iterable[Record], task: str, agent: str | None) -> tuple[str, _Answer] | None:
+    """The last answer about a task that was recorded, and whose task it is."""
+    found = None
+    for record in records:
+        event = record.event
+        if isinstance(event, StepResolved) and event.step.partition("/")[0] == task and agent in (None, record.stream):
+            found = record.stream, _Answer(event.answer, event.author, event.reason)
+    return found
+
+
+def _answered_already(agent: str, task: str, first: _Answer) -> UsageError:
+    why = f": {first.reason}" if first.reason else ""
+    said = f"{agent}, task {task}, was answered already: {first.answer} by {first.author or 'nobody'}{why}"
+    return UsageError(line_of(said), hint="the first answer counts")
+
+
+def _asking(run: RunState, task: str, agent: str | None, records: Sequence[Record]) -> str:
     """The agent whose task asks. Raises NotFound, UsageError."""
     asked = {name: state for name, state in run.agents.items() if _questions(state)}
+    found = [name for name, state in asked.items() if task in _questions(state) and agent in (None, name)]
+    if not found and (before := _taken_up(records, task, agent)) is not None:
+        raise _answered_already(before[0], task, before[1])
     if not asked:
         raise NotFound(f"no task of run {run.id} waits for an answer")
-    found = [name for name, state in asked.items() if task in _questions(state) and agent in (None, name)]
     if not found:
         listed = "; ".join(f"{name}: {', '.join(_questions(state))}" for name, state in asked.items())
         raise NotFound(f"task {task} of run {run.id} does not wait for an answer", hint=f"these do: {listed}")

@@ -1,0 +1,126 @@
+"""`toka resolve`: which answer counts, whom it is for, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.records import Toka, write_run
+from toka.core.clock import SystemClock
+from toka.core.ids import RunId
+from toka.events.event import (
+    AgentStateChanged,
+    Event,
+    ExecutorAttached,
+    RunCreated,
+    RunStateChanged,
+    StepDone,
+    StepInDoubt,
+    StepIntent,
+    StepResolved,
+    TaskStateChanged,
+)
+from toka.journal.journal import Command
+from toka.journal.sqlite import SqliteJournal, SqliteReader
+
+RUN = "20261101-101010-abcdef"
+BEGUN = [RunCreated(["pub", "other"], "0" * 64, "/w"), ExecutorAttached("h", 1, 1), RunStateChanged("RUNNING")]
+WAITS = RunStateChanged("WAITING", "pub: publish needs an answer")
+STEP = "publish/1/1/run/0"
+
+
+def started(step: str = STEP, effect: str = "once") -> list[Event]:
+    task = step.partition("/")[0]
+    return [
+        AgentStateChanged("STARTING"),
+        AgentStateChanged("RUNNING"),
+        TaskStateChanged(task, "RUNNING", 1, title=f"echo {task}"),
+        StepIntent(step, "key", effect, f"echo {task}", {}, "written by a person"),
+    ]
+
+
+def asking(step: str = STEP) -> list[Event]:
+    question = "echo was started and Toka ended before it did. Did it happen?"
+    return [
+        *started(step),
+        StepInDoubt(step, question),
+        TaskStateChanged(step.partition("/")[0], "NEEDS_ATTENTION", 1, question, why="in_doubt"),
+        AgentStateChanged("WAITING", question, "in_doubt"),
+    ]
+
+
+def waits(state: Path, *more: Event, other: tuple[Event, ...] = ()) -> None:
+    write_run(state, RUN, [("", [*BEGUN, WAITS]), ("pub", [*asking(), *more]), ("other", other)])
+
+
+def commands(state: Path) -> list[Command]:
+    reader = SqliteReader(state, SystemClock())
+    try:
+        return reader.commands(RunId(RUN))
+    finally:
+        reader.close()
+
+
+def test_the_first_answer_counts_and_the_second_is_told_of_it(toka: Toka, tmp_path: Path) -> None:
+    waits(tmp_path)
+    first = toka("resolve", RUN, "publish", "--not-happened", "--reason", "looked", "--state", tmp_path)
+    assert (first.code, "noted: pub, task publish: not-happened" in first.err) == (0, True)
+    for answer in ("--happened", "--not-happened", "--abandon"):
+        again = toka("resolve", RUN, "publish", answer, "--state", tmp_path)
+        assert again.code == 2
+        assert "pub, task publish, was answered already: not-happened by " in again.err
+        assert ": looked" in again.err and "the first answer counts" in again.err
+    assert [c.arguments["answer"] for c in commands(tmp_path)] == ["not-happened"]
+
+
+def test_an_answer_that_was_taken_up_counts_too(toka: Toka, tmp_path: Path) -> None:
+    waits(tmp_path, StepResolved(STEP, "happened", "ada", "the ledger"), StepDone(STEP, {"exit": 0}))
+    for arguments in (("publish",), ("publish", "--agent", "pub")):
+        again = toka("resolve", RUN, *arguments, "--not-happened", "--state", tmp_path)
+        assert (again.code, "answered already: happened by ada: the ledger" in again.err) == (2, True)
+    assert toka("resolve", RUN, "publish", "--agent", "other", "--happened", "--state", tmp_path).code == 9
+    assert not commands(tmp_path)
+
+
+def test_what_is_asked_anew_takes_a_new_answer(toka: Toka, tmp_path: Path) -> None:
+    waits(tmp_path, StepResolved(STEP, "not-happened", "ada", ""), *asking()[2:])
+    assert toka("resolve", RUN, "publish", "--happened", "--state", tmp_path).code == 0
+
+
+async def test_two_answers_at_one_time_the_later_is_told(toka: Toka, tmp_path: Path, monkeypatch: Any) -> None:
+    """Both looked while the question was open; the request that came first counts."""
+    await asyncio.to_thread(waits, tmp_path)
+
+    async def first(settings: Any, run: RunId, verb: str, **more: Any) -> int:
+        journal = SqliteJournal(tmp_path, SystemClock())
+        earlier = {"task": "publish", "answer": "abandon"}
+        try:
+            await journal.submit(run, verb, agent="pub", arguments=earlier, by=("bob", "no"))
+            return await journal.submit(run, verb, agent="pub", arguments=more["arguments"], by=more["by"])
+        finally:
+            await journal.aclose()
+
+    monkeypatch.setattr("toka.cli.resolve.submit_command", first)
+    done = await asyncio.to_thread(toka, "resolve", RUN, "publish", "--happened", "--state", tmp_path)
+    assert (done.code, "answered already: abandon by bob: no" in done.err) == (2, True)
+
+
+def test_an_answer_to_one_agent_is_none_to_another(toka: Toka, tmp_path: Path) -> None:
+    waits(tmp_path, other=tuple(asking()))
+    both = toka("resolve", RUN, "publish", "--happened", "--state", tmp_path)
+    assert (both.code, "say which one: --agent NAME" in both.err) == (2, True)
+    assert toka("resolve", RUN, "publish", "--happened", "--agent", "pub", "--state", tmp_path).code == 0
+    unsaid = toka("resolve", RUN, "publish", "--abandon", "--state", tmp_path)
+    assert (unsaid.code, "say which one: --agent NAME" in unsaid.err) == (2, True)
+    assert toka("resolve", RUN, "publish", "--abandon", "--agent", "other", "--state", tmp_path).code == 0
+    assert [(c.agent, c.arguments["answer"]) for c in commands(tmp_path)] == [("pub", "happened"), ("other", "abandon")]
+
+
+@pytest.mark.parametrize("task", ["publish", "nothing"])
+def test_nothing_to_answer(toka: Toka, tmp_path: Path, task: str) -> None:
+    write_run(tmp_path, RUN, [("", [*BEGUN, WAITS]), ("pub", [TaskStateChanged("publish", "SUCCEEDED", 1)])])
+    done = toka("resolve", RUN, task, "--happened", "--state", tmp_path)
+    assert (done.code, "waits for an answer" in done.err) == (9, True)
