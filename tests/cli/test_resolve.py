@@ -124,3 +124,13 @@ def test_nothing_to_answer(toka: Toka, tmp_path: Path, task: str) -> None:
     write_run(tmp_path, RUN, [("", [*BEGUN, WAITS]), ("pub", [TaskStateChanged("publish", "SUCCEEDED", 1)])])
     done = toka("resolve", RUN, task, "--happened", "--state", tmp_path)
     assert (done.code, "waits for an answer" in done.err) == (9, True)
+
+
+@pytest.mark.parametrize("said", [("--happened", "--not-happened"), ("--abandon", "--happened"), ()])
+def test_exactly_one_answer_is_taken(toka: Toka, tmp_path: Path, said: tuple[str, ...]) -> None:
+    waits(tmp_path)
+    done = toka("resolve", RUN, "publish", *said, "--state", tmp_path)
+    assert done.code == 2
+    for answer in said or ("--happened", "--not-happened", "--abandon"):
+        assert answer in done.err
+    assert not commands(tmp_path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,20 +26,19 @@ ANSWERS = ("happened", "not-happened", "abandon")
 @click.command()
 @click.argument("run_id", metavar="RUN")
 @click.argument("task")
-@click.option("--happened", "answer", flag_value="happened", help="It happened: go on without running it again.")
-@click.option("--not-happened", "answer", flag_value="not-happened", help="It did not happen: run it again.")
-@click.option("--abandon", "answer", flag_value="abandon", help="Nobody can tell: the task has failed.")
+@click.option("--happened", is_flag=True, help="It happened: go on without running it again.")
+@click.option("--not-happened", is_flag=True, help="It did not happen: run it again.")
+@click.option("--abandon", is_flag=True, help="Nobody can tell: the task has failed.")
 @click.option("--agent", default=None, help="Whose task, when several agents ask about one of that name.")
 @click.option("--reason", default="", help="Why, for the record.")
 @state_option
-def resolve(run_id: str, task: str, answer: str | None, agent: str | None, reason: str, state: Path | None) -> int:
+def resolve(run_id: str, task: str, agent: str | None, reason: str, state: Path | None, **said: bool) -> int:
     """Answer the question of a TASK that waits because Toka was killed while a step of it ran.
 
     `toka show RUN` prints the question. The answer is recorded with your name; the run takes it up at once when it is
     being executed, else with `toka resume`.
     """
-    if answer is None:
-        raise UsageError("which answer?", hint="add --happened, --not-happened or --abandon")
+    answer = _one_of(said)
     by = (author(), reason_of(reason))
     settings = read_settings(state)
     with open_run(state, run_id) as (reader, run):
@@ -59,6 +58,16 @@ def resolve(run_id: str, task: str, answer: str | None, agent: str | None, reaso
     else:
         say(f"noted: {asking}, task {task}: {answer}. Process {lease.holder.pid} goes on with it")
     return 0
+
+
+def _one_of(said: Mapping[str, bool]) -> str:
+    """The answer that the command line gives. Raises UsageError."""
+    given = [each for each in ANSWERS if said[each.replace("-", "_")]]
+    if not given:
+        raise UsageError("which answer?", hint="add --happened, --not-happened or --abandon")
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(f'--{each}' for each in given)} do not go together", hint="say one of them")
+    return given[0]
 
 
 @dataclass(frozen=True, slots=True)
