@@ -77,7 +77,7 @@ class Guard(Turn, Protocol):
         ...
 
     async def put_back(self, step: str, noted: dict[str, Any]) -> StepPutBack:
-        """Makes the workspace as it was before a step, if that undoes nobody else's work; for the record."""
+        """Makes the workspace as it was before a step in its turn, if that undoes nobody's work; for the record."""
         ...
 
 
