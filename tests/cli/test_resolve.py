@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cli.records import Toka, write_run
+from cli.records import COMMAND, Toka, write_run
 from toka.core.clock import SystemClock
 from toka.core.ids import RunId
 from toka.events.event import (
@@ -134,3 +136,44 @@ def test_exactly_one_answer_is_taken(toka: Toka, tmp_path: Path, said: tuple[str
     for answer in said or ("--happened", "--not-happened", "--abandon"):
         assert answer in done.err
     assert not commands(tmp_path)
+
+
+PRINTS = """
+toka: 1
+agents:
+  pub:
+    grants: {write: [.]}
+    outputs: {n: {as: integer, from: stdout}}
+    tasks:
+      - {id: first, run: "echo begin; touch first; while [ ! -e go ]; do sleep 0.05; done", effect: once}
+      - {id: count, run: "touch second; while [ ! -e on ]; do sleep 0.05; done; echo 4", effect: once}
+"""
+
+
+@pytest.mark.slow
+def test_what_printed_a_value_that_is_needed_is_not_taken_as_done(toka: Toka, tmp_path: Path) -> None:
+    (tmp_path / "ws").mkdir()
+    (tmp_path / "team.yaml").write_text(PRINTS)
+
+    def killed(*command: str, at: str) -> None:
+        process = subprocess.Popen([*COMMAND, *command, "-q"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+        try:
+            end = time.monotonic() + 20
+            while not (tmp_path / "ws" / at).exists() and time.monotonic() < end:
+                time.sleep(0.05)
+        finally:
+            process.kill()
+            process.wait()
+
+    killed("run", "team.yaml", "--workspace", "ws", "--state", "st", at="first")
+    assert toka("resume", "@last", "--state", "st", "-q").code == 7
+    assert toka("resolve", "@last", "first", "--happened", "--state", "st").code == 0, "its output is not needed"
+    killed("resume", "@last", "--state", "st", at="second")
+    assert toka("resume", "@last", "--state", "st", "-q").code == 7
+    refused = toka("resolve", "@last", "count", "--happened", "--state", "st")
+    assert (refused.code, "pub leaves n from what task count printed, and that is lost" in refused.err) == (2, True)
+    assert "--not-happened" in refused.err
+    (tmp_path / "ws" / "on").touch()
+    assert toka("resolve", "@last", "count", "--not-happened", "--state", "st").code == 0
+    assert toka("resume", "@last", "--state", "st", "-q").code == 0
+    assert toka("show", "@last", "--json", "--state", "st").json["agents"]["pub"]["outputs"] == {"n": 4}

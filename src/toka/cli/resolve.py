@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,11 +16,11 @@ from toka.cli.attach import author, reason_of
 from toka.cli.door import again, folded, open_run, read_settings, state_option
 from toka.cli.output import say
 from toka.cli.text import line_of
-from toka.errors import NotFound, UsageError
+from toka.errors import ConfigError, NotFound, UsageError
 from toka.events.event import StepResolved
 from toka.events.record import Record
 from toka.events.state import AgentState, RunState
-from toka.journal.journal import Command
+from toka.journal.journal import Command, Reader
 
 ANSWERS = ("happened", "not-happened", "abandon")
 
@@ -47,6 +49,11 @@ def resolve(run_id: str, task: str, agent: str | None, reason: str, state: Path 
         asking = _asking(recorded, task, agent, records)
         if (before := _noted(reader.commands(run), recorded, asking, task)) is not None:
             raise _answered_already(asking, task, before)
+        if answer == "happened" and (lost := _printed(reader, recorded, asking, task)):
+            raise UsageError(
+                f"{line_of(asking, 120)} leaves {lost} from what task {line_of(task, 120)} printed, and that is lost",
+                hint="--not-happened runs it again; --abandon lets the task fail",
+            )
         arguments = {"task": task, "answer": answer}
         number = asyncio.run(submit_command(settings, run, "resolve", agent=asking, arguments=arguments, by=by))
         first = _noted(reader.commands(run), recorded, asking, task)
@@ -97,6 +104,22 @@ def _taken_up(records: Iterable[Record], task: str, agent: str | None) -> tuple[
         if isinstance(event, StepResolved) and event.step.partition("/")[0] == task and agent in (None, record.stream):
             found = record.stream, _Answer(event.answer, event.author, event.reason)
     return found
+
+
+def _printed(reader: Reader, run: RunState, agent: str, task: str) -> str:
+    """The outputs that come from what a task prints; empty when none does, or this version cannot read the specs."""
+    from toka.config.agent import AgentConfig  # only here
+
+    created = run.created
+    try:
+        specs: list[dict[str, Any]] = json.loads(reader.blob(created.specs)) if created else []
+        config = next(c for c in map(AgentConfig.from_json, specs) if c.name == agent.partition("[")[0])
+    except (ConfigError, NotFound, StopIteration, ValueError, TypeError, AttributeError):
+        return ""
+    commands = [t.id for t in config.task_list(created.enabled if created else ()) if t.run is not None]
+    if config.flow is None or not commands or commands[-1] != task:
+        return ""
+    return ", ".join(name for name, output in config.flow.outputs.items() if output.source == "stdout")
 
 
 def _answered_already(agent: str, task: str, first: _Answer) -> UsageError:
