@@ -131,6 +131,7 @@ class Result:
         failed: the act ended, but its answer is an error.
         usage, cost_usd, model: of a model call.
         limit: what was met while it ran, so that it or a part of it was ended; None = nothing.
+        lost: its sandbox died before it ended: it may have done anything or nothing.
     """
 
     value: Any
@@ -139,6 +140,7 @@ class Result:
     cost_usd: float | None = None
     model: str = ""
     limit: LimitExceeded | None = None
+    lost: bool = False
 
 
 def at_worst(intent: StepIntent) -> tuple[list[int] | None, float | None]:

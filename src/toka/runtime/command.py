@@ -62,7 +62,8 @@ async def run_line(
         except SandboxError as e:
             raise StepFailure("sandbox", e.message) from e
         value = agent.run.runtime.redact(described(ended, agent.run.runtime.mask))
-        return Result(value, failed=ended.failed, limit=limit_met(value, agent.name))
+        lost = ended.ended == "lost" and ended.exceeded is None
+        return Result(value, failed=ended.failed, limit=limit_met(value, agent.name), lost=lost)
 
     assumed = {"exit": 0, "ended": "exited", "output": BY_WORD, "dropped": 0}
     rule = "written by a person"

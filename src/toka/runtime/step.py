@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from toka.core.clock import Clock
 from toka.core.decision import Decision
@@ -129,7 +129,7 @@ class Steps:
 
         Raises:
             StepFailure: `do` raised it, now or in an earlier process.
-            InDoubt: an earlier process died in it, and whether it happened is unknown.
+            InDoubt: an earlier process, or its sandbox, died in it, and whether it happened is unknown.
             Interrupted: a pause ended it; it has no end, and may be run again.
             JournalError: the record cannot be written; `do` was not called, or its result is not recorded.
         """
@@ -246,6 +246,9 @@ class Steps:
             self._boundary = self._gate.time()
         wall = round(self._clock.monotonic() - began, 4)
         self._open.pop(text, None)
+        if result.lost and effect is Effect.ONCE:
+            self._begun(intent)
+            await self._ask(text, f"{_named(intent)} was started and its sandbox died before it ended. Did it happen?")
         await self._record_done(text, result, wall, act.used())
         return result
 
@@ -331,10 +334,15 @@ class Steps:
         if again and self._past.deaths(text) < POISON:
             return None
         if answer is not None or text not in self._past.doubts:
-            event = StepInDoubt(text, self._question(intent, back))
-            await self._recorder.record(self._agent, event)
-            self._past.read(event)
+            await self._ask(text, self._question(intent, back))
         raise InDoubt(text, self._past.doubts[text])
+
+    async def _ask(self, step: str, question: str) -> NoReturn:
+        """Records that a person must say whether a step happened."""
+        event = StepInDoubt(step, question)
+        await self._recorder.record(self._agent, event)
+        self._past.read(event)
+        raise InDoubt(step, question)
 
     async def _restored(self, act: Act, intent: StepIntent) -> StepPutBack | None:
         """What came of putting back what a step left in the workspace; None where that is not done, or not yet."""
@@ -349,7 +357,7 @@ class Steps:
 
     def _question(self, intent: StepIntent, back: StepPutBack | None) -> str:
         """What a person is asked about a step whose process died in it."""
-        what = f"{intent.what} {shortened(intent.arguments)}".strip()
+        what = _named(intent)
         deaths, left = self._past.deaths(intent.step), ""
         if back is not None and back.problem:
             left = f" The workspace is as it was left: {back.problem}."
@@ -380,3 +388,8 @@ class Steps:
         await self._recorder.record(self._agent, done)
         if StepKey.parse(text).kind == "run":  # the only ones that are asked for later: for what they printed
             self._ends[text] = done
+
+
+def _named(intent: StepIntent) -> str:
+    """What a step was to do, in a question about it."""
+    return f"{intent.what} {shortened(intent.arguments)}".strip()
