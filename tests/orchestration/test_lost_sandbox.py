@@ -61,6 +61,7 @@ async def test_what_must_not_run_twice_is_asked_about(team: Team, kind: str) -> 
     (doubt,) = team.events(StepInDoubt)
     assert "was started and its sandbox died before it ended. Did it happen?" in doubt.question
     await replayed_the_same(team)
+    team.progress.clear()
     async with team.open() as runtime:
         answer = {"task": "publish", "answer": "happened"}
         journal = runtime.journal
@@ -70,6 +71,10 @@ async def test_what_must_not_run_twice_is_asked_about(team: Team, kind: str) -> 
         await session.context.recorder.close()
     assert done.exit_code == 0, done.reason
     assert log.read_text().split() == (["start", "after"] if kind == "a command of the spec" else ["start"])
+    told = [e for e in team.progress if e.task == "publish"]
+    assert "task_started" not in {e.kind for e in told}, "nothing was started"
+    if kind == "a command of the spec":
+        assert told[-1].text == "(a person says that this happened; its output is lost)"
     await replayed_the_same(team)
 
 
@@ -91,6 +96,7 @@ async def test_an_answer_is_taken_up_by_the_same_process(team: Team) -> None:
         await run
         await session.context.recorder.close()
     assert [i.again for i in team.events(StepIntent) if i.step.startswith("publish/")] == [0, 1]
+    assert [e.kind for e in team.progress if e.task == "publish"].count("task_started") == 2
     assert (team.work / "log.txt").read_text() == "start\nstart\npublished\n"
     await replayed_the_same(team)
 

@@ -1,12 +1,14 @@
-"""What the record says of steps in which a process died, and what people answered about them. Pure."""
+"""What the record says of steps in which a process died, and what people are asked and answered about them. Pure."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
+from toka.core.effect import Effect
 from toka.events.event import AgentStateChanged, StepDenied, StepDone, StepFailed, StepInDoubt, StepIntent, StepResolved
 from toka.events.lifecycle import AgentStatus
 from toka.events.steps import StepLeft, StepPutBack
+from toka.runtime.payload import shortened
 
 POISON: Final = 3
 """As often as a step was in flight when its process died, before a person is asked about it."""
@@ -66,3 +68,26 @@ class Aftermath:
         if answer is None:
             return step in self.doubts or self.deaths(step) >= POISON
         return answer != "not-happened"
+
+    def last_answer(self, task: str) -> str:
+        """What a person last answered about a step of a task; empty when nobody did."""
+        answers = [answer for step, answer in self.answers.items() if step.startswith(f"{task}/")]
+        return answers[-1] if answers else ""
+
+    def question(self, intent: StepIntent) -> str:
+        """What a person is asked about a step whose process died in it."""
+        deaths, back, left = self.deaths(intent.step), self.put_back.get(intent.step), ""
+        if back is not None and back.problem:
+            left = f" The workspace is as it was left: {back.problem}."
+        elif back is None and intent.effect == Effect.WORKSPACE and (intent.evidence or {}).get("scope"):
+            left = " What it last did in the workspace is still there; only if it did not happen, that is put back."
+        if deaths < POISON:
+            return f"{named(intent)} was started and Toka ended before it did.{left} Did it happen?"
+        return (
+            f"{named(intent)} was started {deaths} times, and each time Toka died before it ended.{left} Did it happen?"
+        )
+
+
+def named(intent: StepIntent) -> str:
+    """What a step was to do, in a question about it."""
+    return f"{intent.what} {shortened(intent.arguments)}".strip()

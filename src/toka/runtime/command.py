@@ -144,6 +144,11 @@ def limit_met(value: Mapping[str, Any], agent: str) -> LimitExceeded | None:
     return LimitExceeded(scope, over.limit, over.used, over.unit)
 
 
+def by_word(value: Mapping[str, Any]) -> bool:
+    """Whether a command counts as done because a person said so."""
+    return "wall_s" not in value and value.get("output") == BY_WORD
+
+
 def tail(value: dict[str, Any]) -> str:
     """The end of a command's output."""
     return str(value["output"])[-TAIL_CHARACTERS:]

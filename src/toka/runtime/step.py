@@ -31,9 +31,9 @@ from toka.events.event import (
 from toka.events.record import Record
 from toka.journal.recorder import Recorder
 from toka.runtime.act import Act, InDoubt, Result, StepFailure, at_worst
-from toka.runtime.aftermath import POISON, Aftermath
+from toka.runtime.aftermath import POISON, Aftermath, named
 from toka.runtime.control import Gate, Interrupted, OpenGate
-from toka.runtime.payload import cut, loaded, shortened, stored
+from toka.runtime.payload import cut, loaded, stored
 
 ABANDONED: Final = "given up by a person, who could not tell whether it happened"
 LEFT: Final = "it was in flight when its execution was cut off, and may have happened"
@@ -103,6 +103,10 @@ class Steps:
         """The messages an earlier process recorded with this step's intent; None when it recorded none."""
         intent = self._intents.get(step.text)
         return intent.messages if intent else None
+
+    def last_answer(self, task: str) -> str:
+        """See Aftermath."""
+        return self._past.last_answer(task)
 
     def unanswered(self, step: StepKey) -> StepIntent | None:
         """The intent of a step that an earlier process started and did not end; None when there is none."""
@@ -248,7 +252,7 @@ class Steps:
         self._open.pop(text, None)
         if result.lost and effect is Effect.ONCE:
             self._begun(intent)
-            await self._ask(text, f"{_named(intent)} was started and its sandbox died before it ended. Did it happen?")
+            await self._ask(text, f"{named(intent)} was started and its sandbox died before it ended. Did it happen?")
         await self._record_done(text, result, wall, act.used())
         return result
 
@@ -334,7 +338,7 @@ class Steps:
         if again and self._past.deaths(text) < POISON:
             return None
         if answer is not None or text not in self._past.doubts:
-            await self._ask(text, self._question(intent, back))
+            await self._ask(text, self._past.question(intent))
         raise InDoubt(text, self._past.doubts[text])
 
     async def _ask(self, step: str, question: str) -> NoReturn:
@@ -354,18 +358,6 @@ class Steps:
             await self._recorder.record(self._agent, back)
             self._past.read(back)
         return back
-
-    def _question(self, intent: StepIntent, back: StepPutBack | None) -> str:
-        """What a person is asked about a step whose process died in it."""
-        what = _named(intent)
-        deaths, left = self._past.deaths(intent.step), ""
-        if back is not None and back.problem:
-            left = f" The workspace is as it was left: {back.problem}."
-        elif back is None and intent.effect == Effect.WORKSPACE and (intent.evidence or {}).get("scope"):
-            left = " What it last did in the workspace is still there; only if it did not happen, that is put back."
-        if deaths < POISON:
-            return f"{what} was started and Toka ended before it did.{left} Did it happen?"
-        return f"{what} was started {deaths} times, and each time Toka died before it ended.{left} Did it happen?"
 
     async def _taken(self, text: str, value: Any) -> Result:
         """Takes a step as done that an earlier process did."""
@@ -388,8 +380,3 @@ class Steps:
         await self._recorder.record(self._agent, done)
         if StepKey.parse(text).kind == "run":  # the only ones that are asked for later: for what they printed
             self._ends[text] = done
-
-
-def _named(intent: StepIntent) -> str:
-    """What a step was to do, in a question about it."""
-    return f"{intent.what} {shortened(intent.arguments)}".strip()
