@@ -138,6 +138,47 @@ def test_exactly_one_answer_is_taken(toka: Toka, tmp_path: Path, said: tuple[str
     assert not commands(tmp_path)
 
 
+def test_show_tells_what_was_asked_and_is_not_taken_up_yet(toka: Toka, tmp_path: Path) -> None:
+    waits(tmp_path)
+    resolving = f"toka resolve {RUN} publish --happened|--not-happened|--abandon --state {tmp_path}"
+    before = toka("show", RUN, "--state", tmp_path)
+    assert resolving in before.out and "noted" not in before.out
+    assert toka("show", RUN, "--json", "--state", tmp_path).json["requests"] == []
+    assert toka("resolve", RUN, "publish", "--abandon", "--reason", "why", "--state", tmp_path).code == 0
+    assert toka("pause", RUN, "pub", "--state", tmp_path).code == 0
+    shown = toka("show", RUN, "--state", tmp_path).out
+    assert "noted, and not taken up yet: resolve task publish: abandon of pub, by " in shown and " (why)" in shown
+    assert "noted, and not taken up yet: pause pub, by " in shown
+    assert "task publish is answered: abandon by " in shown and resolving not in shown
+    said = toka("show", RUN, "--json", "--state", tmp_path).json["requests"]
+    assert [(each["verb"], each["agent"], each["reason"]) for each in said] == [
+        ("resolve", "pub", "why"),
+        ("pause", "pub", ""),
+    ]
+    assert said[0]["arguments"] == {"task": "publish", "answer": "abandon"} and said[0]["author"]
+
+
+def test_the_command_that_answers_names_the_agent_where_it_must(toka: Toka, tmp_path: Path) -> None:
+    write_run(tmp_path, RUN, [("", [*BEGUN, WAITS]), ("pub[1]", asking()), ("pub[2]", asking())])
+    shown = toka("show", RUN, "--state", tmp_path).out
+    assert f"toka resolve {RUN} publish --agent 'pub[2]' --happened|" in shown
+    assert toka("resolve", RUN, "publish", "--agent", "pub", "--happened", "--state", tmp_path).code == 2
+    assert toka("resolve", RUN, "publish", "--agent", "pub[2]", "--happened", "--state", tmp_path).code == 0
+    assert [c.agent for c in commands(tmp_path)] == ["pub[2]"]
+
+
+def test_the_only_instance_that_asks_is_meant_by_its_agents_name(toka: Toka, tmp_path: Path) -> None:
+    write_run(tmp_path, RUN, [("", [*BEGUN, WAITS]), ("pub[1]", asking())])
+    assert toka("resolve", RUN, "publish", "--agent", "pub", "--happened", "--state", tmp_path).code == 0
+    assert [c.agent for c in commands(tmp_path)] == ["pub[1]"]
+
+
+def test_who_answers_before_the_question_is_told_who_asks_it(toka: Toka, tmp_path: Path) -> None:
+    write_run(tmp_path, RUN, [("", BEGUN), ("pub", started())])
+    early = toka("resolve", RUN, "publish", "--happened", "--state", tmp_path)
+    assert (early.code, f"toka resume {RUN} asks first" in early.err) == (9, True)
+
+
 PRINTS = """
 toka: 1
 agents:
@@ -169,7 +210,8 @@ def test_what_printed_a_value_that_is_needed_is_not_taken_as_done(toka: Toka, tm
     assert toka("resume", "@last", "--state", "st", "-q").code == 7
     assert toka("resolve", "@last", "first", "--happened", "--state", "st").code == 0, "its output is not needed"
     killed("resume", "@last", "--state", "st", at="second")
-    assert toka("resume", "@last", "--state", "st", "-q").code == 7
+    waited = toka("resume", "@last", "--state", "st", "-q")
+    assert (waited.code, " count --happened|--not-happened|--abandon --state st" in waited.err) == (7, True)
     refused = toka("resolve", "@last", "count", "--happened", "--state", "st")
     assert (refused.code, "pub leaves n from what task count printed, and that is lost" in refused.err) == (2, True)
     assert "--not-happened" in refused.err

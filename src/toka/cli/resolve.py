@@ -16,6 +16,7 @@ from toka.cli.attach import author, reason_of
 from toka.cli.door import again, folded, open_run, read_settings, state_option
 from toka.cli.output import say
 from toka.cli.text import line_of
+from toka.cli.view import is_meant
 from toka.errors import ConfigError, NotFound, UsageError
 from toka.events.event import StepResolved
 from toka.events.record import Record
@@ -101,7 +102,7 @@ def _taken_up(records: Iterable[Record], task: str, agent: str | None) -> tuple[
     found = None
     for record in records:
         event = record.event
-        if isinstance(event, StepResolved) and event.step.partition("/")[0] == task and agent in (None, record.stream):
+        if isinstance(event, StepResolved) and event.step.partition("/")[0] == task and is_meant(agent, record.stream):
             found = record.stream, _Answer(event.answer, event.author, event.reason)
     return found
 
@@ -131,11 +132,13 @@ def _answered_already(agent: str, task: str, first: _Answer) -> UsageError:
 def _asking(run: RunState, task: str, agent: str | None, records: Sequence[Record]) -> str:
     """The agent whose task asks. Raises NotFound, UsageError."""
     asked = {name: state for name, state in run.agents.items() if _questions(state)}
-    found = [name for name, state in asked.items() if task in _questions(state) and agent in (None, name)]
+    found = [name for name, state in asked.items() if task in _questions(state) and is_meant(agent, name)]
     if not found and (before := _taken_up(records, task, agent)) is not None:
         raise _answered_already(before[0], task, before[1])
     if not asked:
-        raise NotFound(f"no task of run {run.id} waits for an answer")
+        flying = any(task in each.tasks and each.tasks[task].in_flight for each in run.agents.values())
+        hint = f"it was in the middle of a step: if its process is gone, toka resume {run.id} asks first"
+        raise NotFound(f"no task of run {run.id} waits for an answer", hint=hint if flying else None)
     if not found:
         listed = "; ".join(f"{name}: {', '.join(_questions(state))}" for name, state in asked.items())
         raise NotFound(f"task {task} of run {run.id} does not wait for an answer", hint=f"these do: {listed}")
