@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from toka.cli.questions import is_late, late_text
+from toka.cli.questions import is_late, late_text, resolving
 from toka.cli.text import age, line_of, moment
 from toka.cli.view import Planned, RunView
 from toka.events.health import Health, Rung
 from toka.events.lifecycle import AGENT_ENDS, AgentStatus, RunStatus, TaskStatus
 from toka.events.state import AgentState
 from toka.events.steps import UNKEPT
+from toka.journal.journal import Command
 
 _LIFTED = {
     "person": "toka resume {run}",
@@ -32,14 +33,23 @@ def run_explanation(view: RunView) -> list[str]:
         out.append(view.state.reason)
     if view.unkept:
         out.append(UNKEPT.format(why=view.unkept))
-    return out
+    return out + [_noted(each) for each in view.noted]
+
+
+def _noted(command: Command) -> str:
+    """What somebody asked for, of which no process knows yet."""
+    task, answer = command.arguments.get("task", ""), command.arguments.get("answer", "")
+    what = f" task {task}: {answer}" if command.verb == "resolve" else ""
+    whom = f" of {command.agent}" if what and command.agent else f" {command.agent}" if command.agent else ""
+    why = f" ({command.reason})" if command.reason else ""
+    return f"noted, and not taken up yet: {command.verb}{what}{whom}, by {command.author or 'nobody'}{why}"
 
 
 def explanation(view: RunView, agent: AgentState) -> list[str]:
     """Why the agent waits, or how it ended, one sentence each; empty when it goes without saying."""
     if agent.status in AGENT_ENDS:
         return _ending(agent)
-    out = _approvals(view, agent) + _questions(agent)
+    out = _approvals(view, agent) + _questions(view, agent)
     if agent.retry is not None and view.status is not RunStatus.RUNNING:
         out.append(f"is to be tried again ({agent.retry or 'no reason given'})")
     for hold, reason in {**view.state.holds, **agent.holds}.items():
@@ -107,10 +117,16 @@ def _approvals(view: RunView, agent: AgentState) -> list[str]:
     ]
 
 
-def _questions(agent: AgentState) -> list[str]:
+def _questions(view: RunView, agent: AgentState) -> list[str]:
+    first = {
+        str(c.arguments.get("task")): c for c in reversed(view.noted) if c.verb == "resolve" and c.agent == agent.name
+    }
     return [
-        f"task {t.id} needs an answer: {t.question or t.reason} "
-        f"(toka resolve RUN {t.id} --happened, --not-happened or --abandon)"
+        f"task {t.id} is answered: {noted.arguments.get('answer')} by {noted.author or 'nobody'}; no process has taken "
+        "that up yet"
+        if (noted := first.get(t.id)) is not None
+        else f"task {t.id} needs an answer: {t.question or t.reason} "
+        f"({resolving(view.state, agent.name, t.id, view.options)})"
         for t in agent.tasks.values()
         if t.status is TaskStatus.NEEDS_ATTENTION
     ]

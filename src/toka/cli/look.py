@@ -127,6 +127,7 @@ def logs(run_id: str, agent: str | None, state: Path | None, follow: bool, full:
 def _read(reader: SqliteReader, run: RunId, options: str) -> tuple[RunView, list[Record]]:
     """Everything about a run, and its records. Raises JournalError."""
     lease = reader.lease(run)  # before the records, so that a run that ends meanwhile does not look interrupted
+    asked = reader.commands(run)  # likewise
     records = reader.read(run)
     state = folded(run, records)
     created = state.created
@@ -146,6 +147,7 @@ def _read(reader: SqliteReader, run: RunId, options: str) -> tuple[RunView, list
         values=values_of(state, reader.blob),
         items=items_of(state, reader.blob),
         unkept=unkept_of(records),
+        noted=() if state.ended else tuple(each for each in asked if each.id not in state.commands),
     )
     return view, records
 

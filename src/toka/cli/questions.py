@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final, cast
@@ -15,6 +16,8 @@ ID: Final = 8
 """Digits of an id in commands that are shown for copying."""
 SHOWN_LINES: Final = 6
 """Lines of each thing that a question is about, where other things are shown as well."""
+DOUBTS: Final = 30
+"""Commands that answer about steps in doubt that are listed."""
 _WORDS: Final = {"cost_usd": "cost", "step": "in step"}
 
 
@@ -45,6 +48,29 @@ def commands(run: str, agent: str, question: ApprovalState, options: str = "") -
     """
     rest = f'{line_of(run, 60)} {_word(agent)} --reason "..." --id {question.id[:ID]}{options}'
     return [f"toka {verb} {rest}" for verb in ("approve", "deny")]
+
+
+def resolving(state: RunState, agent: str, task: str, options: str = "") -> str:
+    """The command that answers whether a step in doubt happened; it names the agent where several ask.
+
+    Args:
+        state: its run.
+        agent: who asks.
+        task: the task that waits.
+        options: see `commands`.
+    """
+    several = sum(1 for each in state.agents.values() if (t := each.tasks.get(task)) is not None and t.question) > 1
+    whose = f" --agent {_word(agent)}" if several else ""
+    answers = "--happened|--not-happened|--abandon"
+    return f"toka resolve {line_of(state.id, 60)} {shlex.quote(line_of(task, 120))}{whose} {answers}{options}"
+
+
+def doubt_lines(state: RunState, options: str = "") -> list[str]:
+    """The tasks of a run that wait for an answer about a step in doubt, each with the command that gives it."""
+    asked = [(agent.name, t.id) for agent in state.agents.values() for t in agent.tasks.values() if t.question]
+    lines = [f"  {resolving(state, agent, task, options)}" for agent, task in asked[:DOUBTS]]
+    more = [f"  and {len(asked) - DOUBTS} more: toka show {state.id}{options}"] if asked[DOUBTS:] else []
+    return ["", "waits for an answer: did it happen?", *lines, *more] if lines else []
 
 
 def question_lines(

@@ -26,6 +26,7 @@ from toka.events.event import (
 )
 from toka.events.flow import ApprovalAnswered, ApprovalAsked, InstancesMade, OutputsMade
 from toka.events.health import HealthChanged
+from toka.events.steps import SETTLED
 from toka.events.workspace import BranchReturned, WorkspaceMade
 
 MALFORMED: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -178,6 +179,8 @@ def _workspace_of(event: StepWaits | StepPutBack, paint: Paint) -> list[str]:
 
 def _task(event: TaskStateChanged, paint: Paint) -> list[str]:
     name = line_of(event.task, 60)
+    if event.state == "RUNNING" and event.why in SETTLED:
+        return [f"{name}: {painted_state(event.state, paint)}, as a person answered: {event.why}"]
     if event.state == "RUNNING":
         again = f", attempt {event.attempt}" if event.attempt > 1 else ""
         return [paint(f"{name}{again}: {line_of(event.title.strip().partition(chr(10))[0], 200)}", "info")]

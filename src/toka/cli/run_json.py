@@ -29,11 +29,16 @@ def run_json(view: RunView, only: str | None = None) -> dict[str, Any]:
         "ended_at": state.ended_at,
         "changed_at": state.changed_at,
         "holds": dict(state.holds),
+        "requests": [
+            {"id": c.id, "verb": c.verb, "agent": c.agent or None, "arguments": dict(c.arguments), "author": c.author,
+             "reason": c.reason}
+            for c in view.noted
+        ],
         "executor": {"pid": view.lease.holder.pid, "host": view.lease.holder.host}
         if view.going and view.lease
         else None,
         "agents": {name: agent_json(view, agent) for name, agent in state.agents.items() if is_meant(only, name)},
-    }
+    }  # fmt: skip
 
 
 def agent_json(view: RunView, agent: AgentState) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from toka.cli.door import pages
-from toka.cli.questions import question_lines, questions_of
+from toka.cli.questions import doubt_lines, question_lines, questions_of
 from toka.cli.render_change import confinement
 from toka.cli.rows import NAME_WIDTH, objectives_in_words
 from toka.cli.tally import is_scripted
@@ -66,7 +66,7 @@ def summary_lines(result: RunResult, *, options: str = "", details: Details | No
     if result.reason:
         lines.append(f"  {clean(result.reason)}")
     lines += ["", *_agents(state), *_objectives(state), *_denials(state, details), *_questions(state, options)]
-    lines += ["", _use(state), "", "look further"]
+    lines += [*doubt_lines(state, options), "", _use(state), "", "look further"]
     lines += [f"  {command}{options}" for command in _commands(state)]
     return lines
 

@@ -13,7 +13,7 @@ from toka.events.event import StepDenied, StepIntent
 from toka.events.lifecycle import RunStatus, TaskStatus
 from toka.events.record import Record
 from toka.events.state import AgentState, RunState
-from toka.journal.journal import LeaseView
+from toka.journal.journal import Command, LeaseView
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,7 @@ class RunView:
         values: what agents left for others, by agent and name.
         items: the element that each instance is for, by its name.
         unkept: why the workspace could not be kept before a command; empty when it could.
+        noted: what people asked for and no process has taken up yet.
     """
 
     state: RunState
@@ -83,6 +84,7 @@ class RunView:
     values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     items: Mapping[str, Any] = field(default_factory=dict[str, Any])
     unkept: str = ""
+    noted: tuple[Command, ...] = ()
 
     @property
     def going(self) -> bool:

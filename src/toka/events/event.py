@@ -197,7 +197,8 @@ class TaskStateChanged:
         reason: why; for a failure, the error.
         report: what the agent reported at the end: status, summary, artifacts, metrics.
         title: the task's description, on its first event.
-        why: the cause as a word for programs: exit, timeout, limit, malformed ...
+        why: the cause as a word for programs: exit, timeout, limit, malformed ...; of a task that goes on after a
+            question about a step in doubt, the answer.
         by: what brought it about; see Trigger. Empty in records of older versions.
     """
 

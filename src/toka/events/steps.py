@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 JSON = dict[str, Any]
+SETTLED: Final = ("happened", "abandon")
+"""Answers of a person after which a step is not run again."""
 UNKEPT: Final = "the workspace is not kept before commands: {why}; after a crash in the middle of one a person is asked"
 """What follows from a workspace of which no checkpoint can be taken."""
 

@@ -29,7 +29,7 @@ from toka.events.workspace import BranchReturned, WorkspaceMade
 _CUT_OFF: Final = frozenset({"cancelled", "failed"})
 """What a step failed of that was ended from outside."""
 
-How = Literal["done", "failed", "cut_off", "sandbox", "no_sandbox", "crash"]
+How = Literal["done", "failed", "cut_off", "lost", "sandbox", "no_sandbox", "crash"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Ended:
 
     Attributes:
         how: `done` and `failed` with `event`; `cut_off`: it was ended from outside, or with its process; `sandbox`,
-            `no_sandbox` and `crash` with `message`.
+            `no_sandbox` and `crash` with `message`; `lost`: its sandbox died, and a person was asked.
         event: what was recorded.
         message: of the error; of a crash `NAME: TEXT`.
     """
@@ -93,6 +93,8 @@ class Recorded:
                 break
             if isinstance(event, StepIntent) and event.step == step:  # a pause ended it, and it began again
                 return Ended("cut_off")
+            if isinstance(event, StepInDoubt) and event.step == step:
+                return Ended("lost")
             if isinstance(event, StepDone) and event.step == step:
                 return Ended("done", event)
             if isinstance(event, StepFailed) and event.step == step:

@@ -81,7 +81,7 @@ class Served:
                 await self._its_moment(key)
                 name, _, text = ended.message.partition(": ")
                 raise type(name, (Exception,), {})(text)
-            case "cut_off":
+            case "cut_off" | "lost":
                 return await asyncio.get_running_loop().create_future()
 
     async def _its_moment(self, key: str) -> None:
@@ -180,6 +180,8 @@ class RecordedTool:
         known = self._served.recorded.intent(ctx.key)
         if known is not None and self._served.recorded.has_sandbox(known[0]):
             await ctx.hands()  # what follows from its end comes as late as then
+        if self._served.recorded.ended(ctx.key).how == "lost":
+            return ToolResult("", failed=True, data={"ended": "lost"})
         end = await self._served.act(ctx.key)
         return ToolResult(_MARK + ctx.key, failed=isinstance(end, StepDone) and end.failed)
 
@@ -256,6 +258,8 @@ class RecordedSandbox:
     ) -> CommandResult:
         """See Sandbox. The command is known by its idempotency key."""
         key = (env or {}).get("TOKA_IDEMPOTENCY_KEY", "")
+        if self._served.recorded.ended(key).how == "lost":
+            return CommandResult(None, b"", 0, "lost", 0.0, 0.0, 0)
         end = await self._served.act(key)
         code = 1 if isinstance(end, StepDone) and end.failed else 0
         return CommandResult(code, (_MARK + key).encode(), 0, "exited", 0.0, 0.0, 0)

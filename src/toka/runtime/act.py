@@ -77,7 +77,7 @@ class Guard(Turn, Protocol):
         ...
 
     async def put_back(self, step: str, noted: dict[str, Any]) -> StepPutBack:
-        """Makes the workspace as it was before a step, if that undoes nobody else's work; for the record."""
+        """Makes the workspace as it was before a step in its turn, if that undoes nobody's work; for the record."""
         ...
 
 
@@ -131,6 +131,7 @@ class Result:
         failed: the act ended, but its answer is an error.
         usage, cost_usd, model: of a model call.
         limit: what was met while it ran, so that it or a part of it was ended; None = nothing.
+        lost: its sandbox died before it ended: it may have done anything or nothing.
     """
 
     value: Any
@@ -139,6 +140,7 @@ class Result:
     cost_usd: float | None = None
     model: str = ""
     limit: LimitExceeded | None = None
+    lost: bool = False
 
 
 def at_worst(intent: StepIntent) -> tuple[list[int] | None, float | None]:

@@ -62,7 +62,8 @@ async def run_line(
         except SandboxError as e:
             raise StepFailure("sandbox", e.message) from e
         value = agent.run.runtime.redact(described(ended, agent.run.runtime.mask))
-        return Result(value, failed=ended.failed, limit=limit_met(value, agent.name))
+        lost = ended.ended == "lost" and ended.exceeded is None
+        return Result(value, failed=ended.failed, limit=limit_met(value, agent.name), lost=lost)
 
     assumed = {"exit": 0, "ended": "exited", "output": BY_WORD, "dropped": 0}
     rule = "written by a person"
@@ -141,6 +142,11 @@ def limit_met(value: Mapping[str, Any], agent: str) -> LimitExceeded | None:
     sure = " (best effort)" if over.best_effort else ""
     scope = f"{over.kind} of {'a command of ' if over.of_command else ''}agent {agent}{sure}"
     return LimitExceeded(scope, over.limit, over.used, over.unit)
+
+
+def by_word(value: Mapping[str, Any]) -> bool:
+    """Whether a command counts as done because a person said so."""
+    return "wall_s" not in value and value.get("output") == BY_WORD
 
 
 def tail(value: dict[str, Any]) -> str:

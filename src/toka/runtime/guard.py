@@ -16,6 +16,7 @@ from toka.events.event import RunStateChanged
 from toka.events.lifecycle import RUN_ENDS
 from toka.events.steps import StepIntent, StepPutBack
 from toka.runtime.act import Told
+from toka.runtime.aftermath import Aftermath
 from toka.runtime.context import AgentContext, RunContext
 from toka.runtime.private import checkpoints_of, site_of
 from toka.workspace.checkpoints import Checkpoints
@@ -91,18 +92,23 @@ class WorkspaceGuard:
         scope, checkpoint = noted.get("scope") or (), noted.get("checkpoint") or ""
         if not scope:
             return StepPutBack(step)
-        if problem := self._checkpoints.overtaken(self._note, scope):
+        if problem := self._checkpoints.overtaken(self._note, scope):  # before the turn: it would count as one since
             return StepPutBack(step, checkpoint, problem=problem)
-        try:
-            restored = await self._checkpoints.restore(checkpoint, self._note, scope)
-        except (CheckpointRefused, CheckpointUnavailable, NotFound, SandboxError) as e:
-            return StepPutBack(step, checkpoint, problem=e.message)
+        async with self.hold():
+            if problem := self._checkpoints.overtaken(self._note, scope):
+                return StepPutBack(step, checkpoint, problem=problem)
+            try:
+                restored = await self._checkpoints.restore(checkpoint, self._note, scope)
+            except (CheckpointRefused, CheckpointUnavailable, NotFound, SandboxError) as e:
+                return StepPutBack(step, checkpoint, problem=e.message)
         left = restored.left[0] if restored.left else ""
         return StepPutBack(step, checkpoint, restored.kept, len(restored.changed), left)
 
 
 async def put_back_all(run: RunContext) -> None:
     """Puts back what steps left in the workspace whose process died, before anybody else works there.
+
+    Not what a step left about which a person is asked: whether it happened they could not tell any more.
 
     Raises:
         JournalError: the record cannot be written.
@@ -118,8 +124,7 @@ async def put_back_all(run: RunContext) -> None:
             if checkpoints is None:
                 return
             guard = WorkspaceGuard(checkpoints, Note(run.id, state.name, key.task, step), scope)
-            async with guard.hold():
-                back = await guard.put_back(step, noted)
+            back = await guard.put_back(step, noted)
             await run.recorder.record(AgentName(state.name), back)
 
 
@@ -159,15 +164,17 @@ async def _forget_private(run: RunContext) -> None:
 def _left(run: RunContext, agent: AgentName, flying: Collection[str]) -> dict[str, dict[str, Any]]:
     """Of the steps in flight those that are to be put back and have not been, with what is noted of them."""
     found: dict[str, dict[str, Any]] = {}
+    past = Aftermath()
     for record in run.recorder.history(agent):
         event = record.event
+        past.read(event)
         if isinstance(event, StepIntent) and event.step in flying:
             found.pop(event.step, None)
             if event.effect == Effect.WORKSPACE and event.evidence is not None:
                 found[event.step] = event.evidence
         elif isinstance(event, StepPutBack):
             found.pop(event.step, None)
-    return found
+    return {step: noted for step, noted in found.items() if not past.stays(step)}
 
 
 class Care(NamedTuple):

@@ -35,7 +35,7 @@ from toka.events.health import HealthChanged
 from toka.events.lifecycle import AGENT_ENDS, TASK_ENDS, AgentStatus
 from toka.events.record import Record
 from toka.events.state import AgentState
-from toka.events.steps import UNKEPT
+from toka.events.steps import SETTLED, UNKEPT
 from toka.journal.recorder import Recorder
 from toka.sandbox.usage import Usage
 from toka.workspace.cell import NO_GIT
@@ -269,6 +269,8 @@ def progress_event(record: Record) -> ProgressEvent | None:
 def _task(event: TaskStateChanged) -> tuple[str, str]:
     repair = event.task.startswith("repair-")
     match event.state:
+        case "RUNNING" if event.why in SETTLED:
+            return "", ""  # the answer was told before, and nothing is started
         case "RUNNING" if event.attempt > 1:
             return "task_retried", f"attempt {event.attempt}: {event.title or event.task}"
         case "RUNNING":

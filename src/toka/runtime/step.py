@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from toka.core.clock import Clock
 from toka.core.decision import Decision
@@ -19,7 +19,6 @@ from toka.core.ids import AgentName, RunId, StepKey, TaskId, idempotency_key
 from toka.core.message import Usage
 from toka.errors import JournalError, LimitExceeded
 from toka.events.event import (
-    AgentStateChanged,
     StepDenied,
     StepDone,
     StepFailed,
@@ -27,20 +26,17 @@ from toka.events.event import (
     StepIntent,
     StepLeft,
     StepPutBack,
-    StepResolved,
     StepWaits,
 )
-from toka.events.lifecycle import AgentStatus
 from toka.events.record import Record
 from toka.journal.recorder import Recorder
 from toka.runtime.act import Act, InDoubt, Result, StepFailure, at_worst
+from toka.runtime.aftermath import POISON, Aftermath, named
 from toka.runtime.control import Gate, Interrupted, OpenGate
-from toka.runtime.payload import cut, loaded, shortened, stored
+from toka.runtime.payload import cut, loaded, stored
 
 ABANDONED: Final = "given up by a person, who could not tell whether it happened"
 LEFT: Final = "it was in flight when its execution was cut off, and may have happened"
-POISON: Final = 3
-"""As often as a step was in flight when its process died, before a person is asked about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +75,7 @@ class Steps:
         self._started: dict[str, int] = {}
         self._open: dict[str, _Flight] = {}
         self._turns: dict[tuple[str, int], int] = {}
-        self._doubts: dict[str, str] = {}
-        self._answers: dict[str, str] = {}
-        self._deaths: dict[str, int] = {}
-        self._put_back: dict[str, StepPutBack] = {}
+        self._past = Aftermath()
         self._left: dict[str, StepIntent] = {}
         self._patient = 0
         self._boundary = self._gate.time()
@@ -90,39 +83,17 @@ class Steps:
             self._read(record.event)
 
     def _read(self, event: Any) -> None:
+        self._past.read(event)
         if isinstance(event, StepIntent):
             self._begun(event)
-            self._deaths[event.step] = self._deaths.get(event.step, 0) + 1
-            self._put_back.pop(event.step, None)
-            self._doubts.pop(event.step, None)  # it was started again: an answer was about the start before
-            self._answers.pop(event.step, None)
         elif isinstance(event, StepDone | StepFailed | StepDenied):
             self._ends[event.step] = event
             self._left.pop(event.step, None)
-            self._deaths.pop(event.step, None)
-        elif isinstance(event, StepLeft):
-            self._survived(event.step)
-        elif isinstance(event, StepPutBack):
-            self._put_back[event.step] = event
-        elif isinstance(event, AgentStateChanged):
-            if event.state == AgentStatus.BACKOFF:  # the agent crashed, and the process lived on
-                for step in tuple(self._deaths):
-                    self._survived(step)
-        elif isinstance(event, StepInDoubt):
-            self._doubts[event.step] = event.question
-        elif isinstance(event, StepResolved):
-            self._answers[event.step] = event.answer
-            self._deaths.pop(event.step, None)
 
     def _begun(self, intent: StepIntent) -> None:
         self._intents[intent.step] = self._left[intent.step] = intent
         self._count(StepKey.parse(intent.step))
         self._started[intent.step] = self._started.get(intent.step, 0) + 1
-
-    def _survived(self, step: str) -> None:
-        """The last start of a step ended without the death of its process."""
-        if self._deaths.get(step):
-            self._deaths[step] -= 1
 
     def key(self, step: StepKey) -> str:
         """The step's idempotency key."""
@@ -132,6 +103,10 @@ class Steps:
         """The messages an earlier process recorded with this step's intent; None when it recorded none."""
         intent = self._intents.get(step.text)
         return intent.messages if intent else None
+
+    def last_answer(self, task: str) -> str:
+        """See Aftermath."""
+        return self._past.last_answer(task)
 
     def unanswered(self, step: StepKey) -> StepIntent | None:
         """The intent of a step that an earlier process started and did not end; None when there is none."""
@@ -158,7 +133,7 @@ class Steps:
 
         Raises:
             StepFailure: `do` raised it, now or in an earlier process.
-            InDoubt: an earlier process died in it, and whether it happened is unknown.
+            InDoubt: an earlier process, or its sandbox, died in it, and whether it happened is unknown.
             Interrupted: a pause ended it; it has no end, and may be run again.
             JournalError: the record cannot be written; `do` was not called, or its result is not recorded.
         """
@@ -275,6 +250,9 @@ class Steps:
             self._boundary = self._gate.time()
         wall = round(self._clock.monotonic() - began, 4)
         self._open.pop(text, None)
+        if result.lost and effect is Effect.ONCE:
+            self._begun(intent)
+            await self._ask(text, f"{named(intent)} was started and its sandbox died before it ended. Did it happen?")
         await self._record_done(text, result, wall, act.used())
         return result
 
@@ -330,10 +308,8 @@ class Steps:
 
     async def _after_crash(self, act: Act, intent: StepIntent) -> Result | None:
         """What to do about a step whose process died in it: None runs it again."""
-        text = act.key.text
-        match self._answers.get(text):
-            case "not-happened":
-                return None
+        text, answer = act.key.text, self._past.answers.get(act.key.text)
+        match answer:
             case "happened" if (
                 act.key.kind == "model"
             ):  # what it answered is lost: it is asked again, and charged twice
@@ -349,30 +325,39 @@ class Steps:
                 pass
         effect = Effect(intent.effect)
         again = effect in (Effect.PURE, Effect.IDEMPOTENT)
-        if effect is Effect.CHECKABLE and act.probe is not None and intent.evidence is not None:
+        if effect is Effect.CHECKABLE and answer is None and act.probe is not None and intent.evidence is not None:
             verdict, value = await act.probe(intent.evidence)
             if verdict == "happened":
                 return await self._taken(text, value)
             again = verdict == "not-happened"
-        deaths, problem = self._deaths.get(text, 0), ""
-        if effect is Effect.WORKSPACE and deaths < POISON and act.guard is not None and intent.evidence is not None:
-            if (back := self._put_back.get(text)) is None:
-                async with act.guard.hold():
-                    back = await act.guard.put_back(text, intent.evidence)
-                await self._recorder.record(self._agent, back)
-            problem = back.problem
-            again = not problem
-        if again and deaths < POISON:
+        back = await self._restored(act, intent)
+        if answer is not None:
+            again = back is None or not back.problem or back.problem in self._past.doubts.get(text, "")
+        elif back is not None:
+            again = not back.problem
+        if again and self._past.deaths(text) < POISON:
             return None
-        if text not in self._doubts:
-            what = f"{intent.what} {shortened(intent.arguments)}".strip()
-            left = f" The workspace is as it was left: {problem}." if problem else ""
-            question = f"{what} was started and Toka ended before it did.{left} Did it happen?"
-            if deaths >= POISON:
-                question = f"{what} was started {deaths} times, and each time Toka died before it ended. Did it happen?"
-            await self._recorder.record(self._agent, StepInDoubt(text, question))
-            self._doubts[text] = question
-        raise InDoubt(text, self._doubts[text])
+        if answer is not None or text not in self._past.doubts:
+            await self._ask(text, self._past.question(intent))
+        raise InDoubt(text, self._past.doubts[text])
+
+    async def _ask(self, step: str, question: str) -> NoReturn:
+        """Records that a person must say whether a step happened."""
+        event = StepInDoubt(step, question)
+        await self._recorder.record(self._agent, event)
+        self._past.read(event)
+        raise InDoubt(step, question)
+
+    async def _restored(self, act: Act, intent: StepIntent) -> StepPutBack | None:
+        """What came of putting back what a step left in the workspace; None where that is not done, or not yet."""
+        back = self._past.put_back.get(intent.step)
+        workspace = Effect(intent.effect) is Effect.WORKSPACE and act.guard is not None
+        if back is None and workspace and intent.evidence is not None and not self._past.stays(intent.step):
+            assert act.guard is not None
+            back = await act.guard.put_back(intent.step, intent.evidence)
+            await self._recorder.record(self._agent, back)
+            self._past.read(back)
+        return back
 
     async def _taken(self, text: str, value: Any) -> Result:
         """Takes a step as done that an earlier process did."""

@@ -16,7 +16,7 @@ from toka.events.state import TaskState
 from toka.llm.prompts import REPORT_TOOL, retry_note
 from toka.runtime.act import InDoubt, StepFailure
 from toka.runtime.approval import AwaitsApproval
-from toka.runtime.command import met, run_line, tail, verdict
+from toka.runtime.command import BY_WORD, by_word, met, run_line, tail, verdict
 from toka.runtime.context import AgentContext
 from toka.runtime.conversation import Conversation, Report, opening_messages
 from toka.runtime.health import Stuck
@@ -153,8 +153,9 @@ class TaskExecutor:
             number += 1
         while True:
             if self._state(work.task).attempt < number or self._answered(work.task):
+                said = self._agent.steps.last_answer(work.task) if self._answered(work.task) else ""
                 await self._change(
-                    TaskStateChanged(work.task, TaskStatus.RUNNING.value, number, last, title=work.title)
+                    TaskStateChanged(work.task, TaskStatus.RUNNING.value, number, last, title=work.title, why=said)
                 )
             try:
                 return TaskOutcome(TaskStatus.SUCCEEDED, await work.attempt(number, last))
@@ -209,7 +210,8 @@ class TaskExecutor:
             over = met(result.value)
             why = "timeout" if result.value["ended"] == "timeout" else "exit" if over is None else "limit"
             raise StepFailure(why, f"{end}\n{output}".rstrip())
-        return {"status": "succeeded", "summary": f"{end}\n{output}".rstrip(), "exit": result.value["exit"]}
+        summary = BY_WORD if by_word(result.value) else f"{end}\n{output}".rstrip()
+        return {"status": "succeeded", "summary": summary, "exit": result.value["exit"]}
 
     def _backoff(self, attempt: int) -> float:
         """Equal jitter: half of the wait is certain, half is random; it doubles with each attempt up to a cap."""

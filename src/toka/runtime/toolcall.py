@@ -122,7 +122,8 @@ async def _run(
         if over is not None and not over.of_command and over.text not in result.text:
             result = replace(result, text=f"{result.text}\n[{over.text}]")
         value = agent.run.runtime.redact(_value(tool.name, result))
-        return Result(value, failed=result.failed, limit=limit_met(used, agent.name))
+        lost = result.data is not None and result.data.get("ended") == "lost" and over is None
+        return Result(value, failed=result.failed, limit=limit_met(used, agent.name), lost=lost)
 
     assumed = _value(tool.name, ToolResult("this call was made before a crash; a person says that it happened"))
     declared = None if tool.effect is Effect.WORKSPACE else tool.effect  # a tool's word is no person's
