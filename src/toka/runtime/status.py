@@ -78,9 +78,9 @@ class Statuses:
             last = status is path[-1]
             events.append(AgentStateChanged(status.value, reason, why if last else "", by.value))
             old = status
-        await self._whole(name, [*events, *also])
+        await self.whole(name, [*events, *also])
 
-    async def _whole(self, name: AgentName, events: Sequence[Event]) -> None:
+    async def whole(self, name: AgentName, events: Sequence[Event]) -> None:
         """Records, and returns when that is folded, also when cancelled: nobody may see a status half made."""
         writing = asyncio.ensure_future(self._recorder.record(name, *events))
         try:
@@ -92,12 +92,19 @@ class Statuses:
             raise
 
     async def end(self, name: AgentName, outcome: AgentOutcome, by: Trigger = Trigger.WORK) -> AgentOutcome:
-        """Records how an agent ended, or what it waits for. Returns it as recorded: a stop that came first wins."""
-        path = [outcome.status]
-        if outcome.status is AgentStatus.STOPPED:
-            by = Trigger.PERSON
-            if not agent_may(self.state(name).status, AgentStatus.STOPPED, by):
-                path.insert(0, AgentStatus.STOPPING)
-        await self.change(name, by, *path, reason=outcome.reason, why=outcome.why)
+        """Records how an agent ended, or what it waits for. Returns it as recorded.
+
+        A stop that came first wins. Who has not begun when its time is over is skipped: it did not fail.
+        """
+        async with self.turn(name):
+            old, goal = self.state(name).status, outcome.status
+            path = [goal]
+            if goal is AgentStatus.STOPPED:
+                by = Trigger.PERSON
+                if not agent_may(old, AgentStatus.STOPPED, by):
+                    path.insert(0, AgentStatus.STOPPING)
+            elif by is Trigger.LIMIT and goal is AgentStatus.FAILED and agent_may(old, AgentStatus.SKIPPED, by):
+                path = [AgentStatus.SKIPPED]
+            await self.change_now(name, by, *path, reason=outcome.reason, why=outcome.why)
         ended = self.state(name)
         return AgentOutcome(ended.status, ended.reason, ended.why)

@@ -114,7 +114,9 @@ class Supervisor:
             while outcome is None:
                 outcome = await self._once(execution, results)
         except (asyncio.CancelledError, Closing):
-            await self._broken_off(execution)
+            while not execution.outcome.done():
+                with contextlib.suppress(asyncio.CancelledError):  # it may be asked for twice
+                    await self._broken_off(execution)
         except Exception as e:  # noqa: BLE001 - a defect here must not leave anybody waiting for this agent
             _fail(execution, e)
         else:
@@ -213,7 +215,7 @@ class Supervisor:
                 by = self._starter(name)
                 starting = AgentStateChanged(AgentStatus.STARTING.value, by=by.value)
                 running = AgentStateChanged(AgentStatus.RUNNING.value, by=Trigger.WORK.value)
-                await self._run.recorder.record(name, starting, running)
+                await self._statuses.whole(name, [starting, running])
             self.started.setdefault(name, asyncio.Event()).set()
             return await self._execute(execution, prepared, executor)
         finally:
