@@ -13,7 +13,7 @@ import pytest
 from harness import BOUND_S, MODEL, Team, agent
 from toka.core.ids import AgentName
 from toka.events.event import Event
-from toka.events.lifecycle import AGENT_ENDS, RunStatus
+from toka.events.lifecycle import AGENT_ENDS, TASK_ENDS, RunStatus, TaskStatus
 from toka.events.record import Record
 from toka.journal.journal import Lease
 from toka.testing import MemoryJournal, settle
@@ -56,7 +56,11 @@ async def begun(session: Any, turns: int) -> None:
 
 
 def all_ended(session: Any) -> bool:
-    return all(a.status in AGENT_ENDS for a in session.context.recorder.state.agents.values())
+    agents = session.context.recorder.state.agents.values()
+    tasks = [task for agent in agents for task in agent.tasks.values()]
+    return all(a.status in AGENT_ENDS for a in agents) and all(
+        task.status in TASK_ENDS and not task.in_flight for task in tasks if task.status is not TaskStatus.QUEUED
+    )
 
 
 @pytest.mark.parametrize("more", [{}, MANY], ids=["one", "many"])
