@@ -305,9 +305,6 @@ class TeamExecution:
         left = [c for n, c in self.configs.items() if self._manager.state(n).status not in AGENT_ENDS]
         await asyncio.gather(*(self._manager.expire(c, reason) for c in left if not is_template(c)))
         for config in left:
-            name = config.name
-            if is_template(config) and self._manager.state(name).started_at is not None:
-                await self._manager.settle(name, AgentOutcome(AgentStatus.FAILED, reason, "limit"))
-            elif is_template(config):
-                await self._manager.skip(name, reason, "limit")
-            self._ended.put_nowait(name)
+            if is_template(config):
+                await self._manager.expire(config, reason)
+            self._ended.put_nowait(config.name)

@@ -78,9 +78,24 @@ class Statuses:
             last = status is path[-1]
             events.append(AgentStateChanged(status.value, reason, why if last else "", by.value))
             old = status
-        await self.whole(name, [*events, *also])
+        await self._whole(name, [*events, *also])
 
-    async def whole(self, name: AgentName, events: Sequence[Event]) -> None:
+    def starter(self, name: AgentName) -> Trigger:
+        """What starts an agent: the schedule, or the process that took it over."""
+        legal = agent_may(self.state(name).status, AgentStatus.STARTING, Trigger.SCHEDULE)
+        return Trigger.SCHEDULE if legal else Trigger.RECOVERY
+
+    async def begin(self, name: AgentName) -> bool:
+        """Has an agent start and run, in one record; False when it has ended meanwhile."""
+        async with self.turn(name):
+            if self.state(name).ended:
+                return False
+            starting = AgentStateChanged(AgentStatus.STARTING.value, by=self.starter(name).value)
+            running = AgentStateChanged(AgentStatus.RUNNING.value, by=Trigger.WORK.value)
+            await self._whole(name, [starting, running])
+        return True
+
+    async def _whole(self, name: AgentName, events: Sequence[Event]) -> None:
         """Records, and returns when that is folded, also when cancelled: nobody may see a status half made."""
         writing = asyncio.ensure_future(self._recorder.record(name, *events))
         try:
@@ -103,8 +118,8 @@ class Statuses:
                 by = Trigger.PERSON
                 if not agent_may(old, AgentStatus.STOPPED, by):
                     path.insert(0, AgentStatus.STOPPING)
-            elif by is Trigger.LIMIT and goal is AgentStatus.FAILED and agent_may(old, AgentStatus.SKIPPED, by):
-                path = [AgentStatus.SKIPPED]
+            elif outcome.why == "limit" and agent_may(old, AgentStatus.SKIPPED, Trigger.LIMIT):
+                path, by = [AgentStatus.SKIPPED], Trigger.LIMIT
             await self.change_now(name, by, *path, reason=outcome.reason, why=outcome.why)
         ended = self.state(name)
         return AgentOutcome(ended.status, ended.reason, ended.why)
