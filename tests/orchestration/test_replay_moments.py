@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from harness import Team, agent
 from orchestration.test_replay_supervision import Seen, same
 from runtime.test_any_moment import MANY, SlowJournal, begun
 from toka.events.lifecycle import RunStatus
+from toka.journal.poke import poke
+from toka.orchestration.replay import Terms, replay
 from toka.testing import ManualClock, MemoryJournal
 
 OVER = "the run took longer than 1m"
@@ -74,3 +77,28 @@ async def test_a_process_that_begins_after_the_end_of_the_time_is_decided_the_sa
             assert (await session.run()).status in (RunStatus.FAILED, RunStatus.COMPLETED)
             await session.context.recorder.close()
     await asyncio.to_thread(same, [timed], seen)
+
+
+@pytest.mark.parametrize("asked", [False, True], ids=["deadline", "stop"])
+async def test_a_process_that_died_while_it_ended_agents_is_replayed_in_silence(
+    timed: Team, clock: ManualClock, seen: Seen, asked: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with timed.open() as runtime:
+        session = await timed.start(runtime, *team_of(MANY))
+        run = asyncio.create_task(session.run())
+        await begun(session, 40)
+        if asked:
+            await runtime.journal.submit(session.context.id, "stop", agent="", arguments={}, by=("ada", "enough"))
+            poke(runtime.state, session.context.id)
+        else:
+            clock.jump(60.0)
+            await session.team.expire(OVER)
+        await run
+        await session.context.recorder.close()
+    (journal,) = seen
+    records = journal.read(session.context.id)
+    for end in range(3, len(records)):
+        found = await asyncio.to_thread(replay, records[:end], journal.blob, Terms())
+        assert found.same, (end, found.divergences)
+    gc.collect()
+    assert not caplog.records

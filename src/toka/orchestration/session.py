@@ -109,9 +109,12 @@ class RunSession:
         try:
             await self.team.execute()
         finally:  # from here nobody applies requests: none may come between the verdict and its record
-            async with self._applying:  # one that is half applied would be applied again
+            try:
+                async with self._applying:  # one that is half applied would be applied again
+                    inbox.cancel()
+            finally:  # also for whoever does not wait for that
                 inbox.cancel()
-            await asyncio.gather(inbox, return_exceptions=True)
+                await asyncio.gather(inbox, return_exceptions=True)
         if self._lost is not None:
             raise self._lost
         if not inbox.cancelled() and (error := inbox.exception()) is not None:
