@@ -11,7 +11,7 @@ import pytest
 
 from harness import Team, agent
 from orchestration.test_replay_supervision import Seen, same
-from runtime.test_any_moment import MANY, SlowJournal, begun
+from runtime.test_any_moment import MANY, LateJournal, SlowJournal, begun
 from toka.events.lifecycle import RunStatus
 from toka.journal.poke import poke
 from toka.orchestration.replay import Terms, replay
@@ -30,7 +30,7 @@ def clock() -> ManualClock:
     return ManualClock()
 
 
-@pytest.fixture(params=[MemoryJournal, SlowJournal])
+@pytest.fixture(params=[MemoryJournal, SlowJournal, LateJournal])
 def timed(tmp_path: Path, request: pytest.FixtureRequest, seen: Seen, clock: ManualClock) -> Team:
     def made(_: Path, clock: Any) -> MemoryJournal:
         seen.append(request.param(clock))
@@ -102,3 +102,21 @@ async def test_a_process_that_died_while_it_ended_agents_is_replayed_in_silence(
         assert found.same, (end, found.divergences)
     gc.collect()
     assert not caplog.records
+
+
+# --- what must not be called the same ------------------------------------------------------------------------------
+
+
+async def test_agents_that_were_ended_before_the_end_of_the_time_are_told(
+    timed: Team, clock: ManualClock, seen: Seen
+) -> None:
+    async with timed.open() as runtime:
+        session = await timed.start(runtime, *team_of({}))
+        run = asyncio.create_task(session.run())
+        await begun(session, 20)
+        clock.jump(59.0)
+        await session.team.expire(OVER)
+        await run
+        await session.context.recorder.close()
+    (journal,) = seen
+    assert not (await asyncio.to_thread(replay, journal.read(session.context.id), journal.blob, Terms())).same

@@ -41,7 +41,17 @@ class SlowJournal(MemoryJournal):
         return await super().bump(lease, stream)
 
 
-@pytest.fixture(params=[MemoryJournal, SlowJournal])
+class LateJournal(MemoryJournal):
+    """Writes at once; whoever waits for that hears of it some turns later."""
+
+    async def append(self, lease: Lease, stream: str, epoch: int, events: Sequence[Event]) -> list[Record]:
+        """See Journal."""
+        records = await super().append(lease, stream, epoch, events)
+        await settle(9 if not stream else 2)
+        return records
+
+
+@pytest.fixture(params=[MemoryJournal, SlowJournal, LateJournal])
 def any_journal(tmp_path: Path, request: pytest.FixtureRequest) -> Team:
     return Team(tmp_path, journal=lambda _, clock: request.param(clock))
 

@@ -90,7 +90,7 @@ def too_late(asked: Event, coming: Sequence[Record]) -> bool:
             told.add(stream)
         if stream in started and asked.verb == "stop":
             return True
-        if isinstance(event, StepIntent) and asked.verb == "pause" and stream in said:
+        if isinstance(event, StepIntent) and stream in said:
             return True
         if isinstance(event, AgentStateChanged) and event.state in _OVER and event.by != Trigger.PERSON:
             at_once = stream not in said and event.state in _AT_ONCE

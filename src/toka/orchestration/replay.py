@@ -232,7 +232,9 @@ class _World:
         if (is_asked(head.event) or is_halt(head.event)) and self._ask(head):
             return True
         served = self._served
-        if served.moments.come(head) or cursor.let_on(head.stream) or served.closings.come(None) or self._clock.wake():
+        if served.moments.come(head) or (is_start(head.event) and served.closings.first()):
+            return True  # who starts takes the place of one that ended
+        if cursor.let_on(head.stream) or served.closings.first() or self._clock.wake():
             return True
         self._clock.at = max(self._clock.at, head.at)  # who looks at the time now, sees that of the record
         if ticks < 2 * TICKS and timers:
