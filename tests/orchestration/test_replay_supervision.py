@@ -328,6 +328,20 @@ async def test_a_stop_finds_agents_that_have_no_place_yet(fast: Team, seen: Seen
     await decided(seen, put(records, place + after, STOP))
 
 
+async def test_who_takes_the_place_of_another_while_a_stop_is_recorded_takes_it_again(fast: Team, seen: Seen) -> None:
+    records = await one_then_two(fast, seen, {"run": "true"})
+    begun = first(records, "two", AgentStateChanged, state="RUNNING")
+    records = put(records, begun + 1, ("two", AgentStateChanged("STOPPING", "enough (ada)", by="person")))[: begun + 2]
+    await decided(seen, put(records, first(records, "two", AgentStateChanged, state="STARTING"), STOP))
+
+
+async def test_a_step_that_was_begun_while_a_stop_was_recorded_is_begun_again(fast: Team, seen: Seen) -> None:
+    records = await one_then_two(fast, seen, "a")
+    begun = first(records, "one", StepIntent)
+    records = put(records, begun + 1, ("one", AgentStateChanged("STOPPING", "enough (ada)", by="person")))[: begun + 2]
+    await decided(seen, put(records, first(records, "one", TaskStateChanged, state="RUNNING"), STOP))
+
+
 async def test_a_step_that_was_begun_before_its_pause_came_through_is_begun_again(fast: Team, seen: Seen) -> None:
     records = await one_then_two(fast, seen, "a", "b")
     begun = first(records, "one", StepIntent, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from toka.events.lifecycle import AgentStatus, RunStatus
 from toka.journal.journal import Command, Journal
 from toka.llm.model import ModelRequest
 from toka.orchestration.session import RunSession
+from toka.testing import settle
 
 ONE = AgentName("one")
 COMMAND = {"description": "x", "run": "true"}
@@ -267,3 +269,33 @@ async def test_what_one_session_applied_the_next_does_not_apply_again(tmp_path: 
         await submit(runtime.journal, again, "stop")
         assert (await asyncio.wait_for(running, 20)).status is RunStatus.STOPPED
         await again.context.recorder.close()
+
+
+async def test_a_session_that_is_cancelled_twice_leaves_nobody_watching(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also when the process lost the run while its agents were being ended."""
+    team = quiet(tmp_path)
+    inside, lost = asyncio.Event(), asyncio.Event()
+
+    async def expire(_: str) -> None:
+        inside.set()
+        await asyncio.wait({asyncio.ensure_future(lost.wait())})
+        raise StaleEpoch("another process took it over")
+
+    team.execution = {"run_timeout_s": 0.001}
+    async with team.open() as runtime:
+        session = await team.start(runtime, agent())
+        session.team.expire = expire  # type: ignore[method-assign]
+        run = asyncio.create_task(session.run())
+        await inside.wait()
+        run.cancel()
+        await settle()
+        run.cancel()
+        await settle()
+        lost.set()
+        await asyncio.wait({run})
+        await settle()
+        del run, session
+        gc.collect()
+    assert not caplog.records

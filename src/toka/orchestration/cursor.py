@@ -26,7 +26,7 @@ from toka.orchestration.decisions import (
     is_step,
 )
 from toka.orchestration.idle import RecordedClock
-from toka.orchestration.lives import goes_on_at_once, is_halted_next, rests_first, too_late
+from toka.orchestration.lives import Over, goes_on_at_once, is_halted_next, rests, rests_first, too_late
 
 
 @dataclass(slots=True, eq=False)
@@ -65,6 +65,7 @@ class RecordCursor:
         served: steps of the life at hand whose result is the record's, as (stream, step).
         steps: those that were taken again, as (stream, step).
         requested: whether a request was applied in the life at hand.
+        over: where agents are ended in the life at hand since the time of the run is over; None = nowhere.
         let_go: whether the life at hand ended because there was nothing left to do, and not with its process.
     """
 
@@ -75,6 +76,7 @@ class RecordCursor:
         self._clock = clock
         self._blobs: dict[str, bytes] = {}
         self._there: list[Record] = []
+        self._begin = 0
         self._head = 0
         self._end = 0
         self._token = 0
@@ -91,6 +93,7 @@ class RecordCursor:
         self.steps: set[tuple[str, str]] = set()
         self.requested = False
         self.let_go = False
+        self.over: Over | None = None
 
     # --- lives: from one process that executed the run to the next -------------------------------------------------
 
@@ -114,6 +117,11 @@ class RecordCursor:
         """The records of the life at hand that are still to come."""
         return self._records[self._head : self._end]
 
+    @property
+    def came(self) -> Sequence[Record]:
+        """The records of the life at hand whose place has come, the last one first."""
+        return self._records[self._begin : self._head][::-1]
+
     def begin(self, workspace: str) -> None:
         """Takes in what no process decides: that the run was asked for, with another place to work in."""
         first = self._records[0]
@@ -133,6 +141,7 @@ class RecordCursor:
         self.served.clear()
         self._dead = False
         self._looked = False
+        self._begin, self.over = self._head, None
         return self._head < self._end
 
     def die(self) -> None:
@@ -233,7 +242,7 @@ class RecordCursor:
             self._late.append(attempt)
             return
         stops = isinstance(event, AgentStateChanged) and event.state == AgentStatus.STOPPING.value
-        halted = is_halted_next(attempt.stream, self.life)
+        halted = is_halted_next(attempt.stream, self.life, None if rests(event) else self.over)
         late = not halted if stops else halted and not is_asked(event)
         if attempt.stream and (late or goes_on_at_once(attempt.stream, event, self.life)):
             self._late.append(attempt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
@@ -13,8 +14,10 @@ from toka.events.event import (
     ExecutorAttached,
     HoldLifted,
     HoldPlaced,
+    StepFailed,
     StepIntent,
     StepResolved,
+    TaskStateChanged,
 )
 from toka.events.flow import ApprovalAnswered
 from toka.events.lifecycle import AgentStatus, Trigger
@@ -24,6 +27,8 @@ from toka.orchestration.decisions import OUTSIDE, is_asked, is_halt, is_wait
 
 _OVER: Final = ("COMPLETED", "FAILED", "WAITING", "BACKOFF", "QUARANTINED", "PAUSED")
 """What an agent comes to by itself while it works."""
+_RESTS: Final = ("WAITING", "PAUSED", "BACKOFF", "CRASH_LOOP", "QUARANTINED")
+"""What an agent comes to that does nothing more for the time being."""
 _AT_ONCE: Final = ("COMPLETED", "FAILED")
 """What it is about to record already, when nothing else of it is recorded before."""
 
@@ -85,7 +90,7 @@ def too_late(asked: Event, coming: Sequence[Record]) -> bool:
             told.add(stream)
         if stream in started and asked.verb == "stop":
             return True
-        if isinstance(event, StepIntent) and asked.verb == "pause" and stream in said:
+        if isinstance(event, StepIntent) and stream in said:
             return True
         if isinstance(event, AgentStateChanged) and event.state in _OVER and event.by != Trigger.PERSON:
             at_once = stream not in said and event.state in _AT_ONCE
@@ -124,17 +129,62 @@ def goes_on_at_once(stream: str, event: Event, coming: Sequence[Record]) -> bool
     return False
 
 
-def is_halted_next(stream: str, coming: Sequence[Record]) -> bool:
-    """Whether the next that an agent does itself, it does only because of a request that is recorded before."""
+def is_halted_next(stream: str, coming: Sequence[Record], over: Over | None = None) -> bool:
+    """Whether the next that an agent does itself, it does only since it was asked to, or since the time was over.
+
+    Args:
+        stream: the agent.
+        coming: the records that come.
+        over: see `over_at`.
+    """
     answered = False
     for record in coming:
         event = record.event
         if record.stream != stream or isinstance(event, OUTSIDE):
             continue
         if not is_asked(event):
-            return is_halt(event) or (answered and not is_wait(event))
+            expired = over is not None and over.told_by(record)
+            return expired or is_halt(event) or (answered and not is_wait(event))
         answered = answered or isinstance(event, ApprovalAnswered | StepResolved)
     return False
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """Where a process ended the agents since the time of the run was over.
+
+    What is recorded before was asked for before, whatever of it was still being written then.
+
+    Attributes:
+        first: the first record that tells of it.
+        reason: what each of them says.
+    """
+
+    first: Record
+    reason: str
+
+    def told_by(self, record: Record) -> bool:
+        """Whether this record tells of it."""
+        return record.id >= self.first.id and _ends(record.event, self.reason)
+
+
+def over_at(life: Sequence[Record], reason: str) -> Over | None:
+    """Where a process ended its agents for this reason; None when it did not."""
+    first = next((r for r in life if r.stream and _ends(r.event, reason)), None)
+    return None if first is None else Over(first, reason)
+
+
+def _ends(event: Event, reason: str) -> bool:
+    if isinstance(event, StepFailed):
+        return event.message.startswith(reason)
+    if not isinstance(event, AgentStateChanged | TaskStateChanged):
+        return False
+    return event.state in ("FAILED", "SKIPPED") and event.reason == reason
+
+
+def rests(event: Event) -> bool:
+    """Whether an agent takes no further step by itself after this."""
+    return isinstance(event, AgentStateChanged) and event.state in _RESTS
 
 
 def is_start(event: Event) -> bool:
@@ -144,8 +194,25 @@ def is_start(event: Event) -> bool:
 
 def starts_next(stream: str, coming: Sequence[Record]) -> bool:
     """Whether the next that is recorded of an agent's status is that it starts."""
-    own = (r.event for r in coming if r.stream == stream and isinstance(r.event, AgentStateChanged))
-    return (event := next(own, None)) is not None and is_start(event)
+    return (record := _status(stream, coming)) is not None and is_start(record.event)
+
+
+def starts_no_more(stream: str, came: Sequence[Record], coming: Sequence[Record], over: Over | None) -> bool:
+    """Whether the time was over before an agent was started, or started again.
+
+    Args:
+        stream: the agent.
+        came: the records of its process that came, the last one first.
+        coming, over: as for `is_halted_next`.
+    """
+    then, now = _status(stream, coming), _status(stream, came)
+    ended = over is not None and then is not None and over.told_by(then)
+    return ended and (now is None or rests(now.event))
+
+
+def _status(stream: str, records: Sequence[Record]) -> Record | None:
+    own = (r for r in records if r.stream == stream and isinstance(r.event, AgentStateChanged))
+    return next(own, None)
 
 
 def may_settle(life: Sequence[Record]) -> bool:

@@ -46,6 +46,13 @@ class Moments:
             wait.future.set_result(None)
         return bool(found)
 
+    def first(self) -> bool:
+        """Wakes who has waited longest, whatever for; False when there is nobody."""
+        wait = next((w for w in self._waits if not w.future.done()), None)
+        if wait is not None:
+            wait.future.set_result(None)
+        return wait is not None
+
 
 def breaks(event: Event) -> bool:
     """Whether this is the first that an agent records when something broke it."""

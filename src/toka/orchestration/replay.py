@@ -27,7 +27,6 @@ from toka.events.event import (
     HoldLifted,
     HoldPlaced,
     RunCreated,
-    StepDenied,
 )
 from toka.events.fold import fold_all
 from toka.events.lifecycle import AgentStatus, Trigger
@@ -38,7 +37,7 @@ from toka.orchestration.cursor import RecordCursor
 from toka.orchestration.decisions import Divergence, is_asked, is_halt
 from toka.orchestration.engine import OrchestrationEngine, recorded_execution
 from toka.orchestration.idle import IdleLoop, RecordedClock
-from toka.orchestration.lives import is_start, lifting, lives_of, may_settle, starts_next
+from toka.orchestration.lives import is_start, lifting, lives_of, may_settle, over_at, starts_next, starts_no_more
 from toka.orchestration.recorded import Recorded
 from toka.orchestration.served import (
     RecordedGateway,
@@ -48,9 +47,8 @@ from toka.orchestration.served import (
     refuse,
     start_recorded,
 )
-from toka.orchestration.served_workspace import RecordedWorkspaces, keep_recorded
-from toka.orchestration.session import RunSession
-from toka.orchestration.unmet import inside
+from toka.orchestration.served_workspace import RecordedWorkspaces, keep_recorded, like_workspace, state_within
+from toka.orchestration.session import RunSession, too_long
 from toka.runtime.context import Runtime
 from toka.tools.builtin import Toolbox
 
@@ -136,7 +134,7 @@ def _replayed(
 ) -> Replayed:
     """One replay. `settles`: processes that may only have carried out a stop did no more than that."""
     with tempfile.TemporaryDirectory(prefix="toka-replay-") as folder:
-        _like_workspace(Path(folder), records)
+        like_workspace(Path(folder), records)
         world = _World(records, first, blob, terms, Path(folder))
         world.settles = settles
         with asyncio.Runner(loop_factory=lambda: IdleLoop(world.idle)) as runner:
@@ -160,7 +158,7 @@ class _World:
         self._recorded = Recorded(records, blob, configs, lambda: self._cursor.last)
         self._served = Served(self._recorded, self._cursor.served)
         runtime = _runtime(created, terms, configs, self._served, self._cursor, self._clock)
-        self._runtime = replace(runtime, state=_state(created, terms, folder))
+        self._runtime = replace(runtime, state=state_within(created, terms.state, folder))
         self._grace = GRACE_TICKS + int(2 * self._runtime.execution.grace_s)
         self._tried = (0, 0)
         self._session: asyncio.Task[Any] | None = None
@@ -180,8 +178,9 @@ class _World:
             await self._live()
 
     async def _live(self) -> None:
-        engine = OrchestrationEngine(_under(self._runtime, self._cursor.head))
-        life, before = self._cursor.life, fold_all(self._run, self._cursor.read(self._run))
+        cursor = self._cursor
+        engine = OrchestrationEngine(_under(self._runtime, cursor.head))
+        life, before = cursor.life, fold_all(self._run, cursor.read(self._run))
         opening = asyncio.create_task(engine.resume(self._run, agent=None))
         self._session = opening
         session: RunSession | None = None
@@ -189,7 +188,9 @@ class _World:
         self._stops.clear()
         try:
             session = self._current = await opening
-            session.lifting = lifting(life, before)
+            session.lifting, session.due = lifting(life, before), self._due
+            limit = session.context.execution.run_timeout_s
+            cursor.over = over_at(life, too_long(limit)) if limit is not None else None
             body = session.settle() if self.settles and may_settle(life) else session.run()
             self._session = asyncio.create_task(body)
             with contextlib.suppress(StaleEpoch, asyncio.CancelledError):
@@ -205,9 +206,17 @@ class _World:
 
     async def _starts(self) -> None:
         """Keeps an agent that is about to start from doing so before its place: until then requests come first."""
-        name = _asking()
-        if starts_next(name, self._cursor.life) and not self._recorded.hangs(name):
+        name, cursor = _asking(), self._cursor
+        starts = starts_next(name, cursor.life) and not self._recorded.hangs(name)
+        if starts or starts_no_more(name, cursor.came, cursor.life, cursor.over):
             await self._served.moments.until(name, is_start)
+
+    def _due(self, end: float) -> bool:
+        """Whether the time of the run is over: where the record first tells of it; if it never does, after a while."""
+        cursor = self._cursor
+        if cursor.over is None:
+            return self._clock.at >= max(end, cursor.came[-1].at if cursor.came else end) + SLACK_S
+        return cursor.head is cursor.over.first and cursor.over.first.at >= end
 
     def idle(self, timers: bool) -> bool:  # noqa: FBT001 - as IdleLoop calls it
         """Makes the next thing happen; see IdleLoop."""
@@ -218,12 +227,14 @@ class _World:
         if cursor.head is None:
             return self._over(ticks, timers)
         head = cursor.head
-        if is_asked(head.event) and ticks < TICKS and timers:
-            return False  # the session looks for requests now and then
+        if (is_asked(head.event) or (cursor.over and head is cursor.over.first)) and ticks < TICKS and timers:
+            return False  # the session looks for requests, and at the time, now and then
         if (is_asked(head.event) or is_halt(head.event)) and self._ask(head):
             return True
         served = self._served
-        if served.moments.come(head) or cursor.let_on(head.stream) or served.closings.come(None) or self._clock.wake():
+        if served.moments.come(head) or (is_start(head.event) and served.closings.first()):
+            return True  # who starts takes the place of one that ended
+        if cursor.let_on(head.stream) or served.closings.first() or self._clock.wake():
             return True
         self._clock.at = max(self._clock.at, head.at)  # who looks at the time now, sees that of the record
         if ticks < 2 * TICKS and timers:
@@ -376,22 +387,3 @@ def _under(runtime: Runtime, first: Record | None) -> Runtime:
         return runtime
     rules = first.event.rules
     return replace(runtime, policy=OperatorPolicy.from_json(rules["policy"]), run_limits=Limits(**rules["limits"]))
-
-
-def _state(created: RunCreated, terms: Terms, folder: Path) -> Path | None:
-    """Where the state directory would lie in the folder that stands for the workspace, if in that; never made."""
-    names = inside(Path(created.workspace), [terms.state]) if terms.state is not None else ()
-    return folder / names[0] if names else None
-
-
-def _like_workspace(folder: Path, records: Sequence[Record]) -> None:
-    """Makes git's settings lead where they did: to what agents were refused because git obeys it."""
-    led = {
-        r.event.rule.removeprefix("protected: ")
-        for r in records
-        if isinstance(r.event, StepDenied) and r.event.rule.startswith("protected: ") and "git" in r.event.reason
-    }
-    if led:
-        (folder / ".git").mkdir()
-        hooks = "".join(f"[core]\n\thooksPath = {path}\n" for path in sorted(led) if not path.startswith(".git"))
-        (folder / ".git" / "config").write_text(hooks)

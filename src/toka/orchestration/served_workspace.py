@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
+from pathlib import Path
 from typing import Any, cast
 
 from toka.config.agent import AgentConfig
 from toka.core.ids import AgentName
 from toka.errors import CheckpointRefused, UsageError
-from toka.events.event import RunCreated
+from toka.events.event import RunCreated, StepDenied
+from toka.events.record import Record
 from toka.events.workspace import BranchReturned, WorkspaceMade
 from toka.orchestration.recorded import Recorded
+from toka.orchestration.unmet import inside
 from toka.runtime.context import KeepWorkspace, RunContext
 from toka.workspace.checkpoint import Checkpoint, Restored
 from toka.workspace.checkpoints import Checkpoints
@@ -90,3 +93,22 @@ def keep_recorded(created: RunCreated, recorded: Recorded) -> KeepWorkspace:
     execution: dict[str, Any] = created.options.get("execution") or {}
     kept = bool(execution.get("checkpoints"))
     return lambda _workspace, _execution: cast("Checkpoints", RecordedCheckpoints(recorded)) if kept else None
+
+
+def state_within(created: RunCreated, state: Path | None, folder: Path) -> Path | None:
+    """Where the state directory would lie in the folder that stands for the workspace, if in that; never made."""
+    names = inside(Path(created.workspace), [state]) if state is not None else ()
+    return folder / names[0] if names else None
+
+
+def like_workspace(folder: Path, records: Sequence[Record]) -> None:
+    """Makes git's settings lead where they did: to what agents were refused because git obeys it."""
+    led = {
+        r.event.rule.removeprefix("protected: ")
+        for r in records
+        if isinstance(r.event, StepDenied) and r.event.rule.startswith("protected: ") and "git" in r.event.reason
+    }
+    if led:
+        (folder / ".git").mkdir()
+        hooks = "".join(f"[core]\n\thooksPath = {path}\n" for path in sorted(led) if not path.startswith(".git"))
+        (folder / ".git" / "config").write_text(hooks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -41,6 +41,7 @@ class RunSession:
 
     Attributes:
         lifting: what `lift_holds` is called with before anything starts; None = it is not.
+        due: whether the time is over that ends then, in wall-clock seconds: the clock says so.
     """
 
     def __init__(self, context: RunContext, plan: Plan, configs: Mapping[AgentName, AgentConfig]) -> None:
@@ -57,6 +58,7 @@ class RunSession:
         self._lost: StaleEpoch | None = None
         self._applied = max(context.recorder.state.commands, default=0)
         self.lifting: tuple[str, str, str] | None = None
+        self.due: Callable[[float], bool] = lambda end: context.runtime.clock.now() >= end
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -107,9 +109,12 @@ class RunSession:
         try:
             await self.team.execute()
         finally:  # from here nobody applies requests: none may come between the verdict and its record
-            async with self._applying:  # one that is half applied would be applied again
+            try:
+                async with self._applying:  # one that is half applied would be applied again
+                    inbox.cancel()
+            finally:  # also for whoever does not wait for that
                 inbox.cancel()
-            await asyncio.gather(inbox, return_exceptions=True)
+                await asyncio.gather(inbox, return_exceptions=True)
         if self._lost is not None:
             raise self._lost
         if not inbox.cancelled() and (error := inbox.exception()) is not None:
@@ -251,10 +256,10 @@ class RunSession:
     async def _end_at_deadline(self) -> None:
         """Ends the run when its time is over."""
         limit, began = self.context.execution.run_timeout_s, self.context.recorder.state.started_at
-        if limit is None or began is None or self._over or self.context.runtime.clock.now() < began + limit:
+        if limit is None or began is None or self._over or not self.due(began + limit):
             return
         self._over = True
-        await self.team.expire(f"the run took longer than {format_duration(limit)}")
+        await self.team.expire(too_long(limit))
 
     async def _request(self, name: AgentName, command: Command) -> None:
         match command.verb:
@@ -272,6 +277,11 @@ class RunSession:
                     self.team.look_at(name)
             case _:
                 pass  # an answer, which took effect before; a verb of a newer Toka: recorded as seen, without effect
+
+
+def too_long(limit: float) -> str:
+    """Why agents are ended when the run took longer than `limit` seconds."""
+    return f"the run took longer than {format_duration(limit)}"
 
 
 def _tidy(run: RunContext) -> None:

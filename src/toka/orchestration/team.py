@@ -56,6 +56,7 @@ class TeamExecution:
         self._launched: set[AgentName] = set()
         self._schedule: Schedule | None = None
         self._closing = False
+        self._expired = ""
         self.configs: dict[AgentName, AgentConfig] = dict(configs)
         self.stopped = {AgentName(a.name) for a in context.recorder.state.agents.values() if a.stop and not a.ended}
         manager.places.on_free = lambda: self._ended.put_nowait(_LOOK)
@@ -184,7 +185,7 @@ class TeamExecution:
         elif not await self._refused(name):
             if is_template(self.configs[name]):
                 await self._fan_out(name)
-            else:
+            elif not self._closing:
                 self._start(name)
 
     def _recovered(self) -> tuple[Schedule, list[Blocked]]:
@@ -248,6 +249,8 @@ class TeamExecution:
             return
         await self._manager.gather(name, items)
         self._add_fan(config, items)
+        if self._expired:  # meanwhile: nobody knew of these instances
+            await self.expire(self._expired)
 
     def _add_fan(self, config: AgentConfig, made: InstancesMade) -> None:
         """The instances of an agent, from here on."""
@@ -298,12 +301,10 @@ class TeamExecution:
     async def expire(self, reason: str) -> None:
         """Ends all agents: the time of the run is over."""
         self.close()
+        self._expired = reason
         left = [c for n, c in self.configs.items() if self._manager.state(n).status not in AGENT_ENDS]
         await asyncio.gather(*(self._manager.expire(c, reason) for c in left if not is_template(c)))
         for config in left:
-            name = config.name
-            if is_template(config) and self._manager.state(name).started_at is not None:
-                await self._manager.settle(name, AgentOutcome(AgentStatus.FAILED, reason, "limit"))
-            elif is_template(config):
-                await self._manager.skip(name, reason, "limit")
-            self._ended.put_nowait(name)
+            if is_template(config):
+                await self._manager.expire(config, reason)
+            self._ended.put_nowait(config.name)

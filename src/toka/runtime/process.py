@@ -102,25 +102,21 @@ class AgentProcessManager:
         if state.made is None:
             await self._run.recorder.record(name, made)
         if state.status is not AgentStatus.RUNNING:
-            await self._begin(name)
-            await self._statuses.change(name, Trigger.WORK, AgentStatus.RUNNING)
+            await self._statuses.begin(name)
 
     async def settle(self, name: AgentName, outcome: AgentOutcome) -> None:
         """Ends an agent that takes no step itself: one with instances, or one that cannot start."""
         status = self.state(name).status
         worked = outcome.status in (AgentStatus.COMPLETED, AgentStatus.FAILED)
         if worked and not agent_may(status, outcome.status, Trigger.WORK):
-            await self._begin(name)
             if outcome.status is AgentStatus.COMPLETED:
-                await self._statuses.change(name, Trigger.WORK, AgentStatus.RUNNING)
+                await self._statuses.begin(name)
+            else:
+                await self._statuses.change(name, self._statuses.starter(name), AgentStatus.STARTING)
         by = Trigger.SCHEDULE if outcome.status is AgentStatus.SKIPPED else Trigger.WORK
         if not agent_may(self.state(name).status, outcome.status, by):
             by = Trigger.WORK
         await self._statuses.end(name, outcome, by)
-
-    async def _begin(self, name: AgentName) -> None:
-        legal = agent_may(self.state(name).status, AgentStatus.STARTING, Trigger.SCHEDULE)
-        await self._statuses.change(name, Trigger.SCHEDULE if legal else Trigger.RECOVERY, AgentStatus.STARTING)
 
     async def pause(self, name: AgentName, reason: str = "", author: str = "", *, now: bool = False) -> None:
         """No new step starts; what is in flight is finished and recorded. Idempotent; survives a restart.
@@ -281,7 +277,7 @@ class AgentProcessManager:
         )
 
     async def expire(self, config: AgentConfig, reason: str) -> None:
-        """Ends an agent for which the time of the run is over."""
+        """Ends an agent for which the time of the run is over; one with instances after them."""
         name = config.name
         execution = self._live(name)
         if execution is not None:
@@ -289,11 +285,10 @@ class AgentProcessManager:
             self._close(execution)
             execution.task.cancel()
             await asyncio.wait({execution.task})
-        elif self.state(name).started_at is None:
-            await self.skip(name, reason, "limit")
         else:
+            by = Trigger.LIMIT if self.state(name).made is None else Trigger.WORK
             outcome = AgentOutcome(AgentStatus.FAILED, reason, "limit")
-            await self._supervisor.end_idle(config, TaskStatus.FAILED, outcome, Trigger.LIMIT)
+            await self._supervisor.end_idle(config, TaskStatus.FAILED, outcome, by)
 
     def watch(self) -> None:
         """Breaks off the work of agents that stalled: no step of theirs ended within twice the time it may take."""

@@ -80,6 +80,21 @@ class Statuses:
             old = status
         await self._whole(name, [*events, *also])
 
+    def starter(self, name: AgentName) -> Trigger:
+        """What starts an agent: the schedule, or the process that took it over."""
+        legal = agent_may(self.state(name).status, AgentStatus.STARTING, Trigger.SCHEDULE)
+        return Trigger.SCHEDULE if legal else Trigger.RECOVERY
+
+    async def begin(self, name: AgentName) -> bool:
+        """Has an agent start and run, in one record; False when it has ended meanwhile."""
+        async with self.turn(name):
+            if self.state(name).ended:
+                return False
+            starting = AgentStateChanged(AgentStatus.STARTING.value, by=self.starter(name).value)
+            running = AgentStateChanged(AgentStatus.RUNNING.value, by=Trigger.WORK.value)
+            await self._whole(name, [starting, running])
+        return True
+
     async def _whole(self, name: AgentName, events: Sequence[Event]) -> None:
         """Records, and returns when that is folded, also when cancelled: nobody may see a status half made."""
         writing = asyncio.ensure_future(self._recorder.record(name, *events))
@@ -92,12 +107,19 @@ class Statuses:
             raise
 
     async def end(self, name: AgentName, outcome: AgentOutcome, by: Trigger = Trigger.WORK) -> AgentOutcome:
-        """Records how an agent ended, or what it waits for. Returns it as recorded: a stop that came first wins."""
-        path = [outcome.status]
-        if outcome.status is AgentStatus.STOPPED:
-            by = Trigger.PERSON
-            if not agent_may(self.state(name).status, AgentStatus.STOPPED, by):
-                path.insert(0, AgentStatus.STOPPING)
-        await self.change(name, by, *path, reason=outcome.reason, why=outcome.why)
+        """Records how an agent ended, or what it waits for. Returns it as recorded.
+
+        A stop that came first wins. Who has not begun when its time is over is skipped: it did not fail.
+        """
+        async with self.turn(name):
+            old, goal = self.state(name).status, outcome.status
+            path = [goal]
+            if goal is AgentStatus.STOPPED:
+                by = Trigger.PERSON
+                if not agent_may(old, AgentStatus.STOPPED, by):
+                    path.insert(0, AgentStatus.STOPPING)
+            elif outcome.why == "limit" and agent_may(old, AgentStatus.SKIPPED, Trigger.LIMIT):
+                path, by = [AgentStatus.SKIPPED], Trigger.LIMIT
+            await self.change_now(name, by, *path, reason=outcome.reason, why=outcome.why)
         ended = self.state(name)
         return AgentOutcome(ended.status, ended.reason, ended.why)

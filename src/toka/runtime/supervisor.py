@@ -13,7 +13,7 @@ from toka.core.ids import AgentName
 from toka.errors import ConfigError, JournalError, LimitExceeded, ModelUnavailable, SandboxUnavailable, UsageError
 from toka.events.event import AgentStateChanged, HoldPlaced
 from toka.events.health import Health, HealthChanged, Rung
-from toka.events.lifecycle import AGENT_ENDS, AgentStatus, TaskStatus, Trigger, agent_may
+from toka.events.lifecycle import AGENT_ENDS, AgentStatus, TaskStatus, Trigger
 from toka.runtime.agent import PreparedAgent, prepare
 from toka.runtime.context import RunContext
 from toka.runtime.control import AgentControl, Closing, Interrupted, Interruptible
@@ -114,7 +114,9 @@ class Supervisor:
             while outcome is None:
                 outcome = await self._once(execution, results)
         except (asyncio.CancelledError, Closing):
-            await self._broken_off(execution)
+            while not execution.outcome.done():
+                with contextlib.suppress(asyncio.CancelledError):  # it may be asked for twice
+                    await self._broken_off(execution)
         except Exception as e:  # noqa: BLE001 - a defect here must not leave anybody waiting for this agent
             _fail(execution, e)
         else:
@@ -194,7 +196,7 @@ class Supervisor:
             async with self._run.runtime.clock.timeout(spawn):
                 prepared = await prepare(self._run, config, execution.control, resumed=resumed)
         except TimeoutError:
-            await self._statuses.change(name, self._starter(name), AgentStatus.STARTING)
+            await self._statuses.change(name, self._statuses.starter(name), AgentStatus.STARTING)
             return await self._crashed(execution, f"did not start within {spawn or 0:g} s", Trigger.LIMIT)
         except ModelUnavailable as e:
             if resumed:
@@ -207,26 +209,17 @@ class Supervisor:
         execution.prepared = prepared
         try:
             executor = AgentExecutor(prepared.context, results)
-            async with self._statuses.turn(name):
-                if (state := self._statuses.state(name)).ended:  # a stop was quicker
-                    return AgentOutcome(state.status, state.reason, state.why)
-                by = self._starter(name)
-                starting = AgentStateChanged(AgentStatus.STARTING.value, by=by.value)
-                running = AgentStateChanged(AgentStatus.RUNNING.value, by=Trigger.WORK.value)
-                await self._run.recorder.record(name, starting, running)
+            if not await self._statuses.begin(name):  # a stop was quicker
+                state = self._statuses.state(name)
+                return AgentOutcome(state.status, state.reason, state.why)
             self.started.setdefault(name, asyncio.Event()).set()
             return await self._execute(execution, prepared, executor)
         finally:
             execution.prepared = None
             await self.to_the_end(prepared.close())
 
-    def _starter(self, name: AgentName) -> Trigger:
-        """What starts an agent: the schedule, or the process that took it over."""
-        legal = agent_may(self._statuses.state(name).status, AgentStatus.STARTING, Trigger.SCHEDULE)
-        return Trigger.SCHEDULE if legal else Trigger.RECOVERY
-
     async def _refused(self, name: AgentName, outcome: AgentOutcome) -> AgentOutcome:
-        await self._statuses.change(name, self._starter(name), AgentStatus.STARTING)
+        await self._statuses.change(name, self._statuses.starter(name), AgentStatus.STARTING)
         return await self._statuses.end(name, outcome)
 
     async def _execute(
@@ -299,7 +292,7 @@ class Supervisor:
         reason: str,
         wall: float | None = None,
     ) -> AgentOutcome:
-        await prepared.close()
+        await self._cut_off(execution.name, prepared)
         over = None if wall is None else LimitExceeded(f"time of agent {execution.name}", wall, wall, "seconds")
         await executor.cancelled(TaskStatus.FAILED, reason, over)
         outcome = AgentOutcome(AgentStatus.FAILED, reason, "limit")
@@ -309,11 +302,15 @@ class Supervisor:
         self, execution: AgentExecution, prepared: PreparedAgent, executor: AgentExecutor
     ) -> AgentOutcome:
         reason = execution.stopping or ""
-        await prepared.close()
-        async with self._statuses.turn(execution.name):
-            await self._run.recorder.bump(execution.name)
+        await self._cut_off(execution.name, prepared)
         await executor.cancelled(TaskStatus.CANCELLED, reason)
         return await self._statuses.end(execution.name, AgentOutcome(AgentStatus.STOPPED, reason, "stopped"))
+
+    async def _cut_off(self, name: AgentName, prepared: PreparedAgent) -> None:
+        """Returns when nothing of an execution runs any more, and what it recorded last is there."""
+        await prepared.close()
+        async with self._statuses.turn(name):
+            await self._run.recorder.bump(name)
 
     async def _crashed(
         self,
