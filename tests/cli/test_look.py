@@ -257,6 +257,18 @@ def test_a_question_for_a_person_is_shown(toka: Toka, tmp_path: Path) -> None:
     assert listed[2].strip() == f"toka show {RUN} --state {tmp_path}"
 
 
+def test_show_tells_how_often_an_agent_was_restarted_and_that_no_restart_is_left(toka: Toka, tmp_path: Path) -> None:
+    created = RunCreated(["a"], "", "/w", options={"execution": {"run_restarts": 2}})
+    round_ = [AgentStateChanged(s) for s in ("STARTING", "RUNNING")]
+    failed = AgentStateChanged("BACKOFF", "task t: exited with 3", "task_failed", "work", 10.0)
+    write_run(tmp_path, RUN, [("", [created]), ("a", [*round_, failed, *round_, failed])])
+    text = toka("show", "@last", "--state", tmp_path).out
+    assert "a  BACKOFF  0/0 tasks, 0 tokens, $0.00, 2 restarts" in text
+    assert "  failed (2 in a row): task t: exited with 3" in text
+    assert "  the 2 restarts of this run are used up: whoever crashes or fails now is not restarted" in text
+    assert json.loads(toka("show", "@last", "--json", "--state", tmp_path).out)["agents"]["a"]["restarts"] == 2
+
+
 def test_logs_tell_what_was_asked_said_called_and_got(toka: Toka, recorded: Recorded) -> None:
     text = toka("logs", "@last", "--state", recorded.state).out
     for part in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,15 @@ def test_the_reason_stands_below_the_head_and_an_agents_beside_it() -> None:
     shown = lines(AgentState("a", AgentStatus.FAILED, "line one\nline two"), reason="a: line one")
     assert shown[:2] == [f"run {RUN} FAILED after 2.5s", "  a: line one"]
     assert "  a  FAILED      line one …" in shown
+
+
+def test_restarts_are_counted_and_that_none_is_left_is_told() -> None:
+    often = AgentState("often", AgentStatus.FAILED, "it broke", restarts=3)
+    text = lines(often, AgentState("other", AgentStatus.COMPLETED))
+    assert "3 restarts; it broke" in text[2]
+    assert not any("used up" in line for line in text)
+    text = lines(replace(often, restarts=20), AgentState("other", AgentStatus.COMPLETED))
+    assert "  the 20 restarts of this run are used up: whoever crashes or fails now is not restarted" in text
 
 
 def test_denials_are_counted_cut_and_told_with_their_rule() -> None:

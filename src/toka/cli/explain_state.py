@@ -9,8 +9,10 @@ from toka.cli.text import age, line_of, moment
 from toka.cli.view import Planned, RunView
 from toka.events.health import Health, Rung
 from toka.events.lifecycle import AGENT_ENDS, AgentStatus, RunStatus, TaskStatus
-from toka.events.state import AgentState
+from toka.events.state import AgentState, RunState
 from toka.events.steps import UNKEPT
+from toka.orchestration.engine import recorded_execution
+from toka.runtime.restart import used_up
 
 _LIFTED = {
     "person": "toka resume {run}",
@@ -30,9 +32,17 @@ def run_explanation(view: RunView) -> list[str]:
         out.append(f"waits for a person: {view.state.reason}" if view.state.reason else "waits for a person")
     elif view.state.reason:
         out.append(view.state.reason)
+    if spent := restarts_spent(view.state):
+        out.append(spent)
     if view.unkept:
         out.append(UNKEPT.format(why=view.unkept))
     return out
+
+
+def restarts_spent(state: RunState) -> str:
+    """Says that no agent of the run is restarted any more; empty when that is not so."""
+    told = used_up(state.agents, recorded_execution(state.created).run_restarts) if state.created else ""
+    return f"{told}: whoever crashes or fails now is not restarted" if told else ""
 
 
 def explanation(view: RunView, agent: AgentState) -> list[str]:
@@ -90,7 +100,8 @@ def _health(agent: AgentState) -> list[str]:
 
 def _backoff(view: RunView, agent: AgentState) -> str:
     """Why it is restarted, and when."""
-    crashed = f"crashed ({agent.crashes} in a row): {agent.reason}"
+    what = f"crashed ({agent.crashes}" if agent.why == "crash" else f"failed ({agent.failures}"
+    crashed = f"{what} in a row): {agent.reason}"
     if agent.until is None or not view.going:
         return crashed
     left = max(0.0, agent.until - view.now)

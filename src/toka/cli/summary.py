@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from toka.cli.door import pages
+from toka.cli.explain_state import restarts_spent
 from toka.cli.questions import question_lines, questions_of
 from toka.cli.render_change import confinement
 from toka.cli.rows import NAME_WIDTH, objectives_in_words
@@ -65,7 +66,14 @@ def summary_lines(result: RunResult, *, options: str = "", details: Details | No
     lines = [_head(result, details)]
     if result.reason:
         lines.append(f"  {clean(result.reason)}")
-    lines += ["", *_agents(state), *_objectives(state), *_denials(state, details), *_questions(state, options)]
+    lines += [
+        "",
+        *_agents(state),
+        *_spent(state),
+        *_objectives(state),
+        *_denials(state, details),
+        *_questions(state, options),
+    ]
     lines += ["", _use(state), "", "look further"]
     lines += [f"  {command}{options}" for command in _commands(state)]
     return lines
@@ -95,6 +103,10 @@ def _agents(state: RunState) -> list[str]:
     return lines + _more(len(agents) - len(shown), "agents")
 
 
+def _spent(state: RunState) -> list[str]:
+    return ["", f"  {told}"] if (told := restarts_spent(state)) else []
+
+
 def _in_order(state: RunState) -> list[AgentState]:
     """The agents as they started; those that never did come last."""
     return sorted(state.agents.values(), key=lambda a: (a.started_at is None, a.started_at or 0.0))
@@ -111,6 +123,7 @@ def _agent(agent: AgentState) -> tuple[str, ...]:
         objectives_in_words(agent),
         some(repairs, "repair") if repairs else "",
         f"{agent.denied} denied" if agent.denied else "",
+        some(agent.restarts, "restart") if agent.restarts else "",
         "" if agent.status is AgentStatus.COMPLETED else clean(agent.reason, 160),
     ]
     return clean(agent.name, NAME_WIDTH), agent.status.value, done, tokens, "; ".join(f for f in facts if f)
