@@ -10,7 +10,7 @@ from typing import Any, Final
 from toka.cli.door import pages
 from toka.cli.explain_state import restarts_spent
 from toka.cli.questions import question_lines, questions_of
-from toka.cli.render_change import confinement
+from toka.cli.render_change import confinement, not_back
 from toka.cli.rows import NAME_WIDTH, objectives_in_words
 from toka.cli.tally import is_scripted
 from toka.cli.text import clean, columns, money, needed, some, span
@@ -72,6 +72,7 @@ def summary_lines(result: RunResult, *, options: str = "", details: Details | No
         *_spent(state),
         *_objectives(state),
         *_denials(state, details),
+        *_not_back(state),
         *_questions(state, options),
     ]
     lines += ["", _use(state), "", "look further"]
@@ -165,6 +166,17 @@ def _denial(agent: str, denial: Denial) -> Iterator[str]:
     yield f"  {clean(agent, NAME_WIDTH)}  {said}"
     if fix := needed(denial.place, denial.patch):
         yield f"      {clean(fix, 200)}"
+
+
+def _not_back(state: RunState) -> list[str]:
+    """What stays in private workspaces although a branch was to bring it back, and where that is."""
+    every = [
+        (clean(a.name, NAME_WIDTH), f"{what}; in {clean(a.private.path)}")
+        for a in _in_order(state)
+        if a.private is not None and a.returned is not None and (what := not_back(a.returned))
+    ]
+    rows = [f"  {line}" for line in columns(every[:SHOWN])]
+    return ["", "did not come back", *rows, *_more(len(every) - SHOWN, "agents")] if every else []
 
 
 def _questions(state: RunState, options: str) -> list[str]:
