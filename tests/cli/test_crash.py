@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from cli.records import Ran
-from toka.cli.crash_case import Whole, judge, places
+from toka.cli.crash import result_line
+from toka.cli.crash_case import Outcome, Whole, judge, places
 from toka.cli.crash_left import Left, differences
 from toka.events.lifecycle import RunStatus
 
@@ -223,3 +224,16 @@ def test_what_was_recorded_or_must_not_run_twice_is_not_taken_again() -> None:
     assert judge(WHOLE, (1, False), once, done, [["run k"], ["run k"]]).repeated == ("k",)
     again = judge(WHOLE, (1, False), Left(RunStatus.RUNNING), done, [["run k"], ["run k"]])
     assert not again.repeated and again.again == ("k",) and again.right
+
+
+def test_the_last_line_counts_every_kill_once() -> None:
+    right, asks = Outcome((1, True), killed=True), Outcome((2, True), killed=True, asks=("a/t",))
+    differs = Outcome((3, True), killed=True, differences=("file x differs",))
+    twice = Outcome((4, True), killed=True, repeated=("k",))
+    assert result_line([right, right]) == "2 kills, 2 identical results, 0 repeated effects"
+    assert result_line([right, asks, asks]) == "3 kills, 1 identical result and 2 questions, 0 repeated effects"
+    told = "5 kills, 2 identical results, 1 question and 2 differing, 1 repeated effect"
+    assert result_line([right, right, asks, differs, twice]) == told
+    assert result_line([right, differs]) == "2 kills, 1 identical result and 1 differing, 0 repeated effects"
+    unkilled = replace(differs, killed=False)
+    assert result_line([right, unkilled]).endswith(", 0 repeated effects, 1 differing that no kill met")

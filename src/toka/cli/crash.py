@@ -187,10 +187,23 @@ def _finish(whole: Whole, outcomes: Sequence[Outcome], plan: Plan) -> int:
         tasks = listed(sorted({task for o in asks for task in o.asks}))
         say(f"{some(len(asks), 'run')} ended with a question to a person: a step that must not run twice was in flight")
         say(f"  {tasks}; `effect: idempotent` on a task says that its command may run again")
-    question = f" and {some(len(asks), 'question')}" if asks else ""
-    ends = f"{some(len(same), 'identical result')}{question}"
-    emit(f"{some(len(killed), 'kill')}, {ends}, {some(repeated, 'repeated effect')}")
+    emit(result_line(outcomes))
     return 1 if wrong else 0
+
+
+def result_line(outcomes: Sequence[Outcome]) -> str:
+    """What came of all kills, each of them counted once: `8 kills, 6 identical results, 1 question and 1 differing`."""
+    killed = [o for o in outcomes if o.killed]
+    asks = sum(o.right and bool(o.asks) for o in killed)
+    wrong = sum(not o.right for o in killed)
+    parts = [some(sum(o.right and not o.asks for o in killed), "identical result")]
+    parts += [some(asks, "question")] if asks else []
+    parts += [f"{wrong} differing"] if wrong else []
+    ends = " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+    repeated = some(sum(len(o.repeated) for o in outcomes), "repeated effect")
+    more = sum(not o.right and not o.killed for o in outcomes)
+    unkilled = f", {more} differing that no kill met" if more else ""
+    return f"{some(len(killed), 'kill')}, {ends}, {repeated}{unkilled}"
 
 
 def _json(outcome: Outcome) -> dict[str, Any]:
