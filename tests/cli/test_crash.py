@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from cli.records import Ran
+from cli.test_steer import until
 from toka.cli.crash import result_line
 from toka.cli.crash_case import Outcome, Whole, judge, places
 from toka.cli.crash_left import Left, differences
@@ -165,6 +167,30 @@ def test_the_demo_is_killed(toka: Any, work: Path) -> None:
     ran = toka("demo", "--kill", before="import toka.cli.demo; toka.cli.demo.KILLS = 4")
     assert ran.code == 0 and ran.out.startswith("4 kills, ") and ran.out.endswith(", 0 repeated effects\n")
     assert not list((work.parent / "scratch").iterdir()), "nothing is left"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_ends_the_test_leaves_nothing_behind(work: Path, number: signal.Signals) -> None:
+    place, scratch = work.parent, work.parent / "scratch"
+    scratch.mkdir()
+    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(place), "LANG": "C.UTF-8"}
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(scratch)}
+    argv = [sys.executable, "-m", "toka", "crash-test", "team.yaml", "--workspace", "work", "--script", "script.yaml"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*argv, "--every-write"], cwd=place, env=environment, **pipes)
+    try:
+        assert process.stderr is not None
+        assert any("killing it at" in line for line in process.stderr)
+        until(lambda: list(scratch.glob("toka-crash-*/*/state")), "a run that is to be killed")
+        process.send_signal(number)
+        told = process.stderr.read()
+        assert process.wait(60) == (130 if number == signal.SIGINT else 128 + number), told
+    finally:
+        process.kill()
+        process.communicate()
+    assert number == signal.SIGINT or f"ended by {number.name}" in told
+    assert not list(scratch.iterdir())
 
 
 @pytest.mark.slow
