@@ -152,6 +152,29 @@ def test_restarts_are_counted_and_that_none_is_left_is_told() -> None:
     assert "  the 20 restarts of this run are used up: whoever crashes or fails now is not restarted" in text
 
 
+def test_who_is_held_for_its_health_is_told_with_the_commands_that_go_on() -> None:
+    busy = AgentState("busy", AgentStatus.COMPLETED, usage=Usage(1, 1, calls=1))
+    loop, stuck = AgentState("al[1]", AgentStatus.CRASH_LOOP), AgentState("stuck", AgentStatus.QUARANTINED)
+    result = RunResult(RUN, RunStatus.WAITING, state(busy, stuck, loop, AgentState("pub", AgentStatus.WAITING)))
+    text = "\n".join(summary_lines(result, options=" --state /s"))
+    assert (
+        f"""
+held until a person decides
+  stuck is in QUARANTINED; one of
+    toka retry {RUN} stuck --state /s
+    toka resume {RUN} stuck --state /s
+    toka stop {RUN} --state /s
+  al[1] is in CRASH_LOOP; one of
+    toka retry {RUN} 'al[1]' --state /s
+    toka resume {RUN} 'al[1]' --state /s
+    toka stop {RUN} --state /s
+"""
+        in text
+    )
+    assert f"  toka logs {RUN} 'al[1]' --state /s" in text
+    assert f"  toka logs {RUN} pub" in lines(busy, AgentState("pub", AgentStatus.WAITING))
+
+
 def test_denials_are_counted_cut_and_told_with_their_rule() -> None:
     many = tuple(Denial("t", f"tool{n}", "rule", "reason", {}, count=1 + n % 2) for n in range(SHOWN + 5))
     shown = lines(AgentState("a", AgentStatus.FAILED, denied=99), details=Details({"a": many}))

@@ -25,6 +25,8 @@ from toka.orchestration.result import RunResult
 
 SHOWN: Final = 30
 """Agents, objectives and denials that are listed; further ones are counted."""
+_HELD: Final = (AgentStatus.CRASH_LOOP, AgentStatus.QUARANTINED)
+_BAD: Final = (AgentStatus.WAITING, AgentStatus.FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ def summary_lines(result: RunResult, *, options: str = "", details: Details | No
         *_denials(state, details),
         *_not_back(state),
         *_questions(state, options),
+        *_held(state, options),
     ]
     lines += ["", _use(state), "", "look further"]
     lines += [f"  {command}{options}" for command in _commands(state)]
@@ -189,6 +192,17 @@ def _questions(state: RunState, options: str) -> list[str]:
     return out + _more(len(every) - len(out and every[:SHOWN]), "questions")
 
 
+def _held(state: RunState, options: str) -> list[str]:
+    """Agents that only a person lets go on, each with the commands that do, or that end the run."""
+    held = [a for a in _in_order(state) if a.status in _HELD]
+    out = ["", "held until a person decides"] if held else []
+    for agent in held[:SHOWN]:
+        out.append(f"  {clean(agent.name, NAME_WIDTH)} is in {agent.status.value}; one of")
+        about = f"{state.id} {shlex.quote(clean(agent.name))}"
+        out += [f"    toka {each}{options}" for each in (f"retry {about}", f"resume {about}", f"stop {state.id}")]
+    return out + _more(len(held) - SHOWN, "agents")
+
+
 def _use(state: RunState) -> str:
     agents = list(state.agents.values())
     tokens = sum(a.usage.tokens for a in agents)
@@ -201,7 +215,7 @@ def _use(state: RunState) -> str:
 
 def _commands(state: RunState) -> list[str]:
     agents = _in_order(state)
-    bad = [a.name for a in agents if a.status is AgentStatus.FAILED and a.made is None]
+    bad = [a.name for status in (*_HELD, *_BAD) for a in agents if a.status is status and a.made is None]
     curious = [
         *bad,
         *(a.name for a in agents if a.denied),
