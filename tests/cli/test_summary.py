@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness import Team, agent, call, succeed
+from runtime.test_process import Door, with_door
 from toka.cli import door
 from toka.cli.summary import SHOWN, Details, details_of, done_json, summary_lines
 from toka.cli.view import Denial
@@ -112,6 +113,22 @@ async def test_details_come_from_the_record(tmp_path: Path) -> None:
     (denial,) = details.denied["one"]
     assert (denial.tool, denial.rule) == ("write_file", "no filesystem-write")
     assert details.models == ("scripted:test",)
+
+
+async def test_tasks_that_an_agent_did_not_come_to_are_counted(tmp_path: Path) -> None:
+    team = Team(tmp_path)
+    with_door(team, Door(breaks=9), max_restarts=0)
+    async with team.open() as runtime:
+        sound = agent("sound", [{"run": "true"}])
+        session = await team.start(runtime, agent("pub", ["a", "b", "c"]), sound)
+        result = await session.run()
+        await session.context.recorder.close()
+        details = details_of(runtime.journal, session.context.id, result.state)
+    assert {name: len(tasks) for name, tasks in details.tasks.items()} == {"pub": 3}
+    lines = summary_lines(result, details=details)
+    assert any(line.split()[:4] == ["pub", "CRASH_LOOP", "0/3", "tasks"] for line in lines), lines
+    assert any(line.split()[:3] == ["pub", "CRASH_LOOP", "0/1"] for line in summary_lines(result)), "else unknown"
+    assert any(line.split()[:4] == ["sound", "COMPLETED", "1/1", "tasks"] for line in lines), lines
 
 
 async def test_details_are_read_a_page_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

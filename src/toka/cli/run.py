@@ -292,7 +292,7 @@ async def _executed(settings: Settings, session: RunSession, shown: Display, *, 
         if shown.as_json:
             emit_json(done_json(result, Details()))
         raise broken
-    details = details_of(session.context.runtime.journal, run)
+    details = details_of(session.context.runtime.journal, run, result.state)
     return _finish(result, signals, shown, details)
 
 

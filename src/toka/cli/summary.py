@@ -14,14 +14,16 @@ from toka.cli.render_change import confinement, not_back
 from toka.cli.rows import NAME_WIDTH, objectives_in_words
 from toka.cli.tally import is_scripted
 from toka.cli.text import clean, columns, money, needed, some, span
-from toka.cli.view import Denial, denials_of
+from toka.cli.view import Denial, denials_of, planned_of
 from toka.core.ids import RunId
+from toka.errors import NotFound
 from toka.events.event import StepDenied, StepDone
 from toka.events.lifecycle import AgentStatus, ObjectiveStatus, TaskStatus
 from toka.events.record import Record
 from toka.events.state import AgentState, RunState
 from toka.journal.journal import Reader
 from toka.orchestration.result import RunResult
+from toka.runtime.values import template_of
 
 SHOWN: Final = 30
 """Agents, objectives and denials that are listed; further ones are counted."""
@@ -36,14 +38,16 @@ class Details:
     Attributes:
         denied: refused calls by agent.
         models: the models that answered, in order of their first answer.
+        tasks: ids of all tasks of agents that did not come to all of them, by the name in their spec.
     """
 
     denied: Mapping[str, tuple[Denial, ...]] = field(default_factory=dict[str, tuple[Denial, ...]])
     models: tuple[str, ...] = ()
+    tasks: Mapping[str, frozenset[str]] = field(default_factory=dict[str, frozenset[str]])
 
 
-def details_of(reader: Reader, run: RunId) -> Details:
-    """Reads a run's record, a page at a time. Raises JournalError."""
+def details_of(reader: Reader, run: RunId, state: RunState | None = None) -> Details:
+    """Reads a run's record, a page at a time, and of agents of `state` that are not done the tasks. JournalError."""
     denied: list[Record] = []
     models: dict[str, None] = {}
     for records in pages(reader, run):
@@ -53,7 +57,23 @@ def details_of(reader: Reader, run: RunId) -> Details:
                 denied.append(record)
             elif isinstance(event, StepDone) and event.model:
                 models[event.model] = None
-    return Details(denials_of(denied), tuple(models))
+    return Details(denials_of(denied), tuple(models), _tasks(reader, state) if state is not None else {})
+
+
+def _tasks(reader: Reader, state: RunState) -> dict[str, frozenset[str]]:
+    undone = [a for a in state.agents.values() if a.tasks and a.status is not AgentStatus.COMPLETED]
+    if not undone or state.created is None:
+        return {}
+    try:
+        specs = reader.blob(state.created.specs)
+    except NotFound:
+        return {}
+    planned = planned_of(specs, state.created.enabled, {_spec_of(a) for a in undone})
+    return {name: frozenset(each.tasks) for name, each in planned.items()}
+
+
+def _spec_of(agent: AgentState) -> str:
+    return template_of(agent.name) or agent.name
 
 
 def summary_lines(result: RunResult, *, options: str = "", details: Details | None = None) -> list[str]:
@@ -70,7 +90,7 @@ def summary_lines(result: RunResult, *, options: str = "", details: Details | No
         lines.append(f"  {clean(result.reason)}")
     lines += [
         "",
-        *_agents(state),
+        *_agents(state, details.tasks if details else {}),
         *_spent(state),
         *_objectives(state),
         *_denials(state, details),
@@ -99,11 +119,11 @@ def _head(result: RunResult, details: Details | None) -> str:
     return f"{line}   {weak}" if weak else line
 
 
-def _agents(state: RunState) -> list[str]:
+def _agents(state: RunState, tasks: Mapping[str, frozenset[str]]) -> list[str]:
     agents = _in_order(state)
     bad = [a for a in agents if a.status is not AgentStatus.COMPLETED]
     shown = agents if len(agents) <= SHOWN else [*bad, *(a for a in agents if a not in bad)][:SHOWN]
-    lines = ["  " + line for line in columns([_agent(a) for a in shown])]
+    lines = ["  " + line for line in columns([_agent(a, tasks.get(_spec_of(a), frozenset())) for a in shown])]
     return lines + _more(len(agents) - len(shown), "agents")
 
 
@@ -116,9 +136,9 @@ def _in_order(state: RunState) -> list[AgentState]:
     return sorted(state.agents.values(), key=lambda a: (a.started_at is None, a.started_at or 0.0))
 
 
-def _agent(agent: AgentState) -> tuple[str, ...]:
-    tasks = agent.tasks.values()
-    done = f"{sum(1 for t in tasks if t.status is TaskStatus.SUCCEEDED)}/{len(tasks)} tasks" if tasks else ""
+def _agent(agent: AgentState, planned: frozenset[str]) -> tuple[str, ...]:
+    succeeded = sum(1 for t in agent.tasks.values() if t.status is TaskStatus.SUCCEEDED)
+    done = f"{succeeded}/{len(planned | agent.tasks.keys())} tasks" if agent.tasks else ""
     if agent.made is not None:
         done = some(agent.made.count, "instance")
     tokens = f"{agent.usage.tokens:,} tokens" if agent.usage.tokens else ""
