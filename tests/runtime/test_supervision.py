@@ -585,7 +585,16 @@ async def test_many_failures_are_told_of_though_no_two_are_alike(fast: Team) -> 
     fast.__post_init__()
     assert (await fast.run(agent(**LOOKS))).exit_code == 0
     assert health(fast) == [("failing", "nudge")]
-    assert fast.events(HealthChanged)[0].reason.startswith("20 of the last 20 calls failed, most of all read_file")
+    told = fast.events(HealthChanged)[0].reason
+    assert told == '20 of the last 20 calls failed, no two alike; the last was read_file {"path": "f19"}'
+
+
+async def test_of_many_failures_the_one_that_came_most_often_is_named(fast: Team) -> None:
+    fast.script = {"default": [*(call("read_file", path=f"f{n // 2}") for n in range(20)), succeed()]}
+    fast.__post_init__()
+    assert (await fast.run(agent(**LOOKS))).exit_code == 0
+    told = fast.events(HealthChanged)[0].reason
+    assert told == '20 of the last 20 calls failed, most of all read_file {"path": "f0"}'
 
 
 async def test_a_budget_that_is_nearly_used_up_is_told_of_once(fast: Team) -> None:
