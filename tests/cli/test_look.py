@@ -15,6 +15,7 @@ from toka.cli.tally import RunLine
 from toka.events.event import (
     AgentStateChanged,
     ExecutorAttached,
+    HealthChanged,
     HoldPlaced,
     RunCreated,
     RunStateChanged,
@@ -24,6 +25,8 @@ from toka.events.event import (
     StepIntent,
     TaskStateChanged,
 )
+from toka.events.record import Record
+from toka.runtime.progress import progress_event
 
 RUN = "20261101-101010-abcdef"
 BEGUN = [RunCreated(["a", "b"], "0" * 64, "/w"), ExecutorAttached("h", 1, 1), RunStateChanged("RUNNING")]
@@ -267,6 +270,18 @@ def test_show_tells_how_often_an_agent_was_restarted_and_that_no_restart_is_left
     assert "  failed (2 in a row): task t: exited with 3" in text
     assert "  the 2 restarts of this run are used up: whoever crashes or fails now is not restarted" in text
     assert json.loads(toka("show", "@last", "--json", "--state", tmp_path).out)["agents"]["a"]["restarts"] == 2
+
+
+def test_the_word_for_an_agents_health_is_said_once(toka: Toka, tmp_path: Path) -> None:
+    reason = "looping: look {} got the same answer 5 times; being told 2 times did not help"
+    held = HealthChanged("looping", "hold", "t", "t/1/9/model", reason)
+    states = [AgentStateChanged(s) for s in ("STARTING", "RUNNING")]
+    write_run(tmp_path, RUN, [("", BEGUN), ("a", [*states, held, AgentStateChanged("STOPPED", "by ada")])])
+    seen = "look {} got the same answer 5 times; "
+    assert f"  looping in task t: {seen}" in toka("show", "@last", "--state", tmp_path).out
+    assert f"t looping (hold): {seen}" in toka("logs", "@last", "--state", tmp_path).out
+    told = progress_event(Record(1, RUN, "a", 1, 0, 0.0, held))
+    assert told is not None and told.text.startswith(f"looping: {seen}")
 
 
 def test_logs_tell_what_was_asked_said_called_and_got(toka: Toka, recorded: Recorded) -> None:

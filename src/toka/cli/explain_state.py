@@ -95,7 +95,7 @@ def _health(agent: AgentState) -> list[str]:
     if agent.health is Health.HEALTHY or agent.found is None or agent.status is AgentStatus.QUARANTINED:
         return []
     task = f" in task {agent.found.task}" if agent.found.task else ""
-    return [f"{agent.health.value}{task}: {agent.found.reason}; {_DONE[Rung(agent.found.rung)]}"]
+    return [f"{agent.health.value}{task}: {agent.found.seen}; {_DONE[Rung(agent.found.rung)]}"]
 
 
 def _backoff(view: RunView, agent: AgentState) -> str:

@@ -72,7 +72,7 @@ def change_lines(event: Event, paint: Paint = plain) -> list[str]:
             return [f"{paint('in doubt', 'warn')}: {line_of(event.question)}"]
         case HealthChanged():
             whose = f"{line_of(event.task, 60)} " if event.task else ""
-            return _told(f"{whose}{paint(line_of(event.health, 40), 'warn')} ({line_of(event.rung, 40)})", event.reason)
+            return _told(f"{whose}{paint(line_of(event.health, 40), 'warn')} ({line_of(event.rung, 40)})", event.seen)
         case StepWaits() | StepPutBack():
             return _workspace_of(event, paint)
         case InstancesMade() | OutputsMade():

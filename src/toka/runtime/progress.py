@@ -244,7 +244,7 @@ def progress_event(record: Record) -> ProgressEvent | None:
         over = LimitExceeded(**event.limit)
         return ProgressEvent("limit_exceeded", agent, _task_id(event.step), f"limit met: {over.message}", at)
     if isinstance(event, HealthChanged):
-        return ProgressEvent("agent_health", agent, event.task, f"{event.health}: {event.reason} ({event.rung})", at)
+        return ProgressEvent("agent_health", agent, event.task, f"{event.health}: {event.seen} ({event.rung})", at)
     if isinstance(event, StepInDoubt):
         return ProgressEvent("step_in_doubt", agent, _task_id(event.step), event.question, at)
     if isinstance(event, StepResolved):
