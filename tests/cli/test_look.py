@@ -11,6 +11,7 @@ import pytest
 from cli.records import Recorded, Toka, write_run
 from harness import Team, agent, succeed
 from toka.cli.render_run import UNDECLARED
+from toka.cli.rows import event_text
 from toka.cli.tally import RunLine
 from toka.events.event import (
     AgentStateChanged,
@@ -282,6 +283,12 @@ def test_the_word_for_an_agents_health_is_said_once(toka: Toka, tmp_path: Path) 
     assert f"t looping (hold): {seen}" in toka("logs", "@last", "--state", tmp_path).out
     told = progress_event(Record(1, RUN, "a", 1, 0, 0.0, held))
     assert told is not None and told.text.startswith(f"looping: {seen}")
+
+
+def test_a_skipped_task_that_is_to_be_tried_again_is_said_to_wait() -> None:
+    again = TaskStateChanged("b", "QUEUED", 0, "task a did not succeed", by="person")
+    told = progress_event(Record(1, RUN, "a", 1, 0, 0.0, again))
+    assert told is not None and event_text(told) == "b waits again; it was skipped: task a did not succeed"
 
 
 def test_logs_tell_what_was_asked_said_called_and_got(toka: Toka, recorded: Recorded) -> None:

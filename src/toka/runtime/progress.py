@@ -275,6 +275,8 @@ def _task(event: TaskStateChanged) -> tuple[str, str]:
             return ("repair_started" if repair else "task_started"), event.title or event.task
         case "RETRY_WAIT":
             return "task_retrying", f"attempt {event.attempt} failed: {_first_line(event.reason)}"
+        case "QUEUED" if event.reason:
+            return "task_queued", f"waits again; it was skipped: {_first_line(event.reason)}"
         case "SUCCEEDED":
             summary = str((event.report or {}).get("summary", ""))
             return ("repair_succeeded" if repair else "task_succeeded"), _first_line(summary) or event.task
