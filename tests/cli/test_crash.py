@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +15,9 @@ from typing import Any
 import pytest
 
 from cli.records import Ran
-from toka.cli.crash_case import Whole, judge, places
+from cli.test_steer import until
+from toka.cli.crash import result_line
+from toka.cli.crash_case import Outcome, Whole, judge, places
 from toka.cli.crash_left import Left, differences
 from toka.events.lifecycle import RunStatus
 
@@ -167,6 +170,30 @@ def test_the_demo_is_killed(toka: Any, work: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_ends_the_test_leaves_nothing_behind(work: Path, number: signal.Signals) -> None:
+    place, scratch = work.parent, work.parent / "scratch"
+    scratch.mkdir()
+    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(place), "LANG": "C.UTF-8"}
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(scratch)}
+    argv = [sys.executable, "-m", "toka", "crash-test", "team.yaml", "--workspace", "work", "--script", "script.yaml"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*argv, "--every-write"], cwd=place, env=environment, **pipes)
+    try:
+        assert process.stderr is not None
+        assert any("killing it at" in line for line in process.stderr)
+        until(lambda: list(scratch.glob("toka-crash-*/*/state")), "a run that is to be killed")
+        process.send_signal(number)
+        told = process.stderr.read()
+        assert process.wait(60) == (130 if number == signal.SIGINT else 128 + number), told
+    finally:
+        process.kill()
+        process.communicate()
+    assert number == signal.SIGINT or f"ended by {number.name}" in told
+    assert not list(scratch.iterdir())
+
+
+@pytest.mark.slow
 def test_the_demo_is_killed_in_places_of_its_own(toka: Any, tmp_path: Path) -> None:
     assert toka("demo", "--kill", "--state", tmp_path / "x").code == 2
 
@@ -223,3 +250,16 @@ def test_what_was_recorded_or_must_not_run_twice_is_not_taken_again() -> None:
     assert judge(WHOLE, (1, False), once, done, [["run k"], ["run k"]]).repeated == ("k",)
     again = judge(WHOLE, (1, False), Left(RunStatus.RUNNING), done, [["run k"], ["run k"]])
     assert not again.repeated and again.again == ("k",) and again.right
+
+
+def test_the_last_line_counts_every_kill_once() -> None:
+    right, asks = Outcome((1, True), killed=True), Outcome((2, True), killed=True, asks=("a/t",))
+    differs = Outcome((3, True), killed=True, differences=("file x differs",))
+    twice = Outcome((4, True), killed=True, repeated=("k",))
+    assert result_line([right, right]) == "2 kills, 2 identical results, 0 repeated effects"
+    assert result_line([right, asks, asks]) == "3 kills, 1 identical result and 2 questions, 0 repeated effects"
+    told = "5 kills, 2 identical results, 1 question and 2 differing, 1 repeated effect"
+    assert result_line([right, right, asks, differs, twice]) == told
+    assert result_line([right, differs]) == "2 kills, 1 identical result and 1 differing, 0 repeated effects"
+    unkilled = replace(differs, killed=False)
+    assert result_line([right, unkilled]).endswith(", 0 repeated effects, 1 differing that no kill met")

@@ -401,6 +401,8 @@ def _server_gone(scene: Scene) -> Missed:
         done = scene.run(spec, "--model", "server:odd", "--base-url", url, TOKA_TASK_RETRIES="0")
     tasks = {t["id"]: t["state"] for t in agents(scene)["think"]["tasks"]}
     assert tasks == {"first": "SUCCEEDED", "second": "FAILED"}
+    assert scene.again("retry", "@last").code == 4
+    assert scene.again("show", "@last", "--json").json["state"] == "FAILED", "it stays what it was"
     address = url.removeprefix("http://").removesuffix("/v1")
     return Missed(done, {"agent": "think", "task": "second", "model": "server:odd", "address": address})
 

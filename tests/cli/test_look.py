@@ -11,10 +11,12 @@ import pytest
 from cli.records import Recorded, Toka, write_run
 from harness import Team, agent, succeed
 from toka.cli.render_run import UNDECLARED
+from toka.cli.rows import event_text
 from toka.cli.tally import RunLine
 from toka.events.event import (
     AgentStateChanged,
     ExecutorAttached,
+    HealthChanged,
     HoldPlaced,
     RunCreated,
     RunStateChanged,
@@ -24,6 +26,8 @@ from toka.events.event import (
     StepIntent,
     TaskStateChanged,
 )
+from toka.events.record import Record
+from toka.runtime.progress import progress_event
 
 RUN = "20261101-101010-abcdef"
 BEGUN = [RunCreated(["a", "b"], "0" * 64, "/w"), ExecutorAttached("h", 1, 1), RunStateChanged("RUNNING")]
@@ -255,6 +259,36 @@ def test_a_question_for_a_person_is_shown(toka: Toka, tmp_path: Path) -> None:
     assert f"  held by person: lunch; to go on: toka resume {RUN} --state {tmp_path}" in text
     listed = toka("ps", "--state", tmp_path).lines
     assert listed[2].strip() == f"toka show {RUN} --state {tmp_path}"
+
+
+def test_show_tells_how_often_an_agent_was_restarted_and_that_no_restart_is_left(toka: Toka, tmp_path: Path) -> None:
+    created = RunCreated(["a"], "", "/w", options={"execution": {"run_restarts": 2}})
+    round_ = [AgentStateChanged(s) for s in ("STARTING", "RUNNING")]
+    failed = AgentStateChanged("BACKOFF", "task t: exited with 3", "task_failed", "work", 10.0)
+    write_run(tmp_path, RUN, [("", [created]), ("a", [*round_, failed, *round_, failed])])
+    text = toka("show", "@last", "--state", tmp_path).out
+    assert "a  BACKOFF  0/0 tasks, 0 tokens, $0.00, 2 restarts" in text
+    assert "  failed (2 in a row): task t: exited with 3" in text
+    assert "  the 2 restarts of this run are used up: whoever crashes or fails now is not restarted" in text
+    assert json.loads(toka("show", "@last", "--json", "--state", tmp_path).out)["agents"]["a"]["restarts"] == 2
+
+
+def test_the_word_for_an_agents_health_is_said_once(toka: Toka, tmp_path: Path) -> None:
+    reason = "looping: look {} got the same answer 5 times; being told 2 times did not help"
+    held = HealthChanged("looping", "hold", "t", "t/1/9/model", reason)
+    states = [AgentStateChanged(s) for s in ("STARTING", "RUNNING")]
+    write_run(tmp_path, RUN, [("", BEGUN), ("a", [*states, held, AgentStateChanged("STOPPED", "by ada")])])
+    seen = "look {} got the same answer 5 times; "
+    assert f"  looping in task t: {seen}" in toka("show", "@last", "--state", tmp_path).out
+    assert f"t looping (hold): {seen}" in toka("logs", "@last", "--state", tmp_path).out
+    told = progress_event(Record(1, RUN, "a", 1, 0, 0.0, held))
+    assert told is not None and told.text.startswith(f"looping: {seen}")
+
+
+def test_a_skipped_task_that_is_to_be_tried_again_is_said_to_wait() -> None:
+    again = TaskStateChanged("b", "QUEUED", 0, "task a did not succeed", by="person")
+    told = progress_event(Record(1, RUN, "a", 1, 0, 0.0, again))
+    assert told is not None and event_text(told) == "b waits again; it was skipped: task a did not succeed"
 
 
 def test_logs_tell_what_was_asked_said_called_and_got(toka: Toka, recorded: Recorded) -> None:

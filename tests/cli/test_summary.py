@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness import Team, agent, call, succeed
+from runtime.test_process import Door, with_door
 from toka.cli import door
 from toka.cli.summary import SHOWN, Details, details_of, done_json, summary_lines
 from toka.cli.view import Denial
@@ -113,6 +115,22 @@ async def test_details_come_from_the_record(tmp_path: Path) -> None:
     assert details.models == ("scripted:test",)
 
 
+async def test_tasks_that_an_agent_did_not_come_to_are_counted(tmp_path: Path) -> None:
+    team = Team(tmp_path)
+    with_door(team, Door(breaks=9), max_restarts=0)
+    async with team.open() as runtime:
+        sound = agent("sound", [{"run": "true"}])
+        session = await team.start(runtime, agent("pub", ["a", "b", "c"]), sound)
+        result = await session.run()
+        await session.context.recorder.close()
+        details = details_of(runtime.journal, session.context.id, result.state)
+    assert {name: len(tasks) for name, tasks in details.tasks.items()} == {"pub": 3}
+    lines = summary_lines(result, details=details)
+    assert any(line.split()[:4] == ["pub", "CRASH_LOOP", "0/3", "tasks"] for line in lines), lines
+    assert any(line.split()[:3] == ["pub", "CRASH_LOOP", "0/1"] for line in summary_lines(result)), "else unknown"
+    assert any(line.split()[:4] == ["sound", "COMPLETED", "1/1", "tasks"] for line in lines), lines
+
+
 async def test_details_are_read_a_page_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "PAGE", 2)
     team = Team(tmp_path, {"default": [call("write_file", path=f"{n}", content="") for n in range(5)] + [succeed()]})
@@ -140,6 +158,38 @@ def test_the_reason_stands_below_the_head_and_an_agents_beside_it() -> None:
     shown = lines(AgentState("a", AgentStatus.FAILED, "line one\nline two"), reason="a: line one")
     assert shown[:2] == [f"run {RUN} FAILED after 2.5s", "  a: line one"]
     assert "  a  FAILED      line one …" in shown
+
+
+def test_restarts_are_counted_and_that_none_is_left_is_told() -> None:
+    often = AgentState("often", AgentStatus.FAILED, "it broke", restarts=3)
+    text = lines(often, AgentState("other", AgentStatus.COMPLETED))
+    assert "3 restarts; it broke" in text[2]
+    assert not any("used up" in line for line in text)
+    text = lines(replace(often, restarts=20), AgentState("other", AgentStatus.COMPLETED))
+    assert "  the 20 restarts of this run are used up: whoever crashes or fails now is not restarted" in text
+
+
+def test_who_is_held_for_its_health_is_told_with_the_commands_that_go_on() -> None:
+    busy = AgentState("busy", AgentStatus.COMPLETED, usage=Usage(1, 1, calls=1))
+    loop, stuck = AgentState("al[1]", AgentStatus.CRASH_LOOP), AgentState("stuck", AgentStatus.QUARANTINED)
+    result = RunResult(RUN, RunStatus.WAITING, state(busy, stuck, loop, AgentState("pub", AgentStatus.WAITING)))
+    text = "\n".join(summary_lines(result, options=" --state /s"))
+    assert (
+        f"""
+held until a person decides
+  stuck is in QUARANTINED; one of
+    toka retry {RUN} stuck --state /s
+    toka resume {RUN} stuck --state /s
+    toka stop {RUN} --state /s
+  al[1] is in CRASH_LOOP; one of
+    toka retry {RUN} 'al[1]' --state /s
+    toka resume {RUN} 'al[1]' --state /s
+    toka stop {RUN} --state /s
+"""
+        in text
+    )
+    assert f"  toka logs {RUN} 'al[1]' --state /s" in text
+    assert f"  toka logs {RUN} pub" in lines(busy, AgentState("pub", AgentStatus.WAITING))
 
 
 def test_denials_are_counted_cut_and_told_with_their_rule() -> None:

@@ -148,8 +148,9 @@ def test_what_cannot_come_back_is_told_and_stays(place: Place) -> None:
     git(place.work, "checkout", "-q", "-b", "taken", "main")
     for tree in trees:
         (tree / "go").touch()
-    process.communicate(timeout=60)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 0
+    assert f"  two    the branch taken is checked out; check another one out; in {trees[1]}" in (out + err).splitlines()
     problems = {name: each["returned"]["problem"] for name, each in states(place).items()}
     assert problems["one"] == f"not a fast-forward: the branch moved moved on to {moved[:12]}"
     assert problems["two"] == "the branch taken is checked out; check another one out"
@@ -160,6 +161,41 @@ def test_what_cannot_come_back_is_told_and_stays(place: Place) -> None:
     assert "branch taken not brought back: the branch taken is checked out" in told
     assert f"it stays in {trees[1]}" in told
     assert git(trees[1], "log", "-1", "--format=%s") == "two"
+
+
+@pytest.mark.slow
+def test_commits_elsewhere_than_on_its_branch_are_told_with_the_folder_where_they_stay(place: Place) -> None:
+    twice = "git commit -qam w1; echo w >> a.txt; git commit -qam w2; "
+    team(
+        place,
+        elsewhere=clone("elsewhere", "set -e; git checkout -q -b elsé/where; echo w >> a.txt; " + twice),
+        detached=clone("detached", EDIT + "; git checkout -q --detach; echo w >> a.txt; git commit -qam d"),
+        hidden=clone("hidden", "echo w >> a.txt; git stash -q; git checkout -q --orphan none"),
+        unread=clone("unread", EDIT + "; echo x > .git/packed-refs"),
+        idle=clone("idle", "true"),
+        left=clone("left", "echo w >> a.txt"),
+    )  # fmt: skip
+    told = go(place)
+    run, found = shown(place)["run_id"], states(place)
+    assert {name: each["returned"]["elsewhere"] for name, each in found.items()} == {
+        "elsewhere": {"refs/heads/elsé/where": 2},
+        "detached": {"HEAD": 1},
+        "hidden": {"refs/stash": 2},
+        "unread": {},
+        "idle": {},
+        "left": {},
+    }
+    tree = found["elsewhere"]["path"]
+    text = say(place, "show", "@last")
+    assert f"branch toka/{run}/elsewhere: nothing was committed on it, nothing comes back" in text
+    assert f"2 commits on branch elsé/where did not come back and stay in {tree}" in text
+    assert f"branch toka/{run}/detached brought back: 1 commit" in text
+    assert f"1 commit on a detached HEAD did not come back and stays in {found['detached']['path']}" in text
+    assert "2 commits on refs/stash did not come back" in text
+    end = told.partition("\ndid not come back\n")[2].partition("\n\n")[0].splitlines()
+    assert f"  elsewhere  2 commits on branch elsé/where; in {tree}" in end
+    assert {line.split()[0] for line in end} == {"elsewhere", "detached", "hidden", "unread", "left"}, told
+    assert f"  left       1 file that was not committed; in {found['left']['path']}" in end
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ BY_TYPE: dict[str, st.SearchStrategy[Any]] = {
     "bool": st.booleans(),
     "Any": values,
     "JSON": objects,
+    "dict[str, int]": st.dictionaries(texts, st.integers(0, 10**9), max_size=3),
     "list[str]": st.lists(texts, max_size=3),
     "list[int]": st.lists(st.integers(0, 10**9), max_size=5),
     "list[float]": st.lists(st.floats(0, 1e9), max_size=3),

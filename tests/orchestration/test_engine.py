@@ -8,13 +8,14 @@ import pytest
 
 from harness import ALWAYS, Team, agent, ask, call, eventually, fail, memory, succeed
 from toka.core.ids import AgentName
-from toka.errors import ConfigError, UsageError
-from toka.events.event import AgentStateChanged, CommandApplied, StepIntent, TaskStateChanged
+from toka.errors import ConfigError, ModelUnavailable, UsageError
+from toka.events.event import AgentStateChanged, CommandApplied, RunStateChanged, StepIntent, TaskStateChanged
 from toka.events.lifecycle import AgentStatus, RunStatus
 from toka.llm.model import ModelRequest
 from toka.llm.script import ScriptedReply
 from toka.orchestration.engine import OrchestrationEngine
 from toka.orchestration.request import RunRequest
+from toka.orchestration.session import RunSession
 from toka.testing import settle
 
 REPORT = (("report", '{"status": "succeeded", "summary": "done"}'),)
@@ -127,6 +128,27 @@ async def test_an_agent_that_waits_for_a_person_keeps_the_run_open_though_anothe
         assert (await third.run()).status is RunStatus.WAITING
         asked = [r.event for r in runtime.journal.read(session.context.id, stream="asks")[before:]]
         assert all(isinstance(e, AgentStateChanged) for e in asked), "a question that was asked is not asked again"
+
+
+async def test_a_run_that_cannot_go_on_here_stays_what_it_was(tmp_path: Path) -> None:
+    team = Team(tmp_path)
+
+    async def away(session: RunSession) -> None:
+        assert session.plan.graph.configs
+        raise ModelUnavailable("the server is away")
+
+    async with team.open() as runtime:
+        session = await team.start(runtime, agent("asks", [{"run": "true"}]))
+        await session.context.recorder.record("", RunStateChanged("WAITING", "asks: what?"))
+        await session.context.recorder.close()
+        run, before = session.context.id, runtime.journal.read(session.context.id)
+        for _ in range(2):
+            with pytest.raises(ModelUnavailable):
+                await OrchestrationEngine(runtime).resume(run, ready=away)
+        assert runtime.journal.read(run) == before
+        again = await team.resume(runtime, run)
+        assert (await again.run()).status is RunStatus.COMPLETED
+        await again.context.recorder.close()
 
 
 async def test_without_any_model_all_are_skipped_and_the_exit_code_says_what_is_missing(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from harness import Team, agent
 from toka.errors import ConfigError, MissingError, ModelUnavailable
+from toka.llm.resolve import SLOW
 from toka.orchestration.enforce import once_only, unenforced
 from toka.orchestration.engine import OrchestrationEngine
 from toka.orchestration.preflight import model_findings, preflight
@@ -94,6 +95,17 @@ async def test_agents_without_a_model_are_skipped_unless_none_is_left_or_one_has
             await checked(team, runtime, command, thinks, started=("thinks",))
         with pytest.raises(ModelUnavailable):
             await checked(team, runtime, command, agent("named", model="server:x"))
+
+
+async def test_a_server_that_is_slow_to_answer_is_not_said_to_be_none(team: Team) -> None:
+    async def slow(model: str) -> str:
+        raise ModelUnavailable("no model found", tried=["OPENAI_API_KEY: not set", f"http://x/v1: {SLOW}"])
+
+    command = agent("runs", tasks=[{"description": "x", "run": "true"}])
+    async with team.open() as runtime:
+        object.__setattr__(runtime, "resolve_model", slow)
+        (told,) = await checked(team, runtime, command, agent("thinks", model="auto"))
+    assert told == "no model answered in time: thinks will be skipped unless one does when it starts"
 
 
 async def test_all_models_that_lead_nowhere_are_told_at_once(team: Team) -> None:

@@ -252,7 +252,7 @@ async def test_too_many_crashes_without_a_new_step_end_in_a_crash_loop(slow_moti
     one = result.state.agents["one"]
     assert door.calls == 6, "one start and five restarts"
     assert statuses(slow_motion)[-2:] == ["BACKOFF", "CRASH_LOOP"]
-    assert (one.status, one.why, one.crashes, one.restarts) == (AgentStatus.CRASH_LOOP, "crash_loop", 6, 6)
+    assert (one.status, one.why, one.crashes, one.restarts) == (AgentStatus.CRASH_LOOP, "crash_loop", 6, 5)
     assert one.reason == "crashed 6 times in a row without a new step: RuntimeError: the tool broke"
     assert one.holds == {"health": one.reason}
     assert [t.status for t in one.tasks.values()] == [TaskStatus.RUNNING], "its work is not lost"

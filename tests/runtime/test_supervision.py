@@ -82,6 +82,57 @@ async def test_an_agent_that_always_fails_does_not_go_on_for_ever(slow_motion: T
         await pass_time(clock, run.done, step=2.0)
         one = (await run).state.agents["one"]
     assert (one.status, one.restarts, len(slow_motion.model.requests)) == (AgentStatus.FAILED, 3, 4)
+    assert one.reason.endswith("; the 3 restarts of this run are used up")
+
+
+async def test_failures_in_a_row_are_waited_for_longer_and_end_in_a_crash_loop(
+    slow_motion: Team, clock: ManualClock
+) -> None:
+    slow_motion.script = {"default": [{**fail(), "repeat": True}]}
+    slow_motion.execution = {"task_retries": 0, "max_restarts": 3}
+    slow_motion.__post_init__()
+    async with slow_motion.open() as runtime:
+        session = await slow_motion.start(runtime, agent(restart="always"))
+        run = asyncio.create_task(session.run())
+        await pass_time(clock, run.done)
+        one = (await run).state.agents["one"]
+    assert (one.status, one.restarts, one.failures) == (AgentStatus.CRASH_LOOP, 3, 4)
+    assert one.reason.startswith("failed 4 times in a row without a newly completed task: ")
+    backoffs = [(r.at, r.event.until) for r in slow_motion.records if getattr(r.event, "state", "") == "BACKOFF"]
+    assert [until is None for _, until in backoffs] == [False, False, False, True]
+    waits = [until - at for at, until in backoffs if until is not None]
+    assert all(longest / 2 <= wait <= longest for wait, longest in zip(waits, (1, 2, 4), strict=True)), waits
+
+
+async def test_a_task_that_succeeded_meanwhile_begins_the_count_of_failures_anew(
+    slow_motion: Team, clock: ManualClock
+) -> None:
+    tries = [fail(), fail(), succeed()]
+    slow_motion.script = {"agents": {"one": {"task-1": tries, "task-2": tries}}}
+    slow_motion.execution = {"task_retries": 0, "max_restarts": 2}
+    slow_motion.__post_init__()
+    async with slow_motion.open() as runtime:
+        session = await slow_motion.start(runtime, agent(tasks=["a", "b"], restart="always"))
+        run = asyncio.create_task(session.run())
+        await pass_time(clock, run.done)
+        one = (await run).state.agents["one"]
+    assert (one.status, one.restarts) == (AgentStatus.COMPLETED, 4)
+
+
+async def test_repairs_that_mend_nothing_are_no_progress(slow_motion: Team, clock: ManualClock) -> None:
+    slow_motion.script = {"default": [{**succeed(), "repeat": True}]}
+    slow_motion.execution = {"repair_rounds": 1, "max_restarts": 2}
+    slow_motion.__post_init__()
+    check = {"description": "there", "check": "false"}
+    async with slow_motion.open() as runtime:
+        session = await slow_motion.start(runtime, agent(objectives=[check], restart="always", **LOOKS))
+        run = asyncio.create_task(session.run())
+        await pass_time(clock, run.done)
+        one = (await run).state.agents["one"]
+    assert (one.status, one.restarts) == (AgentStatus.CRASH_LOOP, 2)
+    assert [t.id for t in one.tasks.values() if t.status is TaskStatus.SUCCEEDED] == [
+        "task-1", "repair-1", "repair-3", "repair-5"
+    ]  # fmt: skip
 
 
 async def test_the_restarts_of_a_run_have_a_budget_that_its_agents_share(slow_motion: Team, clock: ManualClock) -> None:
@@ -534,7 +585,16 @@ async def test_many_failures_are_told_of_though_no_two_are_alike(fast: Team) -> 
     fast.__post_init__()
     assert (await fast.run(agent(**LOOKS))).exit_code == 0
     assert health(fast) == [("failing", "nudge")]
-    assert fast.events(HealthChanged)[0].reason.startswith("20 of the last 20 calls failed, most of all read_file")
+    told = fast.events(HealthChanged)[0].reason
+    assert told == '20 of the last 20 calls failed, no two alike; the last was read_file {"path": "f19"}'
+
+
+async def test_of_many_failures_the_one_that_came_most_often_is_named(fast: Team) -> None:
+    fast.script = {"default": [*(call("read_file", path=f"f{n // 2}") for n in range(20)), succeed()]}
+    fast.__post_init__()
+    assert (await fast.run(agent(**LOOKS))).exit_code == 0
+    told = fast.events(HealthChanged)[0].reason
+    assert told == '20 of the last 20 calls failed, most of all read_file {"path": "f0"}'
 
 
 async def test_a_budget_that_is_nearly_used_up_is_told_of_once(fast: Team) -> None:

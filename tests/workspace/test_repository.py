@@ -227,6 +227,18 @@ def test_repositories_that_cannot_be_borrowed_from_are_refused(user: Path, clone
         assert "workspace: copy" in str(caught.value.hint)
 
 
+def test_what_a_workspace_without_a_repository_of_its_own_is_is_told(user: Path, tmp_path: Path) -> None:
+    git(tmp_path, "clone", "-q", "--bare", str(user), "bare.git")
+    with pytest.raises(UsageError, match=r"bare\.git is a bare one") as caught:
+        look_at(tmp_path / "bare.git")
+    assert caught.value.hint == "`git clone` it, and name that folder with --workspace"
+    inner = user / "a folder" / "in it"
+    inner.mkdir(parents=True)
+    with pytest.raises(UsageError, match=f"in it is a folder in that of {user}$") as caught:
+        look_at(inner)
+    assert str(caught.value.hint).startswith(f"--workspace {user}; or say")
+
+
 @pytest.mark.parametrize("name", ["a b", "-x", "x..y", "x.lock", "", "a\nb"])
 def test_a_branch_needs_a_sound_name(user: Path, name: str) -> None:
     assert "cannot be the name of a branch" in unfit(look_at(user), name)

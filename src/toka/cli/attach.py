@@ -114,7 +114,7 @@ def already_ended(reader: SqliteReader, state: RunState, shown: Display, *, laun
 
 
 def _print_end(reader: SqliteReader, result: RunResult, shown: Display) -> None:
-    details = details_of(reader, result.run)
+    details = details_of(reader, result.run, result.state)
     if shown.as_json:
         emit_json(done_json(result, details))
         return

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +16,7 @@ import click
 
 from toka.cli.check import warn_of
 from toka.cli.crash_case import CrashTest, Outcome, Whole, places
-from toka.cli.crash_life import SCRIPTED, Target
+from toka.cli.crash_life import ENDING, SCRIPTED, Target
 from toka.cli.door import ANY_PATH, read_settings
 from toka.cli.output import emit, emit_json, say
 from toka.cli.rows import listed
@@ -109,34 +111,75 @@ def _check(target: Target, configs: Sequence[AgentConfig], *, network: bool) -> 
 
 
 def crash(target: Target, plan: Plan) -> int:
-    """Makes a crash test and prints what comes of it. Returns the exit code."""
+    """Makes a crash test and prints what comes of it. Returns the exit code, that of a signal that ended it as well."""
     find_bwrap()  # without it nothing is copied
-    scratch = Path(tempfile.mkdtemp(prefix="toka-crash-"))
-    kept = False
     try:
-        test = CrashTest(target, scratch)
-        whole = test.whole()
-        kills = places(whole.writes, plan.kills, plan.seed)
-        if not plan.as_json:
-            for line in _whole_lines(whole, len(kills)):
-                say(line)
-        outcomes: list[Outcome] = []
-        told = time.monotonic()
-        for outcome in test.kills(whole, kills):
-            outcomes.append(outcome)
-            kept = kept or outcome.folder is not None
-            if plan.as_json:
-                emit_json(_json(outcome))
-            elif not outcome.right:
-                for line in _wrong_lines(outcome):
+        with _ending(), _scratch() as scratch, closing(CrashTest(target, scratch.folder)) as test:
+            whole = test.whole()
+            kills = places(whole.writes, plan.kills, plan.seed)
+            if not plan.as_json:
+                for line in _whole_lines(whole, len(kills)):
                     say(line)
-            if not plan.as_json and time.monotonic() - told >= TELL_S:
-                told = time.monotonic()
-                say(f"{len(outcomes)} of {len(kills)} done, {sum(o.right for o in outcomes)} as they should be")
-        return _finish(whole, outcomes, plan)
+            outcomes: list[Outcome] = []
+            told = time.monotonic()
+            for outcome in test.kills(whole, kills):
+                outcomes.append(outcome)
+                scratch.kept = scratch.kept or outcome.folder is not None
+                if plan.as_json:
+                    emit_json(_json(outcome))
+                elif not outcome.right:
+                    for line in _wrong_lines(outcome):
+                        say(line)
+                if not plan.as_json and time.monotonic() - told >= TELL_S:
+                    told = time.monotonic()
+                    say(f"{len(outcomes)} of {len(kills)} done, {sum(o.right for o in outcomes)} as they should be")
+            return _finish(whole, outcomes, plan)
+    except _Ended as end:
+        say(f"toka: ended by {end.signal.name}; the crash test came to no result")
+        return 128 + end.signal
+
+
+class _Ended(BaseException):
+    """A signal ends the test."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = signal.Signals(number)
+
+
+@contextmanager
+def _ending() -> Generator[None]:
+    """Lets signals end what is inside as Ctrl-C does, so that it can tidy up; one that was ignored stays so."""
+
+    def end(number: int, _: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)  # tidying up is short
+        raise _Ended(number)
+
+    before = {each: held for each in ENDING[1:] if (held := signal.getsignal(each)) != signal.SIG_IGN}
+    for each in before:
+        signal.signal(each, end)
+    try:
+        yield
     finally:
-        if not kept:
-            shutil.rmtree(scratch, ignore_errors=True)
+        for each, held in before.items():
+            signal.signal(each, held)
+
+
+@dataclass(slots=True)
+class _Scratch:
+    folder: Path
+    kept: bool = False
+
+
+@contextmanager
+def _scratch() -> Generator[_Scratch]:
+    """A folder for the test, removed at its end unless something in it is to be looked at."""
+    scratch = _Scratch(Path(tempfile.mkdtemp(prefix="toka-crash-")))
+    try:
+        yield scratch
+    finally:
+        if not scratch.kept:
+            shutil.rmtree(scratch.folder, ignore_errors=True)
 
 
 def _whole_lines(whole: Whole, kills: int) -> Iterator[str]:
@@ -187,10 +230,23 @@ def _finish(whole: Whole, outcomes: Sequence[Outcome], plan: Plan) -> int:
         tasks = listed(sorted({task for o in asks for task in o.asks}))
         say(f"{some(len(asks), 'run')} ended with a question to a person: a step that must not run twice was in flight")
         say(f"  {tasks}; `effect: idempotent` on a task says that its command may run again")
-    question = f" and {some(len(asks), 'question')}" if asks else ""
-    ends = f"{some(len(same), 'identical result')}{question}"
-    emit(f"{some(len(killed), 'kill')}, {ends}, {some(repeated, 'repeated effect')}")
+    emit(result_line(outcomes))
     return 1 if wrong else 0
+
+
+def result_line(outcomes: Sequence[Outcome]) -> str:
+    """What came of all kills, each of them counted once: `8 kills, 6 identical results, 1 question and 1 differing`."""
+    killed = [o for o in outcomes if o.killed]
+    asks = sum(o.right and bool(o.asks) for o in killed)
+    wrong = sum(not o.right for o in killed)
+    parts = [some(sum(o.right and not o.asks for o in killed), "identical result")]
+    parts += [some(asks, "question")] if asks else []
+    parts += [f"{wrong} differing"] if wrong else []
+    ends = " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+    repeated = some(sum(len(o.repeated) for o in outcomes), "repeated effect")
+    more = sum(not o.right and not o.killed for o in outcomes)
+    unkilled = f", {more} differing that no kill met" if more else ""
+    return f"{some(len(killed), 'kill')}, {ends}, {repeated}{unkilled}"
 
 
 def _json(outcome: Outcome) -> dict[str, Any]:

@@ -41,6 +41,8 @@ from toka.testing import DyingJournal, dying_journal
 WORK: Final = "work"
 STATE: Final = "state"
 SCRIPTED: Final = "scripted:"
+ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that end a test."""
 NEVER: Final = (0, False)
 """The kill of a process that is not killed."""
 
@@ -165,17 +167,26 @@ def begin_life(target: Target, folder: Path, number: int, kill: Kill) -> int:
     Returns:
         Its process id.
     """
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # what is raised in the hooks of a fork gets lost
     pid = os.fork()
-    if pid:
-        return pid
-    return _child(target, folder, number, kill)
+    if not pid:
+        _child(target, folder, number, kill)
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    return pid
 
 
 def _child(target: Target, folder: Path, number: int, kill: Kill) -> NoReturn:
     """The process itself. Nothing gets past its end."""
     code = 70
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it ends it
+        for each in ENDING:  # whoever started it ends it
+            signal.signal(each, signal.SIG_IGN if each == signal.SIGINT else signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         os.setsid()
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)  # also when that one is killed
         log = os.open(folder / f"log-{number}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)

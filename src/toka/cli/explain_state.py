@@ -9,9 +9,11 @@ from toka.cli.text import age, line_of, moment
 from toka.cli.view import Planned, RunView
 from toka.events.health import Health, Rung
 from toka.events.lifecycle import AGENT_ENDS, AgentStatus, RunStatus, TaskStatus
-from toka.events.state import AgentState
+from toka.events.state import AgentState, RunState
 from toka.events.steps import UNKEPT
 from toka.journal.journal import Command
+from toka.orchestration.engine import recorded_execution
+from toka.runtime.restart import used_up
 
 _LIFTED = {
     "person": "toka resume {run}",
@@ -31,6 +33,8 @@ def run_explanation(view: RunView) -> list[str]:
         out.append(f"waits for a person: {view.state.reason}" if view.state.reason else "waits for a person")
     elif view.state.reason:
         out.append(view.state.reason)
+    if spent := restarts_spent(view.state):
+        out.append(spent)
     if view.unkept:
         out.append(UNKEPT.format(why=view.unkept))
     return out + [_noted(each) for each in view.noted]
@@ -43,6 +47,12 @@ def _noted(command: Command) -> str:
     whom = f" of {command.agent}" if what and command.agent else f" {command.agent}" if command.agent else ""
     why = f" ({command.reason})" if command.reason else ""
     return f"noted, and not taken up yet: {command.verb}{what}{whom}, by {command.author or 'nobody'}{why}"
+
+
+def restarts_spent(state: RunState) -> str:
+    """Says that no agent of the run is restarted any more; empty when that is not so."""
+    told = used_up(state.agents, recorded_execution(state.created).run_restarts) if state.created else ""
+    return f"{told}: whoever crashes or fails now is not restarted" if told else ""
 
 
 def explanation(view: RunView, agent: AgentState) -> list[str]:
@@ -95,12 +105,13 @@ def _health(agent: AgentState) -> list[str]:
     if agent.health is Health.HEALTHY or agent.found is None or agent.status is AgentStatus.QUARANTINED:
         return []
     task = f" in task {agent.found.task}" if agent.found.task else ""
-    return [f"{agent.health.value}{task}: {agent.found.reason}; {_DONE[Rung(agent.found.rung)]}"]
+    return [f"{agent.health.value}{task}: {agent.found.seen}; {_DONE[Rung(agent.found.rung)]}"]
 
 
 def _backoff(view: RunView, agent: AgentState) -> str:
     """Why it is restarted, and when."""
-    crashed = f"crashed ({agent.crashes} in a row): {agent.reason}"
+    what = f"crashed ({agent.crashes}" if agent.why == "crash" else f"failed ({agent.failures}"
+    crashed = f"{what} in a row): {agent.reason}"
     if agent.until is None or not view.going:
         return crashed
     left = max(0.0, agent.until - view.now)

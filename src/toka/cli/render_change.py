@@ -73,7 +73,7 @@ def change_lines(event: Event, paint: Paint = plain) -> list[str]:
             return [f"{paint('in doubt', 'warn')}: {line_of(event.question)}"]
         case HealthChanged():
             whose = f"{line_of(event.task, 60)} " if event.task else ""
-            return _told(f"{whose}{paint(line_of(event.health, 40), 'warn')} ({line_of(event.rung, 40)})", event.reason)
+            return _told(f"{whose}{paint(line_of(event.health, 40), 'warn')} ({line_of(event.rung, 40)})", event.seen)
         case StepWaits() | StepPutBack():
             return _workspace_of(event, paint)
         case InstancesMade() | OutputsMade():
@@ -121,12 +121,35 @@ def workspace_lines(event: WorkspaceMade | BranchReturned, paint: Paint = plain,
     elif event.commit:
         out = [f"branch {branch} brought back: {some(event.commits, 'commit')}, now at {line_of(event.commit[:12])}"]
     else:
-        out = [f"branch {branch}: nothing was committed, nothing comes back"]
+        on_it = " on it" if event.elsewhere else ""
+        out = [f"branch {branch}: nothing was committed{on_it}, nothing comes back"]
+    where = line_of(path) if path else "its workspace"
+    for ref, count in event.elsewhere.items():
+        stay = "stays" if count == 1 else "stay"
+        out.append(f"{some(count, 'commit')} on {_ref(ref)} did not come back and {stay} in {where}")
     if event.left:
         were, stay = ("was", "stays") if event.left == 1 else ("were", "stay")
-        where = line_of(path) if path else "its workspace"
         out.append(f"{some(event.left, 'file')} {were} not committed and {stay} in {where}")
     return out
+
+
+def not_back(event: BranchReturned) -> str:
+    """What of an agent's work did not come back, in a few words; empty when all did that it committed.
+
+    Files that were not committed are what is left of most work; they count where nothing else came.
+    """
+    out = [line_of(event.problem, 200)] if event.problem else []
+    out += [f"{some(count, 'commit')} on {_ref(ref)}" for ref, count in event.elsewhere.items()]
+    if event.left and not event.commit and not out:
+        out = [f"{some(event.left, 'file')} that {'was' if event.left == 1 else 'were'} not committed"]
+    return ", ".join(out)
+
+
+def _ref(name: str) -> str:
+    for folder, word in (("refs/heads/", "branch"), ("refs/tags/", "tag")):
+        if name.startswith(folder):
+            return f"{word} {line_of(name.removeprefix(folder), 120)}"
+    return "a detached HEAD" if name == "HEAD" else line_of(name, 120)
 
 
 def network_lines(event: NetworkAttempted, paint: Paint = plain) -> list[str]:

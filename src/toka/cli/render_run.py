@@ -187,6 +187,8 @@ def agent_lines(view: RunView, agent: AgentState, paint: Paint = plain) -> list[
         used = [some(agent.made.count, "instance")]
     if agent.tool_calls:
         used.append(some(agent.tool_calls, "tool call"))
+    if agent.restarts:
+        used.append(some(agent.restarts, "restart"))
     if agent.started_at is not None:
         until = agent.ended_at or (view.now if view.going else agent.changed_at)
         used.append(span(until - agent.started_at))

@@ -212,23 +212,25 @@ async def go_on(settings: Settings, run: RunId, asked: tuple[str, str, bool], sh
     `asked` is why, whose pause is lifted (empty: everybody's), and whether without a sandbox.
     """
     reason, only, no_sandbox = asked
+    taken: list[RunSession] = []
+
+    async def ready(session: RunSession) -> None:
+        taken.append(session)
+        await _check_rest(session)
+
     allow_connections()
     async with _runtime(settings, no_sandbox=no_sandbox) as runtime:
         try:
             after = max((r.id for r in runtime.journal.read(run)), default=0)
-            session = await OrchestrationEngine(runtime).resume(run, author=author(), reason=reason, agent=only)
+            engine = OrchestrationEngine(runtime)
+            session = await engine.resume(run, author=author(), reason=reason, agent=only, ready=ready)
         except RunBusy:
             return None
         except UsageError:
-            if folded(run, runtime.journal.read(run)).ended:
+            if not taken and folded(run, runtime.journal.read(run)).ended:
                 return None
             raise
-        try:
-            _warn_unsandboxed(settings, session.plan.graph.configs.values())
-            await _check_rest(session)
-        except TokaError:
-            await session.context.recorder.close()
-            raise
+        _warn_unsandboxed(settings, session.plan.graph.configs.values())
         return await _executed(settings, session, shown, after=after)
 
 
@@ -292,7 +294,7 @@ async def _executed(settings: Settings, session: RunSession, shown: Display, *, 
         if shown.as_json:
             emit_json(done_json(result, Details()))
         raise broken
-    details = details_of(session.context.runtime.journal, run)
+    details = details_of(session.context.runtime.journal, run, result.state)
     return _finish(result, signals, shown, details)
 
 

@@ -77,6 +77,7 @@ def agent_json(view: RunView, agent: AgentState) -> dict[str, Any]:
         "cost_usd": None if agent.cost_usd is None else round(agent.cost_usd, 6),
         "tool_calls": agent.tool_calls,
         "denied": agent.denied,
+        "restarts": agent.restarts,
         "started_at": agent.started_at,
         "ended_at": agent.ended_at,
     }  # fmt: skip

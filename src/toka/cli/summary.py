@@ -8,22 +8,27 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from toka.cli.door import pages
+from toka.cli.explain_state import restarts_spent
 from toka.cli.questions import doubt_lines, question_lines, questions_of
-from toka.cli.render_change import confinement
+from toka.cli.render_change import confinement, not_back
 from toka.cli.rows import NAME_WIDTH, objectives_in_words
 from toka.cli.tally import is_scripted
 from toka.cli.text import clean, columns, money, needed, some, span
-from toka.cli.view import Denial, denials_of
+from toka.cli.view import Denial, denials_of, planned_of
 from toka.core.ids import RunId
+from toka.errors import NotFound
 from toka.events.event import StepDenied, StepDone
 from toka.events.lifecycle import AgentStatus, ObjectiveStatus, TaskStatus
 from toka.events.record import Record
 from toka.events.state import AgentState, RunState
 from toka.journal.journal import Reader
 from toka.orchestration.result import RunResult
+from toka.runtime.values import template_of
 
 SHOWN: Final = 30
 """Agents, objectives and denials that are listed; further ones are counted."""
+_HELD: Final = (AgentStatus.CRASH_LOOP, AgentStatus.QUARANTINED)
+_BAD: Final = (AgentStatus.WAITING, AgentStatus.FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +38,16 @@ class Details:
     Attributes:
         denied: refused calls by agent.
         models: the models that answered, in order of their first answer.
+        tasks: ids of all tasks of agents that did not come to all of them, by the name in their spec.
     """
 
     denied: Mapping[str, tuple[Denial, ...]] = field(default_factory=dict[str, tuple[Denial, ...]])
     models: tuple[str, ...] = ()
+    tasks: Mapping[str, frozenset[str]] = field(default_factory=dict[str, frozenset[str]])
 
 
-def details_of(reader: Reader, run: RunId) -> Details:
-    """Reads a run's record, a page at a time. Raises JournalError."""
+def details_of(reader: Reader, run: RunId, state: RunState | None = None) -> Details:
+    """Reads a run's record, a page at a time, and of agents of `state` that are not done the tasks. JournalError."""
     denied: list[Record] = []
     models: dict[str, None] = {}
     for records in pages(reader, run):
@@ -50,7 +57,23 @@ def details_of(reader: Reader, run: RunId) -> Details:
                 denied.append(record)
             elif isinstance(event, StepDone) and event.model:
                 models[event.model] = None
-    return Details(denials_of(denied), tuple(models))
+    return Details(denials_of(denied), tuple(models), _tasks(reader, state) if state is not None else {})
+
+
+def _tasks(reader: Reader, state: RunState) -> dict[str, frozenset[str]]:
+    undone = [a for a in state.agents.values() if a.tasks and a.status is not AgentStatus.COMPLETED]
+    if not undone or state.created is None:
+        return {}
+    try:
+        specs = reader.blob(state.created.specs)
+    except NotFound:
+        return {}
+    planned = planned_of(specs, state.created.enabled, {_spec_of(a) for a in undone})
+    return {name: frozenset(each.tasks) for name, each in planned.items()}
+
+
+def _spec_of(agent: AgentState) -> str:
+    return template_of(agent.name) or agent.name
 
 
 def summary_lines(result: RunResult, *, options: str = "", details: Details | None = None) -> list[str]:
@@ -65,8 +88,18 @@ def summary_lines(result: RunResult, *, options: str = "", details: Details | No
     lines = [_head(result, details)]
     if result.reason:
         lines.append(f"  {clean(result.reason)}")
-    lines += ["", *_agents(state), *_objectives(state), *_denials(state, details), *_questions(state, options)]
-    lines += [*doubt_lines(state, options), "", _use(state), "", "look further"]
+    lines += [
+        "",
+        *_agents(state, details.tasks if details else {}),
+        *_spent(state),
+        *_objectives(state),
+        *_denials(state, details),
+        *_not_back(state),
+        *_questions(state, options),
+        *doubt_lines(state, options),
+        *_held(state, options),
+    ]
+    lines += ["", _use(state), "", "look further"]
     lines += [f"  {command}{options}" for command in _commands(state)]
     return lines
 
@@ -87,12 +120,16 @@ def _head(result: RunResult, details: Details | None) -> str:
     return f"{line}   {weak}" if weak else line
 
 
-def _agents(state: RunState) -> list[str]:
+def _agents(state: RunState, tasks: Mapping[str, frozenset[str]]) -> list[str]:
     agents = _in_order(state)
     bad = [a for a in agents if a.status is not AgentStatus.COMPLETED]
     shown = agents if len(agents) <= SHOWN else [*bad, *(a for a in agents if a not in bad)][:SHOWN]
-    lines = ["  " + line for line in columns([_agent(a) for a in shown])]
+    lines = ["  " + line for line in columns([_agent(a, tasks.get(_spec_of(a), frozenset())) for a in shown])]
     return lines + _more(len(agents) - len(shown), "agents")
+
+
+def _spent(state: RunState) -> list[str]:
+    return ["", f"  {told}"] if (told := restarts_spent(state)) else []
 
 
 def _in_order(state: RunState) -> list[AgentState]:
@@ -100,9 +137,9 @@ def _in_order(state: RunState) -> list[AgentState]:
     return sorted(state.agents.values(), key=lambda a: (a.started_at is None, a.started_at or 0.0))
 
 
-def _agent(agent: AgentState) -> tuple[str, ...]:
-    tasks = agent.tasks.values()
-    done = f"{sum(1 for t in tasks if t.status is TaskStatus.SUCCEEDED)}/{len(tasks)} tasks" if tasks else ""
+def _agent(agent: AgentState, planned: frozenset[str]) -> tuple[str, ...]:
+    succeeded = sum(1 for t in agent.tasks.values() if t.status is TaskStatus.SUCCEEDED)
+    done = f"{succeeded}/{len(planned | agent.tasks.keys())} tasks" if agent.tasks else ""
     if agent.made is not None:
         done = some(agent.made.count, "instance")
     tokens = f"{agent.usage.tokens:,} tokens" if agent.usage.tokens else ""
@@ -111,6 +148,7 @@ def _agent(agent: AgentState) -> tuple[str, ...]:
         objectives_in_words(agent),
         some(repairs, "repair") if repairs else "",
         f"{agent.denied} denied" if agent.denied else "",
+        some(agent.restarts, "restart") if agent.restarts else "",
         "" if agent.status is AgentStatus.COMPLETED else clean(agent.reason, 160),
     ]
     return clean(agent.name, NAME_WIDTH), agent.status.value, done, tokens, "; ".join(f for f in facts if f)
@@ -154,6 +192,17 @@ def _denial(agent: str, denial: Denial) -> Iterator[str]:
         yield f"      {clean(fix, 200)}"
 
 
+def _not_back(state: RunState) -> list[str]:
+    """What stays in private workspaces although a branch was to bring it back, and where that is."""
+    every = [
+        (clean(a.name, NAME_WIDTH), f"{what}; in {clean(a.private.path)}")
+        for a in _in_order(state)
+        if a.private is not None and a.returned is not None and (what := not_back(a.returned))
+    ]
+    rows = [f"  {line}" for line in columns(every[:SHOWN])]
+    return ["", "did not come back", *rows, *_more(len(every) - SHOWN, "agents")] if every else []
+
+
 def _questions(state: RunState, options: str) -> list[str]:
     every = questions_of(state)
     out = ["", "waits for a person"] if every else []
@@ -162,6 +211,17 @@ def _questions(state: RunState, options: str) -> list[str]:
         about = question_lines(state.id, agent, question, state.changed_at, options)
         out += [f"    {line}" for line in about]
     return out + _more(len(every) - len(out and every[:SHOWN]), "questions")
+
+
+def _held(state: RunState, options: str) -> list[str]:
+    """Agents that only a person lets go on, each with the commands that do, or that end the run."""
+    held = [a for a in _in_order(state) if a.status in _HELD]
+    out = ["", "held until a person decides"] if held else []
+    for agent in held[:SHOWN]:
+        out.append(f"  {clean(agent.name, NAME_WIDTH)} is in {agent.status.value}; one of")
+        about = f"{state.id} {shlex.quote(clean(agent.name))}"
+        out += [f"    toka {each}{options}" for each in (f"retry {about}", f"resume {about}", f"stop {state.id}")]
+    return out + _more(len(held) - SHOWN, "agents")
 
 
 def _use(state: RunState) -> str:
@@ -176,7 +236,7 @@ def _use(state: RunState) -> str:
 
 def _commands(state: RunState) -> list[str]:
     agents = _in_order(state)
-    bad = [a.name for a in agents if a.status is AgentStatus.FAILED and a.made is None]
+    bad = [a.name for status in (*_HELD, *_BAD) for a in agents if a.status is status and a.made is None]
     curious = [
         *bad,
         *(a.name for a in agents if a.denied),

@@ -103,18 +103,25 @@ def is_meant(only: str | None, name: str) -> bool:
     return only in (None, name) or name.startswith(f"{only}[")
 
 
-def planned_of(specs: bytes, enabled: Collection[str]) -> dict[str, Planned]:
-    """What the specs of a run say, from the blob that holds them; empty when this version cannot read it."""
+def planned_of(specs: bytes, enabled: Collection[str], names: Collection[str] | None = None) -> dict[str, Planned]:
+    """What the specs of a run say, from the blob that holds them; empty when this version cannot read it.
+
+    With `names` only of those agents: reading thousands of specs takes seconds.
+    """
     try:
         from toka.config.agent import AgentConfig  # a list of runs needs none of it
 
-        configs = [AgentConfig.from_json(spec) for spec in json.loads(specs)]
-    except (ConfigError, ValueError, TypeError, AttributeError):
+        configs = [AgentConfig.from_json(spec) for spec in json.loads(specs) if names is None or _name(spec) in names]
+    except (ConfigError, LookupError, ValueError, TypeError, AttributeError):
         return {}
     return {
         c.name: Planned({t.id: t.description for t in c.task_list(enabled)}, tuple(c.dependencies.required))
         for c in configs
     }
+
+
+def _name(spec: Any) -> Any:
+    return spec["spec"]["metadata"]["name"]
 
 
 def values_of(state: RunState, blob: Callable[[str], bytes]) -> dict[str, Mapping[str, Any]]:

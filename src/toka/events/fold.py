@@ -125,7 +125,7 @@ def _ask_retry(agent: AgentState, event: CommandApplied) -> AgentState:
 def _forgiven(agent: AgentState) -> AgentState:
     """An agent with all chances again that it had at the beginning."""
     tasks = {n: replace(t, spared=(len(t.nudges), len(t.restarts))) for n, t in agent.tasks.items()}
-    return replace(agent, tasks=tasks, health=Health.HEALTHY, crashes=0)
+    return replace(agent, tasks=tasks, health=Health.HEALTHY, crashes=0, failures=0)
 
 
 def _ask_stop(agent: AgentState, event: CommandApplied) -> AgentState:
@@ -195,15 +195,23 @@ def _agent_state(state: AgentState, record: Record) -> AgentState:
         changed_at=record.at,
     )
     if status is AgentStatus.BACKOFF:
-        crashes, failed = state.crashes_at(record.at), event.by == Trigger.WORK
-        new = replace(new, crashes=crashes, restarts=state.restarts + 1, crashed_at=state.steps)
-        return replace(new, tries=state.tries + failed)
+        return _to_be_restarted(state, new, record.at, failed=event.by == Trigger.WORK)
+    if state.status is AgentStatus.BACKOFF and status is not AgentStatus.STARTING:  # nothing came of the restart
+        new = replace(new, restarts=state.restarts - 1)
     if status is AgentStatus.STARTING:
         return replace(new, retry=None)
     if status is AgentStatus.READY:
         ended = state.status in AGENT_ENDS
         return replace(_forgiven(new), retry=None, tries=state.tries + ended, fresh_s=active, stop="")
     return new
+
+
+def _to_be_restarted(state: AgentState, new: AgentState, now: float, *, failed: bool) -> AgentState:
+    """The new state, with what is counted when an agent crashes, or its work failed and is tried again."""
+    new = replace(new, restarts=state.restarts + 1)
+    if failed:
+        return replace(new, tries=state.tries + 1, failures=state.failures_now, failed_at=state.succeeded)
+    return replace(new, crashes=state.crashes_at(now), crashed_at=state.steps)
 
 
 def _health(state: AgentState, record: Record) -> AgentState:

@@ -50,3 +50,8 @@ class HealthChanged:
     task: str = ""
     step: str = ""
     reason: str = ""
+
+    @property
+    def seen(self) -> str:
+        """The reason without the word for its health, with which that of an agent that is held begins."""
+        return self.reason.removeprefix(f"{self.health}: ")

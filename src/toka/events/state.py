@@ -154,8 +154,10 @@ class AgentState:
         health: how it fares.
         found: what was found when it last fared badly: what was seen, and what was done.
         crashes: how often in a row it crashed without a newly completed step.
-        restarts: how often it was started again after a crash.
+        restarts: how often it was started again after a crash or a failure; one that it waits for counts.
         crashed_at: `steps` at its last crash.
+        failures: how often in a row its work failed and was to be tried again, without a newly completed task.
+        failed_at: how many of its tasks had succeeded when that was last.
         until: of BACKOFF, wall-clock seconds at which it is started again; None = that is not known.
         private: the workspace that it has to itself; None = it has none, or none yet.
         returned: what became of its branch; None before it is done.
@@ -192,6 +194,8 @@ class AgentState:
     crashes: int = 0
     restarts: int = 0
     crashed_at: int = -1
+    failures: int = 0
+    failed_at: int = -1
     until: float | None = None
     private: WorkspaceMade | None = None
     returned: BranchReturned | None = None
@@ -201,6 +205,16 @@ class AgentState:
         """How many crashes in a row one at `now`, in wall-clock seconds, would make."""
         healthy = self.stint_at is not None and now - self.stint_at >= HEALTHY_S
         return 1 if self.steps > self.crashed_at or healthy else self.crashes + 1
+
+    @property
+    def succeeded(self) -> int:
+        """How many of its tasks succeeded. A repair is none: it shows in the check that follows it."""
+        return sum(t.status is TaskStatus.SUCCEEDED and not t.id.startswith("repair-") for t in self.tasks.values())
+
+    @property
+    def failures_now(self) -> int:
+        """How many failures in a row one more would make."""
+        return 1 if self.succeeded > self.failed_at else self.failures + 1
 
     @property
     def ended(self) -> bool:

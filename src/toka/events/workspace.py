@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 
@@ -36,6 +36,7 @@ class BranchReturned:
         commits: how many commits came with it.
         problem: why it was not brought back; empty when it was, and when there was nothing to bring.
         left: files that were not committed; they stay where the agent worked.
+        elsewhere: commits that stay there, too, since they are not on that branch: ref, or HEAD -> how many.
     """
 
     KIND: ClassVar[str] = "branch_returned"
@@ -44,3 +45,4 @@ class BranchReturned:
     commits: int = 0
     problem: str = ""
     left: int = 0
+    elsewhere: dict[str, int] = field(default_factory=dict[str, int])

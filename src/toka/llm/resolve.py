@@ -24,6 +24,8 @@ LLAMA_SERVER_ADDRESS: Final = "http://127.0.0.1:8080"
 PROBE_S: Final = 1.0
 """How long a local server may take to list its models, in seconds."""
 PROBE_BYTES: Final = 4 * 1024 * 1024
+SLOW: Final = "no answer in time"
+"""What is said of a server that took longer."""
 NO_LIST: Final = "the answer is not a list of models"
 HINT: Final = (
     "set ANTHROPIC_API_KEY or OPENAI_API_KEY, start Ollama or llama-server, or name a server with --base-url"
@@ -178,7 +180,7 @@ async def list_models(base_url: str, key: str | None) -> list[str] | str:
                     return NO_LIST
             data: Any = json.loads(body)
     except TimeoutError:
-        return "no answer in time"
+        return SLOW
     except aiohttp.ClientConnectorError as e:
         return (os.strerror(e.errno) if e.errno and e.errno > 0 else str(e.strerror)).lower()
     except (aiohttp.ClientError, ValueError, OSError):

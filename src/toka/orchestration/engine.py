@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +32,10 @@ from toka.version import __version__
 
 FORMER: Final = {"agent_timeout_s": "workstream_timeout_s"}
 """Fields of ExecutionConfig under the names that older records give them."""
+
+
+Ready = Callable[[RunSession], Awaitable[None]]
+"""Raises TokaError when a session cannot go on here."""
 
 
 class OrchestrationEngine:
@@ -93,7 +97,9 @@ class OrchestrationEngine:
         context = self._context(run, created, recorder, runtime.execution, gateway)
         return RunSession(context, plan, configs)
 
-    async def resume(self, run: RunId, *, author: str = "", reason: str = "", agent: str | None = "") -> RunSession:
+    async def resume(
+        self, run: RunId, *, author: str = "", reason: str = "", agent: str | None = "", ready: Ready | None = None
+    ) -> RunSession:
         """Takes a run over that no live process executes.
 
         Args:
@@ -101,10 +107,12 @@ class OrchestrationEngine:
             author, reason: who asks for it, and why.
             agent: whose holds of a person and of health `RunSession.run` lifts, with its instances; empty: those of
                 all; None: nobody's, for a session that only settles.
+            ready: looks at the session before anything is recorded; what it raises leaves the run as it stands.
 
         Raises:
             RunBusy: a live process executes it.
             UsageError: it has ended, or its workspace is gone.
+            TokaError: what `ready` raises.
             JournalError: its record cannot be read or written.
         """
         runtime = self._runtime
@@ -113,7 +121,7 @@ class OrchestrationEngine:
             recorder = Recorder(runtime.journal, lease)
             if agent is not None:
                 _need_workspace(recorder.state.created)
-            session = await self._attached(recorder)
+            session = await self._attached(recorder, ready)
             if agent is not None:
                 session.lifting = (author, reason, agent)
         except TokaError:
@@ -131,7 +139,7 @@ class OrchestrationEngine:
         """
         return Recorder(self._runtime.journal, await self._runtime.journal.acquire(run))
 
-    async def _attached(self, recorder: Recorder) -> RunSession:
+    async def _attached(self, recorder: Recorder, ready: Ready | None) -> RunSession:
         """A session that goes on with what is recorded."""
         lease, created = recorder.lease, recorder.state.created
         run = lease.run
@@ -143,11 +151,13 @@ class OrchestrationEngine:
         specs = json.loads(recorder.blob(created.specs))
         configs = _unique([AgentConfig.from_json(s) for s in specs])
         plan = make_plan(configs.values(), enabled=created.enabled, capabilities=_capabilities(created))
+        session = RunSession(self._context(run, created, recorder, recorded_execution(created), None), plan, configs)
+        if ready is not None:
+            await ready(session)
         me = this_holder()
         attached = ExecutorAttached(me.host, me.pid, lease.token, self._runtime.level, _rules(self._runtime))
         await recorder.record("", attached, RunStateChanged(RunStatus.RUNNING.value, "resumed"))
-        context = self._context(run, created, recorder, recorded_execution(created), None)
-        return RunSession(context, plan, configs)
+        return session
 
     async def run(self, request: RunRequest) -> RunResult:
         """Makes a run and executes it to its end: `start`, then `RunSession.run`."""

@@ -16,6 +16,7 @@ from toka.core.effect import Effect
 from toka.errors import ConfigError, MissingError, ModelUnavailable, UsageError
 from toka.llm.names import AUTO, SCRIPTED, check_name, split_name
 from toka.llm.redact import MIN_LENGTH
+from toka.llm.resolve import SLOW
 from toka.llm.script_file import read_script
 from toka.orchestration.enforce import best_effort, limits_of, machine, strict_refusal, why_not
 from toka.orchestration.request import RunRequest
@@ -274,4 +275,6 @@ async def _models(runtime: Runtime, request: RunRequest, started: Collection[str
         raise _unpriced(unpriced)
     if missing is not None and len(skipped) == len(request.configs):
         raise missing
-    return [f"no model: {name} will be skipped" for name in sorted(skipped)]
+    slow = missing is not None and any(each.endswith(SLOW) for each in missing.tried)
+    told = "no model answered in time: {} will be skipped unless one does when it starts" if slow else ""
+    return [(told or "no model: {} will be skipped").format(name) for name in sorted(skipped)]

@@ -85,8 +85,9 @@ class Watch:
             return found
         failed = [seen for seen in self._calls if seen.failed]
         if len(self._calls) == WINDOW and len(failed) > WINDOW / 2:
-            most = Counter(seen.call for seen in failed).most_common(1)[0][0]
-            reason = f"{len(failed)} of the last {WINDOW} calls failed, most of all {most}"
+            most, times = Counter(seen.call for seen in failed).most_common(1)[0]
+            which = f"most of all {most}" if times > 1 else f"no two alike; the last was {failed[-1].call}"
+            reason = f"{len(failed)} of the last {WINDOW} calls failed, {which}"
             found = Finding(Health.FAILING, reason, self._calls[0].at)
             self._anew()
             return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -31,6 +32,8 @@ NEEDS_STATE: Final = "a private workspace lies in the state directory, and this 
 _STATUS: Final = ("status", "--porcelain=v1", "-z", "--untracked-files=all", "--ignore-submodules=all")
 _LISTED: Final = 4 << 20
 """Bytes of the list of what was not committed."""
+_REFS: Final = 20
+"""Refs beside its branch whose commits are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,7 @@ async def _returned(run: RunContext, made: WorkspaceMade) -> BranchReturned:
         inside = _Inside(sandbox, run.execution.command_timeout_s)
         tip = await inside.word("rev-parse", "--quiet", "--verify", f"refs/heads/{made.branch}^{{commit}}")
         left = await inside.uncommitted()
+        elsewhere = await inside.elsewhere(made.base, f"refs/heads/{made.branch}")
         if tip != made.base:
             await inside.word(
                 "bundle", "create", "--quiet", f".git/{bundle}", f"refs/heads/{made.branch}", f"^{made.base}"
@@ -139,12 +143,12 @@ async def _returned(run: RunContext, made: WorkspaceMade) -> BranchReturned:
         await sandbox.close()
         await asyncio.to_thread(tidy, tree)
     if tip == made.base:
-        return BranchReturned(made.branch, left=left)
+        return BranchReturned(made.branch, left=left, elsewhere=elsewhere)
     try:
         commits = await asyncio.to_thread(_received, run.workspace, made, tip, bundle)
     except (NotBrought, UsageError) as problem:
-        return BranchReturned(made.branch, problem=str(problem), left=left)
-    return BranchReturned(made.branch, tip, commits, left=left)
+        return BranchReturned(made.branch, problem=str(problem), left=left, elsewhere=elsewhere)
+    return BranchReturned(made.branch, tip, commits, left=left, elsewhere=elsewhere)
 
 
 def _received(workspace: Path, made: WorkspaceMade, tip: str, bundle: str) -> int:
@@ -177,6 +181,24 @@ class _Inside:
     async def word(self, *argv: str) -> str:
         """What it prints, as one word."""
         return ((await self._git(*argv)).stdout or b"").decode("ascii", "replace").strip()
+
+    async def elsewhere(self, *known: str) -> dict[str, int]:
+        """How many commits other refs, and a HEAD that is none of them, lead to and what is known does not.
+
+        A repository in which that cannot be seen has none of them; its branch comes back all the same.
+        """
+        found: dict[str, int] = {}
+        but = [f"^{each}" for each in known]
+        with suppress(NotBrought, ValueError):
+            refs = [f"--no-merged={each}" for each in known]
+            listed = (await self._git("for-each-ref", f"--count={_REFS}", "--format=%(refname)", *refs)).stdout or b""
+            for name in listed.decode("utf-8", "replace").split():
+                found[name] = int(await self.word("rev-list", "--count", name, *but))
+        with suppress(NotBrought, ValueError):
+            if await self.word("rev-parse", "--symbolic-full-name", "HEAD") == "HEAD":
+                more = int(await self.word("rev-list", "--count", "HEAD", *but, "--not", "--branches", "--tags"))
+                found |= {"HEAD": more} if more else {}
+        return found
 
     async def uncommitted(self) -> int:
         """How many files are not as they were committed last. What the sandbox itself put there does not count."""

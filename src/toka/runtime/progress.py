@@ -244,7 +244,7 @@ def progress_event(record: Record) -> ProgressEvent | None:
         over = LimitExceeded(**event.limit)
         return ProgressEvent("limit_exceeded", agent, _task_id(event.step), f"limit met: {over.message}", at)
     if isinstance(event, HealthChanged):
-        return ProgressEvent("agent_health", agent, event.task, f"{event.health}: {event.reason} ({event.rung})", at)
+        return ProgressEvent("agent_health", agent, event.task, f"{event.health}: {event.seen} ({event.rung})", at)
     if isinstance(event, StepInDoubt):
         return ProgressEvent("step_in_doubt", agent, _task_id(event.step), event.question, at)
     if isinstance(event, StepResolved):
@@ -277,6 +277,8 @@ def _task(event: TaskStateChanged) -> tuple[str, str]:
             return ("repair_started" if repair else "task_started"), event.title or event.task
         case "RETRY_WAIT":
             return "task_retrying", f"attempt {event.attempt} failed: {_first_line(event.reason)}"
+        case "QUEUED" if event.reason:
+            return "task_queued", f"waits again; it was skipped: {_first_line(event.reason)}"
         case "SUCCEEDED":
             summary = str((event.report or {}).get("summary", ""))
             return ("repair_succeeded" if repair else "task_succeeded"), _first_line(summary) or event.task

@@ -31,22 +31,36 @@ def delay(crashes: int, random: float) -> float:
     return wait / 2 + wait / 2 * random
 
 
-def refusal(state: AgentState, now: float, agents: Mapping[str, AgentState], execution: ExecutionConfig) -> str | None:
-    """Why an agent that crashed is not started again; None when it is.
+def refusal(
+    state: AgentState, now: float, agents: Mapping[str, AgentState], execution: ExecutionConfig, *, failed: bool = False
+) -> tuple[str, bool] | None:
+    """Why an agent that crashed is not started again, and whether that is because of too many in a row; None: it is.
 
     Args:
         state: the agent before its crash is recorded.
         now: wall-clock seconds.
         agents: all agents of the run.
         execution: bounds.
+        failed: its work failed; it did not crash.
     """
-    crashes = state.crashes_at(now)
+    crashes = in_a_row(state, now, failed=failed)
     if crashes > execution.max_restarts:
-        return f"crashed {crashes} times in a row without a new step"
-    budget = execution.run_restarts * len(agents)
-    if execution.run_restarts and sum(each.restarts for each in agents.values()) >= budget:
-        return f"the {budget} restarts of this run are used up"
-    return None
+        told = "failed {} times in a row without a newly completed task" if failed else ""
+        return (told or "crashed {} times in a row without a new step").format(crashes), True
+    return (told, False) if (told := used_up(agents, execution.run_restarts)) else None
+
+
+def in_a_row(state: AgentState, now: float, *, failed: bool) -> int:
+    """How many crashes in a row one at `now` would make, or how many failures."""
+    return state.failures_now if failed else state.crashes_at(now)
+
+
+def used_up(agents: Mapping[str, AgentState], for_each: int) -> str:
+    """Says that the restarts of a run are used up, of which there are so many for each agent; empty: they are not."""
+    budget = for_each * len(agents)
+    if not budget or sum(each.restarts for each in agents.values()) < budget:
+        return ""
+    return f"the {budget} restarts of this run are used up"
 
 
 class Pace:

@@ -21,7 +21,7 @@ from toka.runtime.effective import bounds
 from toka.runtime.executor import AgentExecutor, AgentOutcome
 from toka.runtime.places import Places
 from toka.runtime.private import bring_back, settle_in
-from toka.runtime.restart import Pace, delay, policy_of, refusal
+from toka.runtime.restart import Pace, delay, in_a_row, policy_of, refusal
 from toka.runtime.retry import reopened
 from toka.runtime.status import Statuses
 from toka.runtime.values import ValueMissing
@@ -177,7 +177,7 @@ class Supervisor:
         """Waits until an agent that an earlier process left in BACKOFF may start."""
         state = self._statuses.state(execution.name)
         if state.status is AgentStatus.BACKOFF and state.until is not None and state.retry is None:
-            left = min(state.until - self._run.runtime.clock.now(), delay(max(1, state.crashes), 1.0))
+            left = min(state.until - self._run.runtime.clock.now(), delay(max(1, state.crashes, state.failures), 1.0))
             if left > 0:
                 await self._pause(execution, left)
         return None
@@ -328,23 +328,24 @@ class Supervisor:
             if executor is not None:
                 await executor.cancelled(TaskStatus.FAILED, reason)
             return await self._statuses.end(name, AgentOutcome(AgentStatus.FAILED, f"crashed: {reason}", "crash"), by)
-        refused = refusal(state, now, recorder.state.agents, run.execution)
-        if refused is not None and by is Trigger.WORK:
-            return await self._statuses.end(name, AgentOutcome(AgentStatus.FAILED, reason, why))
+        failed = by is Trigger.WORK
+        refused, looping = refusal(state, now, recorder.state.agents, run.execution, failed=failed) or (None, False)
+        if refused is not None and failed and not looping:
+            return await self._statuses.end(name, AgentOutcome(AgentStatus.FAILED, f"{reason}; {refused}", why))
         async with self._statuses.turn(name):
             if self._statuses.state(name).status is AgentStatus.STOPPING:
                 raise Closing
-            wait = delay(state.crashes_at(now), run.runtime.random())
+            wait = delay(in_a_row(state, now, failed=failed), run.runtime.random())
             until = None if refused is not None else now + wait
             events: list[Any] = [AgentStateChanged(AgentStatus.BACKOFF.value, reason, why, by.value, until)]
             if by is Trigger.HEALTH:
                 events.insert(0, HealthChanged(Health.STALLED.value, Rung.RESTART.value, reason=reason))
-            if by is Trigger.WORK:
+            if failed:
                 events += reopened(state, Trigger.CRASH)
             if refused is not None:
                 told = f"{refused}: {reason}"
-                looping = AgentStateChanged(AgentStatus.CRASH_LOOP.value, told, "crash_loop", Trigger.CRASH.value)
-                events += [looping, HoldPlaced("health", told)]
+                loop = AgentStateChanged(AgentStatus.CRASH_LOOP.value, told, "crash_loop", Trigger.CRASH.value)
+                events += [loop, HoldPlaced("health", told)]
             await recorder.record(name, *events)
             await recorder.bump(name)  # whatever of the crashed execution still runs can record nothing
         if refused is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -129,10 +130,7 @@ def look_at(workspace: Path) -> Repository:
     folder = workspace.resolve() / ".git"
     kind = _mode(folder)
     if kind is None:
-        raise UsageError(
-            f"`workspace: worktree` needs a repository, and {workspace} is none",
-            hint=f"`git init` there and commit; or {COPY_HINT}",
-        )
+        raise _none_at(workspace)
     if not stat.S_ISDIR(kind) or _mode(folder / "commondir") is not None:
         raise UsageError(
             f"{folder} leads to a repository elsewhere, as that of a submodule or of `git worktree`",
@@ -153,6 +151,26 @@ def look_at(workspace: Path) -> Repository:
     if missing:
         raise UsageError(f"the repository {workspace} has no commit yet", hint=f"commit something; or {COPY_HINT}")
     return Repository(workspace.resolve(), folder, head, form)
+
+
+def _none_at(workspace: Path) -> UsageError:
+    """What a workspace is that has no repository of its own, and what to do instead."""
+    place = workspace.resolve()
+    around = next((each for each in place.parents if _mode(each / ".git") is not None), None)
+    if (place / "HEAD").is_file() and (place / "objects").is_dir() and (place / "refs").is_dir():
+        return UsageError(
+            f"`workspace: worktree` needs a repository with a working folder, and {workspace} is a bare one",
+            hint="`git clone` it, and name that folder with --workspace",
+        )
+    if around is not None:
+        return UsageError(
+            f"`workspace: worktree` needs the top of a repository, and {workspace} is a folder in that of {around}",
+            hint=f"--workspace {shlex.quote(str(around))}; or {COPY_HINT}",
+        )
+    return UsageError(
+        f"`workspace: worktree` needs a repository, and {workspace} is none",
+        hint=f"`git init` there and commit; or {COPY_HINT}",
+    )
 
 
 def _mode(path: Path) -> int | None:
