@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from harness import eventually
 from toka.core.clock import SystemClock
 from toka.workspace.checkpoints import Checkpoints
 from toka.workspace.claims import Claim, Claims, Note, overlap
@@ -282,7 +281,9 @@ async def test_a_process_that_stands_still_keeps_out_those_alone_who_want_its_pa
     """At whatever moment of claiming: nobody waits for a file of the others'."""
     locks, shares = WriteLocks(tmp_path, SystemClock()), claiming(tmp_path, "shares", 10**9, "src")
     try:
-        await eventually(lambda: list(tmp_path.glob("live/*.rows")))
+        async with asyncio.timeout(20):
+            while not list(tmp_path.glob("live/*.rows")):
+                await asyncio.sleep(0.01)
         for n in range(60):
             await asyncio.sleep(0.003 + n % 7 / 1000)
             os.kill(shares.pid, signal.SIGSTOP)

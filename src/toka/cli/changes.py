@@ -23,7 +23,8 @@ from toka.errors import NotFound, UsageError
 from toka.events.event import CommandApplied
 from toka.events.state import RunState
 from toka.events.steps import StepPutBack
-from toka.orchestration.engine import OrchestrationEngine, recorded_execution
+from toka.orchestration.engine import OrchestrationEngine
+from toka.orchestration.settled import recorded_execution
 from toka.workspace.checkpoint import Diff, Restored
 from toka.workspace.checkpoints import Checkpoints, shown
 from toka.workspace.claims import Note

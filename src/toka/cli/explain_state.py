@@ -12,7 +12,7 @@ from toka.events.lifecycle import AGENT_ENDS, AgentStatus, RunStatus, TaskStatus
 from toka.events.state import AgentState, RunState
 from toka.events.steps import UNKEPT
 from toka.journal.journal import Command
-from toka.orchestration.engine import recorded_execution
+from toka.orchestration.settled import recorded_execution
 from toka.runtime.restart import used_up
 
 _LIFTED = {

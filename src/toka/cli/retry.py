@@ -20,7 +20,7 @@ from toka.core.units import format_duration
 from toka.errors import UsageError
 from toka.events.lifecycle import RETRIED, AgentStatus
 from toka.events.state import AgentState, RunState, with_unbegun
-from toka.orchestration.engine import recorded_execution
+from toka.orchestration.settled import recorded_execution
 
 RETRY: Final = Verb("retry", lambda agent: agent.retry is None, "tried again", named=lambda _: True)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from toka.config.agent import AgentConfig
 from toka.config.settings import ExecutionConfig
@@ -25,14 +25,11 @@ from toka.orchestration.plan import make_plan
 from toka.orchestration.request import RunRequest, check_groups
 from toka.orchestration.result import RunResult
 from toka.orchestration.session import RunSession
+from toka.orchestration.settled import recorded_execution
 from toka.orchestration.unmet import inside, spec_places
 from toka.runtime.context import RunContext, Runtime
 from toka.runtime.resource import ResourceManager
 from toka.version import __version__
-
-FORMER: Final = {"agent_timeout_s": "workstream_timeout_s"}
-"""Fields of ExecutionConfig under the names that older records give them."""
-
 
 Ready = Callable[[RunSession], Awaitable[None]]
 """Raises TokaError when a session cannot go on here."""
@@ -221,13 +218,6 @@ def _check_tasks(config: AgentConfig, enabled: Collection[str]) -> None:
                     f"agent {config.name}: task {task.id} waits for {needed}, which is not among the tasks of this run",
                     hint="switch its group on with --enable NAME, or remove it from depends_on",
                 )
-
-
-def recorded_execution(created: RunCreated) -> ExecutionConfig:
-    """The settings a run was made with; what an older version did not know has its default."""
-    recorded: dict[str, Any] = created.options.get("execution") or {}
-    known = {f.name for f in fields(ExecutionConfig)}
-    return ExecutionConfig(**{n: v for k, v in recorded.items() if (n := FORMER.get(k, k)) in known})
 
 
 def _recorded(runtime: Runtime, protected: list[str]) -> dict[str, Any]:

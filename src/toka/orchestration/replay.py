@@ -35,7 +35,7 @@ from toka.events.state import RunState
 from toka.llm.names import AUTO
 from toka.orchestration.cursor import RecordCursor
 from toka.orchestration.decisions import Divergence, is_asked, is_halt
-from toka.orchestration.engine import OrchestrationEngine, recorded_execution
+from toka.orchestration.engine import OrchestrationEngine
 from toka.orchestration.idle import IdleLoop, RecordedClock
 from toka.orchestration.lives import is_start, lifting, lives_of, may_settle, over_at, starts_next, starts_no_more
 from toka.orchestration.recorded import Recorded
@@ -49,6 +49,7 @@ from toka.orchestration.served import (
 )
 from toka.orchestration.served_workspace import RecordedWorkspaces, keep_recorded, like_workspace, state_within
 from toka.orchestration.session import RunSession, too_long
+from toka.orchestration.settled import recorded_execution
 from toka.runtime.context import Runtime
 from toka.tools.builtin import Toolbox
 
