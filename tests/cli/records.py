@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from toka.config.agent import AgentConfig
 from toka.core.clock import SystemClock
 from toka.core.ids import RunId
 from toka.events.event import Event, RunCreated
-from toka.journal.sqlite import SqliteJournal
+from toka.journal.journal import Command
+from toka.journal.sqlite import SqliteJournal, SqliteReader
 from toka.orchestration.engine import OrchestrationEngine
 from toka.orchestration.request import RunRequest
 
@@ -131,3 +133,9 @@ def write_run(state: Path, run: str, streams: Sequence[tuple[str, Sequence[Event
         await journal.aclose()
 
     asyncio.run(write())
+
+
+def commands(state: Path, run: str) -> list[Command]:
+    """What people asked of a run."""
+    with closing(SqliteReader(state, SystemClock())) as reader:
+        return reader.commands(RunId(run))

@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 
-from cli.records import COMMAND, Ran, Toka, write_run
+from cli.records import COMMAND, Ran, Toka, commands, write_run
 from toka.core.clock import SystemClock
 from toka.core.ids import RunId
 from toka.events.event import AgentStateChanged, Event, ExecutorAttached, RunCreated, RunStateChanged, TaskStateChanged
 from toka.events.flow import ApprovalAnswered, ApprovalAsked
-from toka.journal.journal import Command
-from toka.journal.sqlite import SqliteJournal, SqliteReader
+from toka.journal.sqlite import SqliteJournal
 
 RUN = "20261101-101010-abcdef"
 BEGUN = [RunCreated(["ship", "other"], "0" * 64, "/w"), ExecutorAttached("h", 1, 1), RunStateChanged("RUNNING")]
@@ -45,14 +44,6 @@ def waits(state: Path, *events: Event, other: tuple[Event, ...] = (), release: b
     write_run(state, RUN, [("", [*BEGUN, WAITS]), ("ship", [*events, *waiting()]), ("other", other)], release=release)
 
 
-def commands(state: Path) -> list[Command]:
-    reader = SqliteReader(state, SystemClock())
-    try:
-        return reader.commands(RunId(RUN))
-    finally:
-        reader.close()
-
-
 # ---- answers
 
 
@@ -70,7 +61,7 @@ def test_an_answer_is_recorded_for_the_question_that_was_shown(toka: Toka, tmp_p
     ]
     assert about[4].split()[0] == "asked" and " ago, until 20" in about[4]
     assert last == f"noted: approved. Go on with: toka resume {RUN} --state {tmp_path}"
-    (command,) = commands(tmp_path)
+    (command,) = commands(tmp_path, RUN)
     assert (command.verb, command.agent, command.reason) == ("approve", "ship", "looked at it")
     assert command.arguments["approvals"] == [IDS[0]]
     assert abs(command.arguments["at"] - time.time()) < 60
@@ -82,9 +73,9 @@ def test_a_denial_needs_a_reason(toka: Toka, tmp_path: Path) -> None:
     assert toka("deny", RUN, "ship", "--state", tmp_path).code == 2
     blank = toka("deny", RUN, "ship", "--reason", " ", "--state", tmp_path)
     assert (blank.code, "--reason is empty" in blank.err) == (2, True)
-    assert not commands(tmp_path)
+    assert not commands(tmp_path, RUN)
     assert toka("deny", "abc", "sh", "--reason", "not today", "--state", tmp_path).code == 0
-    assert [(c.verb, c.agent, c.reason) for c in commands(tmp_path)] == [("deny", "ship", "not today")]
+    assert [(c.verb, c.agent, c.reason) for c in commands(tmp_path, RUN)] == [("deny", "ship", "not today")]
 
 
 def test_json(toka: Toka, tmp_path: Path) -> None:
@@ -108,18 +99,18 @@ def test_with_several_questions_one_must_be_named(toka: Toka, tmp_path: Path) ->
     assert "3 questions wait" in done.err
     assert "ship --id aaaa0000: Ship it?; ship --id bbbb0000: Push?; other --id cccc0000: Do it?" in done.err
     assert toka("approve", "@last", "ship", "--state", tmp_path).code == 2
-    assert not commands(tmp_path)
+    assert not commands(tmp_path, RUN)
     assert toka("approve", "@last", "ship", "--id", "bbbb", "--state", tmp_path).code == 0
     assert toka("approve", "@last", "ship", "--state", tmp_path).code == 0
     assert toka("approve", "@last", "--state", tmp_path).code == 0
-    assert [c.arguments["approvals"] for c in commands(tmp_path)] == [[IDS[1]], [IDS[0]], [IDS[2]]]
+    assert [c.arguments["approvals"] for c in commands(tmp_path, RUN)] == [[IDS[1]], [IDS[0]], [IDS[2]]]
 
 
 def test_an_older_id_is_not_taken_for_a_newer_question(toka: Toka, tmp_path: Path) -> None:
     waits(tmp_path, asked(), ApprovalAnswered(IDS[0], "approved", "ada", "fine"), asked(IDS[1], "Push?"))
     done = toka("approve", "@last", "ship", "--id", "aaaa0000", "--state", tmp_path)
     assert (done.code, "answered already: approved by ada: fine" in done.err) == (2, True)
-    assert not commands(tmp_path)
+    assert not commands(tmp_path, RUN)
 
 
 def test_the_second_answer_is_told_of_the_first(toka: Toka, tmp_path: Path) -> None:
@@ -130,7 +121,7 @@ def test_the_second_answer_is_told_of_the_first(toka: Toka, tmp_path: Path) -> N
         assert again.code == 2
         assert "answered already: denied by " in again.err
         assert "the first answer counts" in again.err
-    assert len(commands(tmp_path)) == 1
+    assert len(commands(tmp_path, RUN)) == 1
 
 
 @pytest.mark.parametrize("recorded", [True, False])
@@ -141,7 +132,7 @@ def test_after_its_time_a_question_takes_no_answer(toka: Toka, tmp_path: Path, r
     assert done.code == 2
     assert "takes no answer any more: nobody answered within 2h, until 20" in done.err
     assert "not as denied" in done.err
-    assert not commands(tmp_path)
+    assert not commands(tmp_path, RUN)
 
 
 def test_nothing_to_answer(toka: Toka, tmp_path: Path) -> None:

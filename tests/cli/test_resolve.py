@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cli.records import COMMAND, Toka, write_run
+from cli.records import COMMAND, Toka, commands, write_run
 from toka.core.clock import SystemClock
 from toka.core.ids import RunId
 from toka.events.event import (
@@ -25,8 +25,7 @@ from toka.events.event import (
     StepResolved,
     TaskStateChanged,
 )
-from toka.journal.journal import Command
-from toka.journal.sqlite import SqliteJournal, SqliteReader
+from toka.journal.sqlite import SqliteJournal
 
 RUN = "20261101-101010-abcdef"
 BEGUN = [RunCreated(["pub", "other"], "0" * 64, "/w"), ExecutorAttached("h", 1, 1), RunStateChanged("RUNNING")]
@@ -58,14 +57,6 @@ def waits(state: Path, *more: Event, other: tuple[Event, ...] = ()) -> None:
     write_run(state, RUN, [("", [*BEGUN, WAITS]), ("pub", [*asking(), *more]), ("other", other)])
 
 
-def commands(state: Path) -> list[Command]:
-    reader = SqliteReader(state, SystemClock())
-    try:
-        return reader.commands(RunId(RUN))
-    finally:
-        reader.close()
-
-
 def test_the_first_answer_counts_and_the_second_is_told_of_it(toka: Toka, tmp_path: Path) -> None:
     waits(tmp_path)
     first = toka("resolve", RUN, "publish", "--not-happened", "--reason", "looked", "--state", tmp_path)
@@ -75,7 +66,7 @@ def test_the_first_answer_counts_and_the_second_is_told_of_it(toka: Toka, tmp_pa
         assert again.code == 2
         assert "pub, task publish, was answered already: not-happened by " in again.err
         assert ": looked" in again.err and "the first answer counts" in again.err
-    assert [c.arguments["answer"] for c in commands(tmp_path)] == ["not-happened"]
+    assert [c.arguments["answer"] for c in commands(tmp_path, RUN)] == ["not-happened"]
 
 
 def test_an_answer_that_was_taken_up_counts_too(toka: Toka, tmp_path: Path) -> None:
@@ -84,7 +75,7 @@ def test_an_answer_that_was_taken_up_counts_too(toka: Toka, tmp_path: Path) -> N
         again = toka("resolve", RUN, *arguments, "--not-happened", "--state", tmp_path)
         assert (again.code, "answered already: happened by ada: the ledger" in again.err) == (2, True)
     assert toka("resolve", RUN, "publish", "--agent", "other", "--happened", "--state", tmp_path).code == 9
-    assert not commands(tmp_path)
+    assert not commands(tmp_path, RUN)
 
 
 def test_what_is_asked_anew_takes_a_new_answer(toka: Toka, tmp_path: Path) -> None:
@@ -118,7 +109,10 @@ def test_an_answer_to_one_agent_is_none_to_another(toka: Toka, tmp_path: Path) -
     unsaid = toka("resolve", RUN, "publish", "--abandon", "--state", tmp_path)
     assert (unsaid.code, "say which one: --agent NAME" in unsaid.err) == (2, True)
     assert toka("resolve", RUN, "publish", "--abandon", "--agent", "other", "--state", tmp_path).code == 0
-    assert [(c.agent, c.arguments["answer"]) for c in commands(tmp_path)] == [("pub", "happened"), ("other", "abandon")]
+    assert [(c.agent, c.arguments["answer"]) for c in commands(tmp_path, RUN)] == [
+        ("pub", "happened"),
+        ("other", "abandon"),
+    ]
 
 
 @pytest.mark.parametrize("task", ["publish", "nothing"])
@@ -135,7 +129,7 @@ def test_exactly_one_answer_is_taken(toka: Toka, tmp_path: Path, said: tuple[str
     assert done.code == 2
     for answer in said or ("--happened", "--not-happened", "--abandon"):
         assert answer in done.err
-    assert not commands(tmp_path)
+    assert not commands(tmp_path, RUN)
 
 
 def test_show_tells_what_was_asked_and_is_not_taken_up_yet(toka: Toka, tmp_path: Path) -> None:
@@ -164,13 +158,13 @@ def test_the_command_that_answers_names_the_agent_where_it_must(toka: Toka, tmp_
     assert f"toka resolve {RUN} publish --agent 'pub[2]' --happened|" in shown
     assert toka("resolve", RUN, "publish", "--agent", "pub", "--happened", "--state", tmp_path).code == 2
     assert toka("resolve", RUN, "publish", "--agent", "pub[2]", "--happened", "--state", tmp_path).code == 0
-    assert [c.agent for c in commands(tmp_path)] == ["pub[2]"]
+    assert [c.agent for c in commands(tmp_path, RUN)] == ["pub[2]"]
 
 
 def test_the_only_instance_that_asks_is_meant_by_its_agents_name(toka: Toka, tmp_path: Path) -> None:
     write_run(tmp_path, RUN, [("", [*BEGUN, WAITS]), ("pub[1]", asking())])
     assert toka("resolve", RUN, "publish", "--agent", "pub", "--happened", "--state", tmp_path).code == 0
-    assert [c.agent for c in commands(tmp_path)] == ["pub[1]"]
+    assert [c.agent for c in commands(tmp_path, RUN)] == ["pub[1]"]
 
 
 def test_who_answers_before_the_question_is_told_who_asks_it(toka: Toka, tmp_path: Path) -> None:

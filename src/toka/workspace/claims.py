@@ -12,6 +12,7 @@ kernel decides, whatever it died of. The history tells who has written where sin
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -198,7 +199,7 @@ class Claims:
 
     def _write(self, data: bytes, at: int) -> None:
         if os.pwrite(self._file, data, at) != len(data):
-            raise OSError(28, os.strerror(28), str(self._rows(self._live)))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._rows(self._live)))
 
     def _turn(self, claim: Claim, state: State) -> None:
         """One byte in its place: no disk is too full for that."""
